@@ -1,0 +1,26 @@
+"""The errors and warnings that a user can meet."""
+
+from __future__ import annotations
+
+
+class PyidsError(Exception):
+    """Something the user can mend; the message is one line that names the place and the remedy.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+class DataError(PyidsError):
+    """The input data cannot be used as given: names the file, row, column and remedy."""
+
+
+class ConfigError(PyidsError):
+    """An option, a combination of options or a run folder does not fit."""
+
+
+class ModelError(PyidsError):
+    """An encoder or language model cannot be found, loaded or used."""
+
+
+class PyidsWarning(UserWarning):
+    """A run goes on, but its user should know."""

@@ -1,0 +1,1 @@
+"""Pick, out of a huge instruction data set, the small subset that trains the better model."""

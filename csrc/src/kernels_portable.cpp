@@ -1,0 +1,2 @@
+#define PYIDS_KERNELS kernels_portable
+#include "kernels.inl"

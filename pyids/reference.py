@@ -6,6 +6,8 @@ to be fast, and they check nothing: `pyids.ops` validates.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,10 +16,153 @@ Float64 = NDArray[np.float64]
 # ---- pooling -------------------------------------------------------------------------------------
 
 
-# ---- k-means -------------------------------------------------------------------------------------
+def pool(
+    hidden: NDArray[np.floating],
+    attention_mask: NDArray[np.generic],
+    *,
+    mode: str = "mean",
+    normalize: bool = True,
+) -> Float64:
+    """One vector a sequence out of padded hidden states (B, T, H) and their mask (B, T)."""
+    return np.stack(
+        [
+            _pool_one(states[mask.astype(bool)], mode, normalize)
+            for states, mask in zip(hidden, attention_mask, strict=True)
+        ]
+    )
+
+
+def pool_packed(
+    hidden: NDArray[np.floating],
+    cu_seqlens: NDArray[np.integer],
+    *,
+    mode: str = "mean",
+    normalize: bool = True,
+) -> Float64:
+    """`pool` of sequences that lie end to end: rows cu_seqlens[b] to cu_seqlens[b + 1] are b's."""
+    return np.stack([_pool_one(hidden[lo:hi], mode, normalize) for lo, hi in pairwise(cu_seqlens)])
+
+
+def _pool_one(states: NDArray[np.floating], mode: str, normalize: bool) -> Float64:
+    length, width = states.shape
+    if length == 0:
+        return np.zeros(width)
+    x = states.astype(np.float64)
+    position = np.arange(1.0, length + 1)
+    weights = {
+        "mean": np.ones(length),
+        "weighted_mean": position,
+        "last_token": (position == length).astype(np.float64),
+        "cls": (position == 1).astype(np.float64),
+    }[mode]
+    kept = weights > 0
+    vector: Float64 = weights[kept] @ x[kept] / weights.sum()
+    norm = np.linalg.norm(vector)
+    if normalize and norm > 0:
+        vector /= norm
+    return vector
+
+
+# ---- k-means: one step ---------------------------------------------------------------------------
+
+
+def squared_distances(x: NDArray[np.floating], centers: NDArray[np.floating]) -> Float64:
+    """|x_i - c_j|^2 for every pair, (N, K), as the sum of squared differences: no cancellation."""
+    c = centers.astype(np.float64)
+    rows = [((row - c) ** 2).sum(axis=1) for row in x.astype(np.float64)]
+    return np.stack(rows) if rows else np.zeros((0, len(c)))
+
+
+def assign(
+    x: NDArray[np.floating], centers: NDArray[np.floating]
+) -> tuple[NDArray[np.int32], Float64]:
+    """Nearest centre of each point and the squared distance to it; ties go to the lowest index."""
+    distances = squared_distances(x, centers)
+    labels = distances.argmin(axis=1).astype(np.int32)
+    return labels, np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
+
+
+def update(
+    x: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    n_clusters: int,
+    *,
+    sample_weight: NDArray[np.floating] | None = None,
+    centers: NDArray[np.floating] | None = None,
+) -> tuple[Float64, Float64, Float64]:
+    """Weighted sum (K, D), weight (K,) and inertia (K,) of each cluster.
+
+    The inertia is taken about `centers`, or about the clusters' own means.
+    """
+    points = x.astype(np.float64)
+    weights = np.ones(len(x)) if sample_weight is None else sample_weight.astype(np.float64)
+    sums = np.zeros((n_clusters, x.shape[1]))
+    counts, inertia = np.zeros(n_clusters), np.zeros(n_clusters)
+    for j in range(n_clusters):
+        own, w = points[labels == j], weights[labels == j]
+        sums[j], counts[j] = w @ own, w.sum()
+        about = sums[j] / max(counts[j], 1e-300) if centers is None else centers[j]
+        inertia[j] = w @ ((own - about) ** 2).sum(axis=1)
+    return sums, counts, inertia
+
+
+# ---- k-means: the whole fit ----------------------------------------------------------------------
 
 
 # ---- loss ----------------------------------------------------------------------------------------
+
+
+def token_nll(
+    hidden: NDArray[np.floating],
+    lm_head: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    *,
+    bias: NDArray[np.floating] | None = None,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> Float64:
+    """-log softmax(hidden @ lm_head.T + bias)[target] of each token; 0 where it is ignored."""
+    logits = hidden.astype(np.float64) @ lm_head.astype(np.float64).T
+    if bias is not None:
+        logits += bias
+    if softcap is not None:
+        logits = softcap * np.tanh(logits / softcap)
+    kept = np.flatnonzero(targets != ignore_index)
+    nll = np.zeros(len(targets))
+    top = logits[kept].max(axis=1, keepdims=True)
+    normaliser = top[:, 0] + np.log(np.exp(logits[kept] - top).sum(axis=1))
+    nll[kept] = normaliser - logits[kept, targets[kept]]
+    return nll
+
+
+def example_nll(
+    token_nll: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    cu_seqlens: NDArray[np.integer],
+    ignore_index: int = -100,
+) -> tuple[Float64, NDArray[np.int64]]:
+    """Mean over each example's tokens that count, and how many there are; 0 where none does."""
+    mean, count = [], []
+    for lo, hi in pairwise(cu_seqlens):
+        own = token_nll[lo:hi][targets[lo:hi] != ignore_index].astype(np.float64)
+        mean.append(own.mean() if len(own) else 0.0)
+        count.append(len(own))
+    return np.array(mean), np.array(count, dtype=np.int64)
+
+
+def cluster_nll(
+    example_mean: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    n_clusters: int,
+    *,
+    example_count: NDArray[np.integer] | None = None,
+) -> tuple[Float64, NDArray[np.int64]]:
+    """Sum of the examples' means and their number, by cluster; empty examples are left out."""
+    scored = np.ones(len(labels), dtype=bool) if example_count is None else example_count > 0
+    total, count = np.zeros(n_clusters), np.zeros(n_clusters, dtype=np.int64)
+    np.add.at(total, labels[scored], example_mean[scored])
+    np.add.at(count, labels[scored], 1)
+    return total, count
 
 
 # ---- sampling ------------------------------------------------------------------------------------

@@ -1,1 +1,21 @@
 """Pick, out of a huge instruction data set, the small subset that trains the better model."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+# Where the public names live; imported on first use, so that `import pyids` stays light.
+_EXPORTS = {
+    "allocate": "sampling",
+    "merge_samples": "sampling",
+    "sample_by_cluster": "sampling",
+}
+
+__all__ = ["allocate", "merge_samples", "sample_by_cluster"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

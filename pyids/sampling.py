@@ -1,0 +1,398 @@
+"""Weighted draws without replacement inside clusters, and how a budget is shared among clusters."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyids import _core
+
+Int64 = NDArray[np.int64]
+
+
+class Sample(NamedTuple):
+    """Drawn rows with what is needed to merge them with the rows drawn from other shards.
+
+    Attributes
+    ----------
+    row_ids : int64 array of shape (B,)
+        Ascending.
+    labels : int32 array of shape (B,)
+        The cluster of each row.
+    keys : float64 array of shape (B, 2)
+        The key of each row, as the unevaluated sum of the two columns: the first is the key
+        rounded, the second what rounding took away. Larger keys are drawn first.
+    """
+
+    row_ids: Int64
+    labels: NDArray[np.int32]
+    keys: NDArray[np.float64]
+
+
+@overload
+def sample_by_cluster(
+    labels: ArrayLike,
+    quotas: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    log_weights: ArrayLike | None = None,
+    row_ids: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    seed: int,
+    return_keys: Literal[False] = False,
+    allow_fewer: bool = False,
+    n_threads: int | None = None,
+) -> Int64: ...
+
+
+@overload
+def sample_by_cluster(
+    labels: ArrayLike,
+    quotas: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    log_weights: ArrayLike | None = None,
+    row_ids: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    seed: int,
+    return_keys: Literal[True],
+    allow_fewer: bool = False,
+    n_threads: int | None = None,
+) -> Sample: ...
+
+
+def sample_by_cluster(
+    labels: ArrayLike,
+    quotas: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    log_weights: ArrayLike | None = None,
+    row_ids: ArrayLike | None = None,
+    exclude: ArrayLike | None = None,
+    seed: int,
+    return_keys: bool = False,
+    allow_fewer: bool = False,
+    n_threads: int | None = None,
+) -> Int64 | Sample:
+    """Draw ``quotas[c]`` rows of each cluster ``c`` without replacement.
+
+    Inside a cluster this is successive sampling: rows are drawn one after another, each with
+    probability proportional to its weight among those left. Formally, with ``E_i`` a standard
+    exponential number made from ``(seed, row_ids[i])`` alone, the rows of cluster ``c`` with the
+    ``quotas[c]`` largest keys ``log(weights[i]) - log(E_i)`` are drawn.
+
+    Parameters
+    ----------
+    labels : integer array of shape (N,)
+        The cluster of each row, in ``[0, K)``; int32 is used without a copy.
+    quotas : integer array of shape (K,)
+        How many rows to draw from each cluster.
+    weights : float32 or float64 array of shape (N,), optional
+        Finite and not negative; only ratios inside a cluster matter. Rows of weight zero are never
+        drawn. Without `weights` and `log_weights` all rows weigh the same.
+    log_weights : float32 or float64 array of shape (N,), optional
+        Logarithms of the weights, for weights of any scale; ``-inf`` stands for weight zero.
+    row_ids : integer array of shape (N,), optional
+        Distinct names of the rows, 0 to N - 1 unless given. A row draws the same random number
+        whatever stands around it.
+    exclude : boolean array of shape (N,) or ascending integer array, optional
+        Rows that must not be drawn: a mask, or their row ids (ids of no row do no harm).
+    seed : int
+        In ``[0, 2**64)``. A second draw that shall be independent needs another seed.
+    return_keys : bool
+        Return a `Sample`, which `merge_samples` takes, instead of the row ids alone.
+    allow_fewer : bool
+        Take all that a cluster has where that is less than its quota, as is needed when the rows
+        are one shard of the pool. Otherwise that is an error.
+    n_threads : int, optional
+        One per core unless given. The result does not depend on it.
+
+    Returns
+    -------
+    int64 array or Sample
+        The drawn row ids, ascending.
+
+    Raises
+    ------
+    ValueError
+        For a length or label out of range, a weight that is NaN, infinite or negative, or a quota
+        above the number of rows that can be drawn; the message names the first offender.
+
+    Notes
+    -----
+    The random numbers are Philox-4x32-10's. Probabilities are resolved to 2**-64 absolutely and
+    2**-53 relatively; keys are compared exactly, and equal keys go to the lower row id. The
+    result is the same for any order and any sharding of the rows.
+
+    References
+    ----------
+    Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
+    """
+    quotas_ = _integers("quotas", quotas)
+    labels_ = np.asarray(labels)
+    if labels_.dtype != np.int32:
+        labels_ = _integers("labels", labels)
+        # A cast could fold a label that is out of range back into it.
+        in_range = (labels_ >= 0) & (labels_ < len(quotas_))
+        _check("labels", labels_, in_range, f"must lie in [0, {len(quotas_)})")
+    elif labels_.ndim != 1:
+        raise ValueError(f"labels must be 1-D integers, not {_describe(labels_)}")
+    if weights is not None and log_weights is not None:
+        raise ValueError("weights and log_weights exclude each other: give one")
+    name, given = ("weights", weights) if log_weights is None else ("log_weights", log_weights)
+    row_ids_ = None if row_ids is None else _integers("row_ids", row_ids, len(labels_))
+    result = _core.sample_by_cluster(
+        labels=np.ascontiguousarray(labels_, np.int32),
+        quotas=quotas_,
+        weights=None if given is None else _floats(name, given, len(labels_)),
+        log_weights=log_weights is not None,
+        row_ids=row_ids_,
+        exclude=None if exclude is None else _excluded(exclude, len(labels_)),
+        seed=_seed(seed),
+        return_keys=return_keys,
+        allow_fewer=allow_fewer,
+        n_threads=_threads(n_threads),
+    )
+    return Sample(*result) if return_keys else result[0]
+
+
+@overload
+def merge_samples(
+    parts: Iterable[Sample],
+    quotas: ArrayLike,
+    *,
+    return_keys: Literal[False] = False,
+    allow_fewer: bool = False,
+) -> Int64: ...
+
+
+@overload
+def merge_samples(
+    parts: Iterable[Sample],
+    quotas: ArrayLike,
+    *,
+    return_keys: Literal[True],
+    allow_fewer: bool = False,
+) -> Sample: ...
+
+
+def merge_samples(
+    parts: Iterable[Sample],
+    quotas: ArrayLike,
+    *,
+    return_keys: bool = False,
+    allow_fewer: bool = False,
+) -> Int64 | Sample:
+    """Make the draw from a whole pool out of the draws from its shards.
+
+    Each part is ``sample_by_cluster(..., quotas, return_keys=True, allow_fewer=True)`` of one
+    shard, with the same `quotas` and seed. The result is exactly what one call for the whole pool
+    gives.
+
+    Parameters
+    ----------
+    parts : iterable of Sample
+        In any order. Consumed one by one: of a generator, only about two draws are ever held.
+    quotas : integer array of shape (K,)
+        Those of the parts.
+    return_keys : bool
+        Return a `Sample`, itself fit to be merged again.
+    allow_fewer : bool
+        Take all that a cluster has where all parts together have less than its quota.
+
+    Returns
+    -------
+    int64 array or Sample
+        The drawn row ids, ascending.
+
+    Raises
+    ------
+    ValueError
+        If a row occurs twice, a label is not in ``[0, K)``, or a cluster has fewer rows than its
+        quota.
+    """
+    quotas_ = _integers("quotas", quotas)
+    merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
+    waiting: list[Sample] = []
+    limit = max(int(quotas_.sum()), 1 << 16)
+    for part in parts:
+        waiting.append(part)
+        if sum(len(held.row_ids) for held in waiting) >= limit:
+            merged = _best([merged, *waiting], quotas_)
+            waiting.clear()
+    merged = _best([merged, *waiting], quotas_)
+    counts = np.bincount(merged.labels, minlength=len(quotas_))
+    if not allow_fewer and (short := counts < quotas_).any():
+        cluster = int(short.argmax())
+        raise ValueError(
+            f"quotas[{cluster}] is {quotas_[cluster]}, but cluster {cluster} has only "
+            f"{counts[cluster]} rows that can be drawn"
+        )
+    return merged if return_keys else merged.row_ids
+
+
+def _best(parts: list[Sample], quotas: Int64) -> Sample:
+    """Keep the `quotas[c]` rows of each cluster with the largest keys, ascending by row id."""
+    row_ids, labels, keys = (np.concatenate(field) for field in zip(*parts, strict=True))
+    bad = (labels < 0) | (labels >= len(quotas))
+    if bad.any():
+        raise ValueError(f"label {labels[bad.argmax()]} of a part is not in [0, {len(quotas)})")
+    order = np.lexsort((row_ids, -keys[:, 1], -keys[:, 0], labels))
+    first = np.searchsorted(labels[order], np.arange(len(quotas)))
+    rank = np.arange(len(order)) - first[labels[order]]
+    chosen = order[rank < quotas[labels[order]]]
+    chosen = chosen[np.argsort(row_ids[chosen], kind="stable")]
+    twice = np.diff(row_ids[chosen]) == 0
+    if twice.any():
+        raise ValueError(f"row id {row_ids[chosen][twice.argmax()]} occurs in the parts twice")
+    return Sample(row_ids[chosen], labels[chosen], keys[chosen])
+
+
+def allocate(budget: int, shares: ArrayLike, capacity: ArrayLike) -> Int64:
+    """Share `budget` rows among clusters in proportion to `shares`, exactly.
+
+    Largest remainder with capacities: a cluster whose proportional part is at least its capacity
+    is filled, the rest is shared anew among the others until all parts fit; then parts are
+    rounded down and the rows left over go to the largest remainders.
+
+    Parameters
+    ----------
+    budget : int
+        Rows to hand out, at least 0.
+    shares : float array of shape (K,)
+        Finite and not negative; only ratios matter, down to 2**-53 of the largest (smaller
+        positive shares count as that).
+    capacity : integer array of shape (K,)
+        The most that each cluster can take, at least 0.
+
+    Returns
+    -------
+    int64 array of shape (K,)
+        Its sum is ``min(budget, capacity.sum())``. Clusters of share zero get rows only when
+        every cluster of positive share is full, and then in proportion to their capacities.
+        Equal remainders go to the lowest index.
+
+    Raises
+    ------
+    ValueError
+        For a negative budget or capacity, a share that is NaN, infinite or negative, or different
+        lengths; the message names the first offender.
+
+    Notes
+    -----
+    The arithmetic is that of whole numbers, so no rounding decides a tie.
+
+    Examples
+    --------
+    >>> allocate(10, [5, 3, 2], [100, 100, 100]).tolist()
+    [5, 3, 2]
+    >>> allocate(10, [5, 3, 2], [2, 100, 100]).tolist()
+    [2, 5, 3]
+    """
+    budget = operator.index(budget)
+    if budget < 0:
+        raise ValueError(f"budget is {budget}: must not be negative")
+    capacity_ = _integers("capacity", capacity)
+    shares_ = np.asarray(_floats("shares", shares, len(capacity_)), np.float64)
+    _check("capacity", capacity_, capacity_ >= 0, "must not be negative")
+    _check(
+        "shares", shares_, np.isfinite(shares_) & (shares_ >= 0), "must be finite and not negative"
+    )
+    quotas = np.zeros(len(capacity_), np.int64)
+    positive = np.flatnonzero(shares_ > 0)
+    if len(positive):
+        scaled = np.ldexp(shares_[positive] / shares_[positive].max(), 53)
+        units = np.maximum(np.rint(scaled), 1).astype(np.int64)
+        quotas[positive] = _apportion(budget, units, capacity_[positive])
+    zero = np.flatnonzero(shares_ == 0)
+    rest = budget - int(quotas.sum(dtype=object))
+    quotas[zero] = _apportion(rest, capacity_[zero], capacity_[zero])
+    return quotas
+
+
+def _apportion(budget: int, shares: Int64, capacity: Int64) -> Int64:
+    """`allocate` for whole shares, of which only those with capacity zero may be zero."""
+    quotas = capacity.copy()
+    open_ = np.flatnonzero(capacity > 0)  # clusters that are not filled
+    while len(open_):
+        # Python's whole numbers: budget times share does not fit into 64 bits.
+        parts = shares[open_].astype(object) * budget
+        total = int(shares[open_].sum(dtype=object))
+        full = np.asarray(parts >= capacity[open_].astype(object) * total, bool)
+        if not full.any():
+            quotas[open_] = parts // total
+            left = budget - int(quotas[open_].sum())
+            remainders = parts % total
+            largest = sorted(range(len(open_)), key=lambda j: -remainders[j])[:left]
+            quotas[open_[largest]] += 1
+            break
+        budget -= int(capacity[open_[full]].sum())
+        open_ = open_[~full]
+    return quotas
+
+
+def _describe(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _check(name: str, values: NDArray[Any], good: NDArray[np.bool_], must: str) -> None:
+    if not good.all():
+        i = int(np.argmin(good))
+        raise ValueError(f"{name}[{i}] is {values[i]}: {must}")
+
+
+def _integers(name: str, values: ArrayLike, length: int | None = None) -> Int64:
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int64)  # np.asarray([]) is float64
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be 1-D integers, not {_describe(array)}")
+    if length is not None and len(array) != length:
+        raise ValueError(f"{name} has {len(array)} values for {length} rows")
+    if array.dtype == np.uint64:
+        _check(name, array, array < 2**63, "must be less than 2**63")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _floats(name: str, values: ArrayLike, length: int) -> NDArray[np.float32 | np.float64]:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be 1-D numbers, not {_describe(array)}")
+    if len(array) != length:
+        raise ValueError(f"{name} has {len(array)} values for {length} rows")
+    dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
+    return np.ascontiguousarray(array, dtype)
+
+
+def _excluded(exclude: ArrayLike, n_rows: int) -> NDArray[np.bool_] | Int64:
+    array = np.asarray(exclude)
+    if array.dtype == np.bool_:
+        if array.shape != (n_rows,):
+            raise ValueError(f"exclude is a mask of shape {array.shape} for {n_rows} rows")
+        return np.ascontiguousarray(array)
+    ids = _integers("exclude", array)
+    descents = np.flatnonzero(ids[1:] < ids[:-1])
+    if len(descents):
+        i = int(descents[0]) + 1
+        raise ValueError(f"exclude[{i}] is {ids[i]}, less than the row id before: must ascend")
+    return ids
+
+
+def _seed(seed: int) -> int:
+    seed = operator.index(seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}: must lie in [0, 2**64)")
+    return seed
+
+
+def _threads(n_threads: int | None) -> int:
+    if n_threads is None:
+        return 0
+    n_threads = operator.index(n_threads)
+    if n_threads < 1:
+        raise ValueError(f"n_threads is {n_threads}: must be at least 1")
+    return n_threads

@@ -7,12 +7,13 @@ from typing import Any
 
 # Where the public names live; imported on first use, so that `import pyids` stays light.
 _EXPORTS = {
+    "KMeans": "clustering",
     "allocate": "sampling",
     "merge_samples": "sampling",
     "sample_by_cluster": "sampling",
 }
 
-__all__ = ["allocate", "merge_samples", "sample_by_cluster"]
+__all__ = ["KMeans", "allocate", "merge_samples", "sample_by_cluster"]
 
 
 def __getattr__(name: str) -> Any:

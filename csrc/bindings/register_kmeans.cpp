@@ -1,7 +1,215 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
 #include "bindings.hpp"
+#include "pyids/distance.hpp"
+#include "pyids/kmeans.hpp"
+#include "pyids/parallel.hpp"
+#include "pyids/simd.hpp"
+
+namespace py = pybind11;
 
 namespace pyids::bindings {
 
-void register_kmeans(pybind11::module_& module) { (void)module; }
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+Matrix view(const py::array& array) {
+  if (array.ndim() != 2) throw py::value_error("expected a 2-D array");
+  if (array.dtype().kind() != 'f') throw py::type_error("expected a floating-point array");
+  Matrix matrix;
+  switch (array.itemsize()) {
+    case 2:
+      matrix.scalar = Scalar::f16;
+      break;
+    case 4:
+      matrix.scalar = Scalar::f32;
+      break;
+    case 8:
+      matrix.scalar = Scalar::f64;
+      break;
+    default:
+      throw py::type_error("expected float16, float32 or float64");
+  }
+  if (array.shape(1) > 1 && array.strides(1) != array.itemsize()) {
+    throw py::value_error("expected rows that are contiguous in memory");
+  }
+  matrix.data = array.data();
+  matrix.n_rows = static_cast<std::size_t>(array.shape(0));
+  matrix.n_cols = static_cast<std::size_t>(array.shape(1));
+  matrix.stride_bytes = array.strides(0);
+  return matrix;
+}
+
+using Shards = std::vector<py::array>;
+using Factors = std::optional<Array<double>>;
+
+std::vector<double> copy(const Factors& factors) {
+  if (!factors) return {};
+  return {factors->data(), factors->data() + factors->size()};
+}
+
+Rows rows_of(const Shards& shards, const Factors& factors) {
+  std::vector<Matrix> views;
+  for (const py::array& shard : shards) views.push_back(view(shard));
+  return Rows(std::move(views), copy(factors));
+}
+
+void require(bool condition, const char* message) {
+  if (!condition) throw py::value_error(message);
+}
+
+template <typename T>
+py::array_t<T> table(const std::vector<T>& values, std::size_t n_rows, std::size_t n_cols) {
+  py::array_t<T> out({n_rows, n_cols});
+  std::copy(values.begin(), values.end(), out.mutable_data());
+  return out;
+}
+
+template <typename T>
+py::array_t<T> list(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::int_ to_python(__int128 value) {
+  const py::int_ high(static_cast<std::int64_t>(value >> 64));
+  const py::int_ low(static_cast<std::uint64_t>(value));
+  return py::int_((high << py::int_(64)) | low);
+}
+
+// The assigner and the arrays that it looks into.
+struct BoundAssigner {
+  Shards shards;
+  std::size_t n_clusters, n_cols;
+  Assigner assigner;
+
+  BoundAssigner(Shards s, const Factors& factors, const Factors& weights, const FixedScale& scale,
+                std::size_t k, const LloydOptions& options)
+      : shards(std::move(s)),
+        n_clusters(k),
+        n_cols(scale.columns.size()),
+        assigner(rows_of(shards, factors), copy(weights), scale, k, options) {}
+};
+
+}  // namespace
+
+void register_kmeans(py::module_& module) {
+  module.def("simd_level", [] { return simd_name(simd_level()); });
+  module.def("resolve_threads", &resolve_threads);
+
+  module.def(
+      "largest_values",
+      [](const Shards& shards, const Factors& factors, int n_threads) {
+        const Rows rows = rows_of(shards, factors);
+        std::vector<double> largest;
+        {
+          py::gil_scoped_release release;
+          largest = largest_values(rows, n_threads);
+        }
+        return list(largest);
+      },
+      py::arg("shards"), py::arg("factors"), py::arg("n_threads"));
+
+  module.def(
+      "squared_distances",
+      [](const Shards& shards, const Factors& factors, const Array<double>& others, int n_threads) {
+        const Rows rows = rows_of(shards, factors);
+        require(others.ndim() == 2 && static_cast<std::size_t>(others.shape(1)) == rows.n_cols(),
+                "others: expected as many columns as the rows have");
+        const auto n_others = static_cast<std::size_t>(others.shape(0));
+        py::array_t<double> out({rows.size(), n_others});
+        double* to = out.mutable_data();
+        const double* from = others.data();
+        {
+          py::gil_scoped_release release;
+          squared_distances(rows, 0, rows.size(), from, n_others, to, n_threads);
+        }
+        return out;
+      },
+      py::arg("shards"), py::arg("factors"), py::arg("others"), py::arg("n_threads"));
+
+  module.def(
+      "lower_to_distance",
+      [](const Shards& shards, const Factors& factors, const Array<double>& other,
+         py::array_t<double, py::array::c_style> nearest, int n_threads) {
+        const Rows rows = rows_of(shards, factors);
+        require(static_cast<std::size_t>(other.size()) == rows.n_cols() &&
+                    static_cast<std::size_t>(nearest.size()) == rows.size(),
+                "expected one value a column in other, one a row in nearest");
+        double* to = nearest.mutable_data();
+        const double* from = other.data();
+        py::gil_scoped_release release;
+        lower_to_distance(rows, from, to, n_threads);
+      },
+      py::arg("shards"), py::arg("factors"), py::arg("other"), py::arg("nearest").noconvert(),
+      py::arg("n_threads"));
+
+  py::class_<FixedScale>(module, "FixedScale")
+      .def(py::init([](const Array<double>& largest, double largest_weight, std::size_t n_rows) {
+             return FixedScale({largest.data(), largest.data() + largest.size()}, largest_weight,
+                               n_rows);
+           }),
+           py::arg("largest"), py::arg("largest_weight"), py::arg("n_rows"))
+      .def_property_readonly("columns", [](const FixedScale& s) { return list(s.columns); })
+      .def_readonly("mass", &FixedScale::mass);
+
+  py::class_<BoundAssigner>(module, "Assigner")
+      .def(py::init([](Shards shards, const Factors& factors, const Factors& weights,
+                       const FixedScale& scale, std::size_t n_clusters, int n_threads,
+                       std::size_t max_memory_bytes) {
+             return std::make_unique<BoundAssigner>(std::move(shards), factors, weights, scale,
+                                                    n_clusters,
+                                                    LloydOptions{n_threads, max_memory_bytes});
+           }),
+           py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("scale"),
+           py::arg("n_clusters"), py::arg("n_threads"), py::arg("max_memory_bytes"))
+      .def(
+          "assign",
+          [](BoundAssigner& self, const Array<double>& centers) {
+            require(static_cast<std::size_t>(centers.size()) == self.n_clusters * self.n_cols,
+                    "centers: expected n_clusters x D values");
+            const double* from = centers.data();
+            py::gil_scoped_release release;
+            return self.assigner.assign(from);
+          },
+          py::arg("centers"))
+      .def_property_readonly("labels",
+                             [](const BoundAssigner& s) { return list(s.assigner.labels()); })
+      .def_property_readonly(
+          "sums",
+          [](const BoundAssigner& s) { return table(s.assigner.sums(), s.n_clusters, s.n_cols); })
+      .def_property_readonly("mass", [](const BoundAssigner& s) { return list(s.assigner.mass()); })
+      .def("inertia",
+           [](const BoundAssigner& s, int shift) { return to_python(s.assigner.inertia(shift)); })
+      .def("farthest", [](const BoundAssigner& s, std::size_t count) {
+        std::vector<std::pair<double, std::size_t>> out;
+        for (const FarRow& far : s.assigner.farthest(count)) {
+          out.emplace_back(far.squared_distance, far.row);
+        }
+        return out;
+      });
+
+  module.def(
+      "update_centers",
+      [](const Array<std::int64_t>& sums, const Array<std::int64_t>& mass, const FixedScale& scale,
+         const Array<double>& centers, bool wide, bool cosine) {
+        const auto n_clusters = static_cast<std::size_t>(mass.size());
+        require(sums.size() == centers.size() &&
+                    static_cast<std::size_t>(sums.size()) == n_clusters * scale.columns.size(),
+                "sums and centers: expected n_clusters x D values");
+        py::array_t<double> out({n_clusters, scale.columns.size()});
+        std::copy(centers.data(), centers.data() + centers.size(), out.mutable_data());
+        const double moved = update_centers(sums.data(), mass.data(), scale, n_clusters, wide,
+                                            cosine, out.mutable_data());
+        return py::make_tuple(out, moved);
+      },
+      py::arg("sums"), py::arg("mass"), py::arg("scale"), py::arg("centers"), py::arg("wide"),
+      py::arg("cosine"));
+}
 
 }  // namespace pyids::bindings

@@ -222,10 +222,58 @@ void add_fixed(const double* x, const double* scales, size_t d, int64_t sign, in
   }
 }
 
+inline unsigned not_above(Float16 v, float threshold) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_set1_ps(threshold), _CMP_LE_OQ);
+#elif defined(__FMA__)
+  Float8 halves[2];
+  memcpy(halves, &v, sizeof halves);
+  const __m256 limit = _mm256_set1_ps(threshold);
+  const unsigned low = static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limit, _CMP_LE_OQ)));
+  const unsigned high = static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limit, _CMP_LE_OQ)));
+  return low | high << 8;
+#else
+  unsigned mask = 0;
+  for (unsigned lane = 0; lane < 16; ++lane) mask |= (v[lane] <= threshold ? 1u : 0u) << lane;
+  return mask;
+#endif
+}
+
+template <typename Dot>
+inline size_t scan(const Dot* dots, size_t n_groups, int32_t base, const CentreBounds& centres,
+                   RowBound& row, Candidate* out) {
+  typedef Dot Dot16 __attribute__((vector_size(16 * sizeof(Dot))));
+  size_t count = 0;
+  for (size_t g = 0; g < n_groups; ++g) {
+    const size_t at = 16 * g;
+    const Float16 dot = __builtin_convertvector(read<Dot16>(dots + at), Float16) * row.scale;
+    const Float16 slack =
+        read<Float16>(centres.code + at) * row.code + read<Float16>(centres.rest + at) * row.rest;
+    const Float16 bound =
+        read<Float16>(centres.offset + at) - dot * read<Float16>(centres.scale + at) - slack;
+    for (unsigned mask = not_above(bound, row.threshold); mask != 0; mask &= mask - 1) {
+      const int lane = __builtin_ctz(mask);
+      out[count++] = {base + static_cast<int32_t>(at) + lane, bound[lane]};
+      const float above = bound[lane] + 2.0f * slack[lane];
+      // A little more than the rounding of these few float32 operations.
+      const float worst = above + 0x1p-19f * (__builtin_fabsf(above) + centres.offset[at + lane]);
+      if (worst < row.threshold) row.threshold = worst;
+    }
+  }
+  return count;
+}
+
+size_t scan_f32(const float* dots, size_t n_groups, int32_t base, const CentreBounds& centres,
+                RowBound& row, Candidate* out) {
+  return scan(dots, n_groups, base, centres, row, out);
+}
+
 }  // namespace
 
 const Kernels& PYIDS_KERNELS() {
-  static const Kernels table = {widen, squared_distance, dot_f32, add_fixed};
+  static const Kernels table = {widen, squared_distance, dot_f32, add_fixed, scan_f32};
   return table;
 }
 

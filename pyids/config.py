@@ -110,7 +110,7 @@ class RunConfig(BaseModel):
     learning_rate: float | None = _option(
         "Training", "peak learning rate (default: 5e-4 for LoRA, 2e-5 for full)", None, gt=0
     )
-    epochs: float = _option("Training", "passes over the rows selected so far", 1.0, gt=0)
+    epochs: int = _option("Training", "passes over the rows selected so far", 1, ge=1)
     batch_size: int = _option("Training", "rows in an optimiser step", 8, ge=1)
     max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 

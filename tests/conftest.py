@@ -1,0 +1,56 @@
+"""Pools that the tests share."""
+
+import os
+
+# The tests never ask the hub: what is not on this machine is an error at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+TOPICS = ("sums", "colours", "cities", "noise")
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    return path
+
+
+class Pool:
+    """A pool with known topics and the vectors that show them."""
+
+    def __init__(self, folder: Path, n_rows: int, dim: int = 16, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.topics = rng.integers(0, len(TOPICS), n_rows)
+        centers = 4 * rng.standard_normal((len(TOPICS), dim))
+        vectors = centers[self.topics] + rng.standard_normal((n_rows, dim))
+        self.rows = [
+            {
+                "name": f"row {n}",
+                "messages": [
+                    {"role": "user", "content": f"{TOPICS[topic]} question {n}?"},
+                    {"role": "assistant", "content": f"{TOPICS[topic]} answer {n * 7 % 13}."},
+                ],
+            }
+            for n, topic in enumerate(self.topics)
+        ]
+        self.path = write_rows(folder / "pool.jsonl", self.rows)
+        self.vectors = folder / "vectors.npy"
+        np.save(self.vectors, vectors.astype(np.float32))
+
+    def options(self, **options) -> dict:
+        return {
+            "data": str(self.path),
+            "embeddings": str(self.vectors),
+            "budget": 60,
+            "clusters": 4,
+            **options,
+        }
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return Pool(tmp_path, 400)

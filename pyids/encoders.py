@@ -1,0 +1,321 @@
+"""Texts to vectors: transformer encoders and sentence-transformers folders, with our pooling.
+
+An encoder is an object with ``name``, ``revision``, ``dim`` and ``encode(texts) -> (N, D)``.
+Vectors of equal texts are equal up to rounding, whatever stands beside them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pyids import lm
+from pyids.batching import Progress, batches_by_length
+from pyids.errors import ModelError
+from pyids.ops import PoolMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Float32 = NDArray[np.float32]
+LongText = Literal["truncate", "chunk"]
+
+
+class Encoder(Protocol):
+    """What a stage needs of an encoder."""
+
+    @property
+    def name(self) -> str:
+        """The name it was asked for by."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Changes whenever the vectors may."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """D, the length of a vector."""
+        ...
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        """Return the vectors of N texts, (N, D) float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model folder wants its token states turned into a vector.
+
+    Attributes
+    ----------
+    pooling
+        A mode of `pyids.ops.pool`.
+    normalize
+        Whether vectors get unit length.
+    max_tokens
+        Longest text that the model takes, special tokens included.
+    """
+
+    pooling: PoolMode
+    normalize: bool
+    max_tokens: int
+
+
+_POOLING: dict[str, PoolMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
+    "pooling_mode_lasttoken": "last_token",
+}
+
+
+def read_recipe(folder: Path, name: str) -> Recipe:
+    """Read a folder's recipe from its sentence-transformers files; mean pooling where it has none.
+
+    Raises
+    ------
+    ModelError
+        Where the folder asks for a module that is neither pooling nor normalisation.
+    """
+    config = _read_json(folder / "config.json")
+    tokenizer = _read_json(folder / "tokenizer_config.json")
+    limits = [
+        config.get("max_position_embeddings"),
+        tokenizer.get("model_max_length"),
+        _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
+    ]
+    max_tokens = min((int(limit) for limit in limits if limit), default=512)
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return Recipe("mean", True, max_tokens)
+    pooling: PoolMode = "mean"
+    normalize = False
+    for module in _read_json(modules):
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Pooling":
+            pooling = _read_pooling(_read_json(folder / module["path"] / "config.json"), name)
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise ModelError(
+                f"encoder {name!r}: its module {kind} is not supported, only Transformer, Pooling "
+                "and Normalize; embed with its own library and pass --embeddings"
+            )
+    return Recipe(pooling, normalize, max_tokens)
+
+
+def _read_pooling(config: dict[str, Any], name: str) -> PoolMode:
+    asked = [
+        key for key, value in config.items() if key.startswith("pooling_mode_") and value is True
+    ]
+    if single := config.get("pooling_mode"):
+        asked = [single if single.startswith("pooling_mode_") else f"pooling_mode_{single}"]
+    short = {
+        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token"): value
+        for key, value in _POOLING.items()
+    }
+    modes = [_POOLING.get(key) or short.get(key.removeprefix("pooling_mode_")) for key in asked]
+    if len(modes) != 1 or (mode := modes[0]) is None:
+        raise ModelError(
+            f"encoder {name!r}: its pooling {', '.join(asked) or 'is none'} is not one of "
+            f"{', '.join(short)}; embed with its own library and pass --embeddings"
+        )
+    return mode
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def load_encoder(
+    name: str,
+    *,
+    max_tokens: int | None = None,
+    long_text: LongText = "truncate",
+    batch_tokens: int = 4096,
+    device: str = "cpu",
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> Encoder:
+    """Find an encoder by name; its weights are loaded with the first text.
+
+    Parameters
+    ----------
+    name
+        As `pyids.lm.resolve_model` takes it: an encoder of the Hugging Face kind, or a
+        sentence-transformers folder, whose pooling and normalisation are honoured.
+    max_tokens
+        Longest text in tokens, special tokens included; None or more than the model takes: its
+        own limit.
+    long_text
+        "truncate" drops what is longer; "chunk" cuts it into pieces of equal length and averages
+        their vectors, weighted by tokens.
+    batch_tokens
+        Tokens of a forward pass with its padding.
+
+    Raises
+    ------
+    ModelError
+        With the remedy.
+    """
+    ref = lm.resolve_model(name, kind="encoder")
+    return TransformerEncoder(
+        ref, max_tokens, long_text, batch_tokens, device, dtype, trust_remote_code
+    )
+
+
+@dataclass(frozen=True)
+class TransformerEncoder:
+    """A transformer, pooled as its folder says."""
+
+    ref: lm.ModelRef
+    max_tokens: int | None = None
+    long_text: LongText = "truncate"
+    batch_tokens: int = 4096
+    device: str = "cpu"
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name it was asked for by."""
+        return self.ref.name
+
+    @property
+    def dim(self) -> int:
+        """The hidden size."""
+        return int(_read_json(self.folder / "config.json")["hidden_size"])
+
+    @cached_property
+    def revision(self) -> str:
+        """Hash of the files, the limit and the way of long texts."""
+        digest = xxhash.xxh3_128()
+        for file in sorted(self.folder.rglob("*")):
+            if file.suffix in (".json", ".safetensors", ".txt", ".model"):
+                digest.update(file.relative_to(self.folder).as_posix().encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 22):
+                        digest.update(block)
+        digest.update(f"{self.limit} {self.long_text} {self.dtype}".encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return lm.local_folder(self.ref)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the folder asks for."""
+        return read_recipe(self.folder, self.name)
+
+    @property
+    def limit(self) -> int:
+        """Longest text in tokens."""
+        return min(self.recipe.max_tokens, self.max_tokens or self.recipe.max_tokens)
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from transformers import AutoModel
+
+        model = lm.load_pretrained(
+            AutoModel,
+            self.ref,
+            self.folder,
+            self.device,
+            self.dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return model, lm.load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        """Return the vectors of N texts, (N, D) float32."""
+        model, tokenizer = self._loaded
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        chunks, owner = self._tokenize(tokenizer, texts)
+        vectors = self._encode_tokens(model, tokenizer, chunks, progress)
+        if len(chunks) == len(texts):
+            return vectors
+        weights = np.asarray([len(chunk) for chunk in chunks], np.float64)
+        summed = np.zeros((len(texts), vectors.shape[1]))
+        np.add.at(summed, owner, vectors * weights[:, None])
+        mean = summed / np.bincount(owner, weights, len(texts))[:, None]
+        if self.recipe.normalize:
+            mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-30)
+        return mean.astype(np.float32)
+
+    def _tokenize(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    ) -> tuple[list[list[int]], list[int]]:
+        """Return the tokens of each chunk, special tokens included, and the text it is part of."""
+        if self.long_text == "truncate":
+            out = tokenizer(
+                list(texts), truncation=True, max_length=self.limit, return_attention_mask=False
+            )
+            return out["input_ids"], list(range(len(texts)))
+        before, after = _special_tokens(tokenizer)
+        room = self.limit - len(before) - len(after)
+        chunks, owner = [], []
+        with lm.quiet():  # it warns of texts above the limit
+            bodies = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+        for i, body in enumerate(bodies["input_ids"]):
+            pieces = max(1, -(-len(body) // room))
+            for piece in np.array_split(np.asarray(body, np.int64), pieces):
+                chunks.append([*before, *piece.tolist(), *after])
+                owner.append(i)
+        return chunks, owner
+
+    def _encode_tokens(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chunks: list[list[int]],
+        progress: Progress | None,
+    ) -> Float32:
+        import torch
+
+        from pyids import ops
+
+        lengths = [len(chunk) for chunk in chunks]
+        vectors = np.zeros((len(chunks), self.dim), np.float32)
+        done = 0
+        with torch.inference_mode():
+            for batch in batches_by_length(lengths, self.batch_tokens):
+                width = max(1, lengths[batch[0]])
+                input_ids = np.full((len(batch), width), tokenizer.pad_token_id or 0, np.int64)
+                attention_mask = np.zeros((len(batch), width), np.int64)
+                for b, i in enumerate(batch):
+                    input_ids[b, : lengths[i]] = chunks[i]
+                    attention_mask[b, : lengths[i]] = 1
+                mask = torch.from_numpy(attention_mask).to(self.device)
+                hidden = model(
+                    input_ids=torch.from_numpy(input_ids).to(self.device), attention_mask=mask
+                ).last_hidden_state
+                pooled = ops.pool(
+                    hidden, mask, mode=self.recipe.pooling, normalize=self.recipe.normalize
+                )
+                vectors[batch] = pooled.cpu().numpy()
+                done += sum(lengths[i] for i in batch)
+                if progress is not None:
+                    progress(done, sum(lengths))
+        return vectors
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return what the tokenizer puts before and after a text."""
+    out: Any = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = out["input_ids"], out["special_tokens_mask"]
+    first = special.index(0)
+    last = len(special) - special[::-1].index(0)
+    return ids[:first], ids[last:]

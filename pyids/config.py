@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from pyids.errors import ConfigError
+from pyids.formats import check_format
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -70,8 +79,11 @@ class RunConfig(BaseModel):
     data: Annotated[list[str], BeforeValidator(_parse_data)] = _option(
         "Data", "files, folders, globs or a hub name", min_length=1
     )
-    format: Literal["auto", "messages", "prompt-completion", "alpaca", "sharegpt"] = _option(
-        "Data", "how a row holds its conversation", "auto"
+    format: Annotated[str, AfterValidator(check_format)] = _option(
+        "Data",
+        "how a row holds its conversation: auto, messages, sharegpt, alpaca, or two columns "
+        "(prompt/completion)",
+        "auto",
     )
     limit: int | None = _option("Data", "read only the first rows", None, ge=1)
     keep_duplicates: bool = _option("Data", "keep exact repeats", False)

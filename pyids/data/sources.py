@@ -1,0 +1,346 @@
+"""What the user names as data: which files, what each holds, how it is split for reading."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
+from pyids.errors import ConfigError, DataError
+from pyids.formats import check_format, detect_format
+from pyids.store import Store, hash_file, read_json, write_json
+
+Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
+
+# The size of a split is a function of the data alone: never of the workers, so that shards, and
+# with them every later file, are the same on any machine.
+SPLIT_BYTES = 32 << 20
+
+# With a limit only the beginning of the data matters, and of a huge file only this much is hashed.
+LIMITED_HASH_BYTES = 256 << 20
+
+_KINDS: dict[str, Kind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",  # or an array: its first byte tells
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%-]+))?"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    kind : str
+        ``jsonl``, ``json`` (one array), ``csv``, ``parquet`` or ``arrow``.
+    compression : str or None
+        ``gzip`` or ``zstd``.
+    format : str
+        Its chat format (`pyids.formats`).
+    columns : tuple of str
+        Columns of its first row.
+    vectors : str or None
+        Column of precomputed vectors, which rows do not carry along.
+    """
+
+    path: str
+    kind: Kind
+    compression: str | None
+    format: str = ""
+    columns: tuple[str, ...] = ()
+    vectors: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """What a position in the file counts: ``line`` or ``row``."""
+        return "line" if self.kind in ("jsonl", "csv") else "row"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of a source that one task reads: bytes, row groups, record batches, or all of it."""
+
+    number: int
+    source: Source
+    source_number: int
+    start: int
+    stop: int
+    bytes: int
+
+
+def open_sources(
+    data: Sequence[str | Path], *, format: str = "auto", vectors: str | None = None
+) -> list[Source]:
+    """Find the files that `data` names and what each holds.
+
+    Parameters
+    ----------
+    data : sequence of str
+        Files (``.jsonl``, ``.json``, ``.csv``, each also ``.gz`` or ``.zst``; ``.parquet``;
+        ``.arrow``), folders and globs of them (sorted by path), folders that
+        ``datasets.save_to_disk`` wrote, and names on the hub (``owner/name[@config][:split]``;
+        the split is ``train`` unless named).
+    format : str, default "auto"
+        Chat format of all of them (`pyids.formats`); ``auto`` tells it by the first row of each.
+    vectors : str, optional
+        Column of precomputed vectors.
+
+    Returns
+    -------
+    list of Source
+        In the order in which they are read, which is the order of the row ids.
+
+    Raises
+    ------
+    DataError
+        Nothing there, not a file, an unknown kind or format, an empty file, a missing column.
+    ConfigError
+        There is no such chat format.
+    """
+    try:
+        check_format(format)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    sources = [source for name in data for source in _find(str(name))]
+    if not sources:
+        raise DataError("no data: name at least one file, folder or data set")
+    return [_look_into(replace(source, vectors=vectors), format) for source in sources]
+
+
+def _find(name: str) -> Iterator[Source]:
+    path = Path(name)
+    if path.is_dir():
+        yield from _in_folder(path)
+    elif path.is_file():
+        yield _source(path)
+    elif path.exists():
+        raise DataError(f"{name}: neither a file nor a folder: give a file that can be read again")
+    elif glob.has_magic(name):
+        files = [Path(file) for file in sorted(glob.glob(name, recursive=True))]
+        known = [file for file in files if file.is_file() and _kind(file)]
+        if not known:
+            raise DataError(f"{name}: no data file matches (of {_endings()})")
+        yield from map(_source, known)
+    elif (hub := _HUB_NAME.fullmatch(name)) and not _kind(path):
+        yield from _on_hub(hub["name"], hub["config"], hub["split"] or "train")
+    else:
+        raise DataError(f"{name}: no such file or folder: check the path")
+
+
+def _in_folder(folder: Path) -> Iterator[Source]:
+    if (folder / "dataset_dict.json").is_file():
+        splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
+        if "train" not in splits and len(splits) != 1:
+            raise DataError(
+                f"{folder}: holds the splits {', '.join(splits)}: name one, such as "
+                f"{folder / splits[0]}"
+            )
+        yield from _in_folder(folder / ("train" if "train" in splits else splits[0]))
+        return
+    if (folder / "state.json").is_file():
+        for file in read_json(folder / "state.json")["_data_files"]:
+            yield Source(str(folder / file["filename"]), "arrow", None)
+        return
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and _kind(file)
+        and file.name not in _METADATA
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if not files:
+        raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
+    yield from map(_source, files)
+
+
+def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{name}: no such file; as a name on the hub it needs the package datasets: "
+            "pip install 'pyids-select[train]'"
+        ) from None
+    try:
+        dataset = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name}: no such file, and the hub does not give it ({reason}): check the name and "
+            "the network, or give a local file"
+        ) from None
+    for file in dataset.cache_files:
+        yield Source(file["filename"], "arrow", None)
+
+
+def _kind(path: Path) -> Kind | None:
+    suffix = path.suffix.lower()
+    if suffix in _COMPRESSIONS:
+        inner = _KINDS.get(Path(path.stem).suffix.lower())
+        return inner if inner in ("jsonl", "csv") else None
+    return _KINDS.get(suffix)
+
+
+def _endings() -> str:
+    return ".jsonl .json .csv (also .gz, .zst) .parquet .arrow"
+
+
+def _source(path: Path) -> Source:
+    kind = _kind(path)
+    if kind is None:
+        raise DataError(f"{path}: the ending says nothing about what it holds: use {_endings()}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty: leave it out, or get it again")
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    return Source(str(path), kind, compression)
+
+
+def _look_into(source: Source, format: str) -> Source:
+    """Fill in what only the content tells: array or lines, chat format, columns."""
+    path = source.path
+    if source.kind == "jsonl" and ".json" in [suffix.lower() for suffix in Path(path).suffixes]:
+        try:
+            if first_byte(path, source.compression) == b"[":
+                source = replace(source, kind="json")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error}): get the file again") from None
+    reader = Reader(source.path, source.kind, source.compression, drop=source.vectors)
+    empty = True
+    first: dict[str, Any] | None = None
+    for _, _, record in islice(reader, 100):
+        empty = False
+        if not isinstance(record, Problem):
+            first = record
+            break
+        if record.ends_file:
+            raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
+    if empty:
+        raise DataError(f"{path}: the file holds no rows: leave it out, or get it again")
+    # Without one row that can be read, the reading itself reports the first errors.
+    columns = tuple(first or ())
+    if source.vectors and first is not None:
+        _check_vectors(source, columns)
+    if format == "auto":
+        detected = detect_format(first) if first is not None else "messages"
+    else:
+        detected = format
+    if detected is None:
+        raise DataError(
+            f"{path} {source.unit} 1: no chat format has the columns {', '.join(columns)}: rename "
+            "them to prompt and completion, or name the pair with --format COLUMN/COLUMN"
+        )
+    return replace(source, format=detected, columns=columns)
+
+
+def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
+    if source.kind == "parquet":
+        columns = tuple(open_parquet(source.path).schema_arrow.names)
+    elif source.kind == "arrow":
+        columns = tuple(open_arrow(source.path).schema.names)
+    if source.vectors not in columns:
+        raise DataError(
+            f"{source.path}: there is no column {source.vectors!r} of vectors (it has: "
+            f"{', '.join(columns)})"
+        )
+
+
+def plan_splits(sources: Sequence[Source]) -> list[Split]:
+    """Cut the sources into splits of about `SPLIT_BYTES`, by the data alone.
+
+    Lines of uncompressed jsonl are split by bytes, parquet by row groups, Arrow by record batches;
+    everything else is one split a file.
+    """
+    splits: list[Split] = []
+    for source_number, source in enumerate(sources):
+        for start, stop, size in _ranges(source):
+            splits.append(Split(len(splits), source, source_number, start, stop, size))
+    return splits
+
+
+def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, bytes of the input) of each split of a source."""
+    size = Path(source.path).stat().st_size
+    if source.kind == "jsonl" and source.compression is None:
+        for start in range(0, size, SPLIT_BYTES):
+            stop = min(start + SPLIT_BYTES, size)
+            yield start, stop, stop - start
+        return
+    if source.kind == "parquet":
+        metadata = open_parquet(source.path).metadata
+        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    elif source.kind == "arrow":
+        sizes = [batch.nbytes for batch in open_arrow(source.path)]
+    else:
+        yield 0, 0, size
+        return
+    start = collected = 0
+    for unit, unit_bytes in enumerate(sizes):
+        collected += unit_bytes
+        if collected >= SPLIT_BYTES or unit == len(sizes) - 1:
+            yield start, unit + 1, round(size * collected / max(1, sum(sizes)))
+            start, collected = unit + 1, 0
+
+
+def fingerprint_sources(
+    sources: Sequence[Source], store: Store | None = None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Name, size and content hash of each source: the data set's identity.
+
+    The files are read once; a file whose path, size and time of change are those that the run
+    folder remembers is not read again.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        The files.
+    store : Store, optional
+        The run folder that remembers.
+    limit : int, optional
+        Rows that will be read. With a limit, of each file only the first `LIMITED_HASH_BYTES` are
+        hashed.
+
+    Returns
+    -------
+    list of dict
+        ``name`` (without its folder: data may move), ``bytes``, ``xxh3``.
+    """
+    limit_bytes = None if limit is None else LIMITED_HASH_BYTES
+    remembered = store.path / ".inputs.json" if store is not None else None
+    known = read_json(remembered) if remembered is not None and remembered.exists() else {}
+    found = {}
+    for source in sources:
+        path = Path(source.path).resolve()
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns, limit_bytes]
+        if known.get(str(path), {}).get("stamp") == stamp:
+            found[str(path)] = known[str(path)]
+        else:
+            found[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
+    if remembered is not None and found != known:
+        write_json(remembered, found)
+    return [
+        {
+            "name": Path(source.path).name,
+            "bytes": found[key]["stamp"][0],
+            "xxh3": found[key]["xxh3"],
+        }
+        for source in sources
+        for key in [str(Path(source.path).resolve())]
+    ]

@@ -1,0 +1,315 @@
+"""What was selected, written for a trainer.
+
+Rows leave as they came: every original column with the value, the spelling and the order that it
+had in the input. A ``messages`` column is added where the input had another chat format, and ours
+begin with ``_pyids_``:
+
+| column | |
+|---|---|
+| ``_pyids_id`` | row id: position in the input |
+| ``_pyids_cluster`` | its cluster |
+| ``_pyids_score`` | what the scorer gave its cluster, null when nothing did |
+| ``_pyids_weight`` | weight with which its cluster was drawn |
+| ``_pyids_round`` | round in which it was drawn, from 1 |
+
+Columns of the input that begin with ``_pyids_`` come from an earlier selection and are replaced.
+Rows stand in the order of their ids, so the same selection is the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import yaml
+from numpy.typing import NDArray
+
+from pyids import records
+from pyids.errors import ConfigError, DataError
+from pyids.store import Row, Store, atomic_write
+
+PREFIX = "_pyids_"
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The selected rows: arrays of one length, in any order.
+
+    Attributes
+    ----------
+    row_ids : int64 (n,)
+        Distinct row ids.
+    clusters, rounds : int (n,), optional
+        Cluster, and round from 1.
+    scores, weights : float (n,), optional
+        NaN is written as null.
+    """
+
+    row_ids: NDArray[np.int64]
+    clusters: NDArray[np.integer[Any]] | None = None
+    scores: NDArray[np.floating[Any]] | None = None
+    weights: NDArray[np.floating[Any]] | None = None
+    rounds: NDArray[np.integer[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clusters", "scores", "weights", "rounds"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.row_ids):
+                raise ValueError(f"{name} has {len(column)} rows, row_ids has {len(self.row_ids)}")
+
+    def sorted(self) -> Selected:
+        """Give the same rows in the order of their ids.
+
+        Raises
+        ------
+        ValueError
+            A row stands in it twice.
+        """
+        order = np.argsort(self.row_ids, kind="stable")
+        ids = np.asarray(self.row_ids, dtype=np.int64)[order]
+        twice = np.flatnonzero(ids[1:] == ids[:-1])
+        if len(twice):
+            raise ValueError(f"row id {ids[twice[0]]} is selected twice")
+        columns = (self.clusters, self.scores, self.weights, self.rounds)
+        return Selected(
+            ids, *(None if column is None else np.asarray(column)[order] for column in columns)
+        )
+
+
+def export(store: Store, selected: Selected, path: Path | str, format: str = "jsonl") -> Path:
+    """Write the selected rows.
+
+    Parameters
+    ----------
+    store : Store
+        The run folder that holds the rows.
+    selected : Selected
+        Which rows.
+    path : path
+        The file, or for a trainer's format the folder.
+    format : str
+        One of `FORMATS`: ``jsonl``; ``parquet``; ``indices`` (row ids alone, one a line); or for a
+        trainer a folder with ``selected.jsonl`` and the stanza of its configuration: ``trl``
+        (``sft.yaml``), ``llamafactory`` (``dataset_info.json``), ``axolotl`` (``axolotl.yaml``).
+
+    Returns
+    -------
+    Path
+        What was written; atomically, file by file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such format, or the place cannot be written.
+    DataError
+        A column of the input has the name of one that is added, or types that the format does not
+        hold.
+    """
+    try:
+        write = FORMATS[format]
+    except KeyError:
+        raise ConfigError(
+            f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
+        ) from None
+    path = Path(path)
+    try:
+        (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
+        write(store, selected.sorted(), path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}): choose another place"
+        ) from None
+    return path
+
+
+def push_to_hub(path: Path | str, repository: str, *, private: bool = True) -> str:
+    """Upload an exported ``.jsonl`` or ``.parquet`` as a data set, with the user's own credentials.
+
+    Parameters
+    ----------
+    path : path
+        What `export` wrote.
+    repository : str
+        ``owner/name``.
+    private : bool, default True
+        Whether only its owner sees it.
+
+    Returns
+    -------
+    str
+        Its address.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError("push_to_hub needs the package datasets: pip install datasets") from None
+    kind = "parquet" if Path(path).suffix == ".parquet" else "json"
+    try:
+        dataset = datasets.load_dataset(kind, data_files=str(path), split="train")
+        dataset.push_to_hub(repository, private=private)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{repository}: the hub did not take it ({reason}): check the name, the network and "
+            "`hf auth login`"
+        ) from None
+    return f"https://huggingface.co/datasets/{repository}"
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _our_members(selected: Selected) -> Iterator[list[tuple[str, bytes]]]:
+    """For each row our members as JSON."""
+    columns: list[tuple[str, list[Any]]] = [(f"{PREFIX}id", selected.row_ids.tolist())]
+    for name, column in (
+        ("cluster", selected.clusters),
+        ("score", selected.scores),
+        ("weight", selected.weights),
+        ("round", selected.rounds),
+    ):
+        if column is not None:
+            columns.append((f"{PREFIX}{name}", column.tolist()))
+    names = [name for name, _ in columns]
+    for values in zip(*(values for _, values in columns), strict=True):
+        yield [(name, orjson.dumps(value)) for name, value in zip(names, values, strict=True)]
+
+
+def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
+    """Original columns, messages where the input has none, ours."""
+    formats = {source.path: source.format for source in store.sources}
+    rows = store.read_rows(selected.row_ids)
+    for row, ours in zip(rows, _our_members(selected), strict=True):
+        added = ours
+        if formats[row.path] != "messages":
+            if "messages" in row.record:
+                raise DataError(
+                    f"{row.path}: the column 'messages' stands where the conversation is to be "
+                    "added: rename it, or read it with --format messages"
+                )
+            added = [("messages", orjson.dumps(row.messages)), *ours]
+        yield records.with_members(row.raw, added, replace=PREFIX)
+
+
+def _conversations(store: Store, selected: Selected) -> Iterator[bytes]:
+    """Messages, the tools offered if any, and the row id: what every trainer reads alike."""
+    for row in store.read_rows(selected.row_ids):
+        yield orjson.dumps({"messages": row.messages, **_tools(row), f"{PREFIX}id": row.row_id})
+
+
+def _tools(row: Row) -> dict[str, Any]:
+    tools = row.record.get("tools")
+    return {"tools": tools} if tools else {}
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _write_lines(path: Path, lines: Iterator[bytes]) -> None:
+    with atomic_write(path) as aside, aside.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
+
+
+def _jsonl(store: Store, selected: Selected, path: Path) -> None:
+    _write_lines(path, _whole_rows(store, selected))
+
+
+def _indices(store: Store, selected: Selected, path: Path) -> None:
+    _write_lines(path, (str(row_id).encode() for row_id in selected.row_ids))
+
+
+def _parquet(store: Store, selected: Selected, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        rows = _whole_rows(store, selected)
+        while batch := [records.parse(raw) for raw in islice(rows, 1024)]:
+            yield batch
+
+    try:
+        # Twice over the rows: the types of the columns are known only at the end.
+        schemas = [pa.Table.from_pylist(batch).schema for batch in batches()]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        with atomic_write(path) as aside, pq.ParquetWriter(aside, schema) as writer:
+            for batch in batches():
+                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{path}: the columns have no single type ({reason}): export as jsonl"
+        ) from None
+
+
+def _trl(store: Store, selected: Selected, folder: Path) -> None:
+    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    _write_yaml(
+        folder / "sft.yaml",
+        {
+            "datasets": [
+                {"path": "json", "data_files": str(folder / "selected.jsonl"), "split": "train"}
+            ],
+            "assistant_only_loss": True,
+        },
+    )
+
+
+def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
+    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    _write_yaml(
+        folder / "axolotl.yaml",
+        {
+            "datasets": [
+                {
+                    "path": str(folder / "selected.jsonl"),
+                    "ds_type": "json",
+                    "type": "chat_template",
+                    "field_messages": "messages",
+                    "message_property_mappings": {"role": "role", "content": "content"},
+                    "roles_to_train": ["assistant"],
+                }
+            ]
+        },
+    )
+
+
+def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
+    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    stanza = {
+        "pyids_selected": {
+            "file_name": "selected.jsonl",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+                "system_tag": "system",
+            },
+        }
+    }
+    with atomic_write(folder / "dataset_info.json") as aside:
+        aside.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _write_yaml(path: Path, value: object) -> None:
+    with atomic_write(path) as aside:
+        aside.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+FORMATS: dict[str, Callable[[Store, Selected, Path], None]] = {
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "indices": _indices,
+    "trl": _trl,
+    "llamafactory": _llamafactory,
+    "axolotl": _axolotl,
+}
+_FOLDERS = {_trl, _llamafactory, _axolotl}

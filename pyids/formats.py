@@ -1,0 +1,287 @@
+"""Chat formats: how a row holds a conversation, and the conversation in one form.
+
+The one form is a list of turns, ``{"role": ..., "content": ...}`` with the roles of `ROLES`; what
+else a turn of the format ``messages`` carries (``tool_calls``, ``name``) stays in it.
+
+| format | columns |
+|---|---|
+| ``messages`` | ``messages``: turns with ``role`` and ``content`` |
+| ``sharegpt`` | ``conversations``: turns with ``from`` and ``value``; ``system`` |
+| ``alpaca`` | ``instruction``, ``input``, ``output``; ``system``, ``history`` |
+| ``prompt/completion`` | two columns, each a text or a list of turns |
+
+Any pair of columns is a format of the last kind: ``question/answer``, ``prompt/response``.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import xxhash
+
+Message = dict[str, Any]
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+# Pairs that are recognised without being named, in order of preference.
+PAIRS = ("prompt/completion", "prompt/response", "question/answer", "instruction/response")
+FORMATS = ("messages", "sharegpt", "alpaca", *PAIRS)
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    **{role: role for role in ROLES},
+}
+
+
+class BadRow(ValueError):
+    """The row is not of its format: a mistake in the data, named with its column and remedy."""
+
+
+class UnusableRow(ValueError):
+    """The row is of its format, but nothing can be learnt from it: why."""
+
+
+def detect_format(record: Mapping[str, Any]) -> str | None:
+    """Tell the format of a row by its columns, or None.
+
+    ``messages`` goes before ``sharegpt``, ``alpaca`` and the pairs.
+    """
+    if isinstance(record.get("messages"), list):
+        return "messages"
+    if isinstance(record.get("conversations"), list):
+        return "sharegpt"
+    if "instruction" in record and "output" in record:
+        return "alpaca"
+    for pair in PAIRS:
+        prompt, completion = pair.split("/")
+        if prompt in record and completion in record:
+            return pair
+    return None
+
+
+def check_format(name: str) -> str:
+    """Return the name of a format that exists, or ``auto``.
+
+    Raises
+    ------
+    ValueError
+        It is neither one of `FORMATS` nor two columns joined by a slash.
+    """
+    if name in ("auto", *FORMATS) or (name.count("/") == 1 and all(name.split("/"))):
+        return name
+    raise ValueError(
+        f"there is no chat format {name!r}: choose auto, messages, sharegpt, alpaca, or two "
+        "columns such as prompt/completion"
+    )
+
+
+def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
+    """Give the conversation of a row.
+
+    Parameters
+    ----------
+    record : mapping
+        The row; it is not changed.
+    format : str
+        One of `FORMATS`, or two columns joined by a slash.
+
+    Returns
+    -------
+    list of dict
+        Turns with ``role`` and ``content``; at least one turn of the assistant says something, and
+        at least one of somebody else.
+
+    Raises
+    ------
+    BadRow
+        A column is missing or of the wrong type, a role is unknown, a content is no text, there is
+        no turn of the assistant.
+    UnusableRow
+        The response or the prompt is empty, or a text cannot be written as UTF-8.
+    """
+    if format == "messages":
+        messages = _turns(record, "messages", "role", "content", None)
+    elif format == "sharegpt":
+        key, value = ("from", "value")
+        turns = record.get("conversations")
+        if (
+            isinstance(turns, list)
+            and turns
+            and isinstance(turns[0], dict)
+            and "from" not in turns[0]
+        ):
+            key, value = ("role", "content")
+        messages = _system(record) + _turns(record, "conversations", key, value, _SHAREGPT_ROLES)
+    elif format == "alpaca":
+        messages = _system(record) + _alpaca(record)
+    else:
+        prompt, completion = format.split("/")
+        messages = _system(record) + _side(record, prompt, "user")
+        messages += _side(record, completion, "assistant")
+    _check(messages)
+    return messages
+
+
+def _turns(
+    record: Mapping[str, Any],
+    column: str,
+    role_key: str,
+    content_key: str,
+    roles: Mapping[str, str] | None,
+) -> list[Message]:
+    """Take the turns of a list column, their roles translated when `roles` is given."""
+    turns = record.get(column)
+    if not isinstance(turns, list):
+        raise BadRow(_wrong(record, column, "a list of turns"))
+    messages = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise BadRow(f"column {column!r}: turn {number} is {_kind(turn)}, not an object")
+        role = turn.get(role_key)
+        if roles is not None:
+            known = roles.get(role) if isinstance(role, str) else None
+        else:
+            known = role if isinstance(role, str) and role in ROLES else None
+        if known is None:
+            expected = ", ".join(sorted(ROLES if roles is None else roles))
+            raise BadRow(
+                f"column {column!r}: turn {number} has the {role_key} {role!r}: "
+                f"use one of {expected}"
+            )
+        content = turn.get(content_key)
+        if not isinstance(content, str):
+            if content is None and turn.get("tool_calls"):
+                content = ""
+            else:
+                raise BadRow(
+                    f"column {column!r}: the {content_key} of turn {number} is {_kind(content)}: "
+                    "make it a text"
+                )
+        if roles is None:
+            message = {key: value for key, value in turn.items() if value is not None}
+            message["content"] = content
+        else:
+            message = {"role": known, "content": content}
+        messages.append(message)
+    return messages
+
+
+def _alpaca(record: Mapping[str, Any]) -> list[Message]:
+    instruction = _text(record, "instruction")
+    given = _text(record, "input", optional=True)
+    messages: list[Message] = []
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise BadRow(_wrong(record, "history", "a list of [question, answer] pairs"))
+    for number, pair in enumerate(history):
+        if not (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(text, str) for text in pair)
+        ):
+            raise BadRow(f"column 'history': item {number} is no pair of two texts")
+        messages.append({"role": "user", "content": pair[0]})
+        messages.append({"role": "assistant", "content": pair[1]})
+    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+    messages.append({"role": "user", "content": prompt})
+    messages.append({"role": "assistant", "content": _text(record, "output")})
+    return messages
+
+
+def _side(record: Mapping[str, Any], column: str, role: str) -> list[Message]:
+    """One side of a pair: a text of `role`, or a list of turns."""
+    if isinstance(record.get(column), list):
+        return _turns(record, column, "role", "content", None)
+    return [{"role": role, "content": _text(record, column)}]
+
+
+def _system(record: Mapping[str, Any]) -> list[Message]:
+    text = _text(record, "system", optional=True)
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
+def _text(record: Mapping[str, Any], column: str, *, optional: bool = False) -> str:
+    text = record.get(column)
+    if isinstance(text, str):
+        return text
+    if optional and text is None:
+        return ""
+    raise BadRow(_wrong(record, column, "a text"))
+
+
+def _wrong(record: Mapping[str, Any], column: str, wanted: str) -> str:
+    if column not in record:
+        columns = ", ".join(map(str, list(record)[:12])) or "none"
+        return (
+            f"column {column!r} is missing (the row has: {columns}): name the format with --format"
+        )
+    return f"column {column!r} is {_kind(record[column])}: make it {wanted}"
+
+
+def _kind(value: object) -> str:
+    """Say what a JSON value is, in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    return "null" if value is None else names.get(type(value), f"the number {value!r}")
+
+
+def _check(messages: Iterable[Message]) -> None:
+    answered = asked = has_assistant = False
+    for message in messages:
+        said = not message["content"].isspace() and message["content"] != ""
+        if message["role"] == "assistant":
+            has_assistant = True
+            answered = answered or said or bool(message.get("tool_calls"))
+        else:
+            asked = asked or said
+    if not has_assistant:
+        raise BadRow("no turn of the assistant: every row needs a response to learn from")
+    if not answered:
+        raise UnusableRow("the response is empty")
+    if not asked:
+        raise UnusableRow("the prompt is empty")
+
+
+def normalise(text: str) -> str:
+    """Text as it is compared: Unicode NFC, every run of white space one space, ends cut.
+
+    Case, punctuation and everything else stay: rows that differ in them are different rows.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return " ".join(text.split())
+
+
+def digest(messages: Iterable[Message], tools: object = None) -> bytes:
+    """xxh3-128 of a conversation's normalised text: equal digests mean an exact repeat.
+
+    Roles, contents (`normalise`), tool calls and the tools offered count; other columns do not.
+
+    Raises
+    ------
+    UnusableRow
+        A text holds half of a surrogate pair, which no tokenizer reads.
+    """
+    # `normalise` leaves no control characters 1e and 1f, so they part turns and fields for certain.
+    parts = []
+    for message in messages:
+        parts.append(f"{message['role']}\x1f{normalise(message['content'])}")
+        if "tool_calls" in message:
+            parts.append("\x1f" + _canonical(message["tool_calls"]))
+    if tools:
+        parts.append("\x1f\x1f" + _canonical(tools))
+    try:
+        return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
+    except UnicodeEncodeError:
+        raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)") from None
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))

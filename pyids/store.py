@@ -1,0 +1,554 @@
+"""The run folder: shards of rows, what the stages made of them, and the proof of both.
+
+Everything here is written aside, fsynced and renamed (`atomic_write`), so that a file that exists
+is whole. Beside it stands a small ledger entry: the files with their sizes and xxh3 hashes, and
+`made_from`, the inputs and the options that decide the content. A stage asks `read_entry` before it
+works: that is all that resuming is.
+
+A shard is a run of rows that were read one after the other; its files in ``rows/``, ``keep/``,
+``embeddings/`` and ``labels/`` carry its name. Row ids are dense over all rows that were read:
+the rows of shard s are ``first_row_id ... first_row_id + rows - 1``. Rows that were skipped or
+dropped keep their number and lie in the shard too, but every stage after the reading works on the
+rows that stay, ``row_ids(shard)``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import orjson
+import xxhash
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pyids import records
+from pyids.errors import ConfigError, DataError
+from pyids.formats import Message, to_messages
+
+Int64 = NDArray[np.int64]
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give the path of a new file to write; afterwards it is `path`, whole and on the disk.
+
+    The file lies in the folder of `path` until the block ends without an exception; then it is
+    fsynced, renamed, and the folder is fsynced. When the block raises, it is removed; when the
+    process dies, `Store.open` removes it.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
+    try:
+        yield aside
+        _fsync(aside)
+        aside.replace(path)
+        _fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path, limit_bytes: int | None = None) -> str:
+    """xxh3-128 of a file's bytes (of its first `limit_bytes`), in hex."""
+    digest = xxhash.xxh3_128()
+    left = limit_bytes if limit_bytes is not None else sys.maxsize
+    with path.open("rb", buffering=0) as file:
+        while left > 0 and (block := file.read(min(left, 1 << 22))):
+            digest.update(block)
+            left -= len(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: object) -> str:
+    """xxh3-128 of a JSON value, keys sorted, in hex."""
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON value, atomically."""
+    with atomic_write(path) as aside:
+        aside.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return orjson.loads(path.read_bytes())
+
+
+# ---- the ledger ----------------------------------------------------------------------------------
+
+
+def write_entry(
+    entry: Path, files: Sequence[Path], made_from: Mapping[str, Any], **facts: Any
+) -> dict[str, Any]:
+    """Write the ledger entry of `files`, which stand in the folder of `entry`, whole.
+
+    Parameters
+    ----------
+    entry : Path
+        The ``.json`` beside them.
+    files : sequence of Path
+        The artefacts.
+    made_from : mapping
+        JSON values: the inputs and the options that decide the content of the files.
+    **facts
+        What else the stage wants to find again (``rows=...``), JSON values.
+    """
+    content = {
+        "made_from": dict(made_from),
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "xxh3": hash_file(file)} for file in files
+        },
+        **facts,
+    }
+    write_json(entry, content)
+    return content
+
+
+def read_entry(entry: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give the ledger entry if its files stand with their sizes and were made from `made_from`.
+
+    None means: make it (again). The hashes are for `verify`; here the sizes are enough, because an
+    entry is written after its files, and `begin` removes it before they are written anew.
+    """
+    try:
+        content: dict[str, Any] = read_json(entry)
+    except FileNotFoundError:
+        return None
+    if fingerprint(content["made_from"]) != fingerprint(dict(made_from)):
+        return None
+    for name, facts in content["files"].items():
+        file = entry.with_name(name)
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            return None
+    return content
+
+
+def begin(entry: Path) -> None:
+    """Remove an entry that no longer holds, before its files are written anew.
+
+    Without this, a process killed between the file and its entry would leave the old entry beside
+    the new file.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    entry.unlink(missing_ok=True)
+
+
+def save_npy(path: Path, array: NDArray[Any], made_from: Mapping[str, Any]) -> None:
+    """Write an array as ``.npy`` with its ledger entry, both atomically."""
+    entry = path.with_suffix(".json")
+    begin(entry)
+    with atomic_write(path) as aside, aside.open("wb") as file:
+        np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    write_entry(entry, [path], made_from, rows=len(array))
+
+
+def load_npy(path: Path) -> NDArray[Any]:
+    """Map an array from ``.npy``, never a pickled one; read an empty one: none can be mapped."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        array = np.load(path, allow_pickle=False)
+        if array.size:
+            raise
+    return array
+
+
+# ---- the run folder ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of rows read one after the other: a file in ``rows/``, and its name everywhere else."""
+
+    name: str
+    first_row_id: int
+    rows: int
+    source: int
+    first_line: int
+
+    @property
+    def row_ids(self) -> range:
+        """Ids of all its rows, the skipped and dropped ones too."""
+        return range(self.first_row_id, self.first_row_id + self.rows)
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """An input file as it was read: its path, chat format, and what its positions count."""
+
+    path: str
+    format: str
+    unit: str
+
+
+class Row(NamedTuple):
+    """A row that stays, with all that was in the input."""
+
+    row_id: int
+    raw: bytes
+    messages: list[Message]
+    path: str
+    line: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The original row; integers of any size are exact."""
+        record: dict[str, Any] = json.loads(self.raw)
+        return record
+
+
+class Store:
+    """A run folder.
+
+    `Store.open` for the process that works in it, which takes its lock; `Store(path)` for those
+    that only read, or write the one output that they were told to (the tasks of an engine).
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Make the folder if need be, take its lock, remove what a killed process left behind.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be written, or another process works in it.
+        """
+        store = cls(path)
+        try:
+            store.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(store.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{store.path}: another process works in this run folder: wait for it, or choose "
+                "another --output"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{store.path}: cannot write there ({error.strerror}): choose another --output"
+            ) from None
+        store._lock = lock
+        for left_over in store.path.rglob(".*.aside"):
+            left_over.unlink(missing_ok=True)
+        shutil.rmtree(store.scratch, ignore_errors=True)
+        return store
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- identity --
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make this the folder of `identity`, or check that it is.
+
+        Parameters
+        ----------
+        identity : mapping
+            JSON values by (dotted) name: everything that two runs in one folder must share.
+
+        Raises
+        ------
+        ConfigError
+            The folder belongs to another data set or configuration; names what differs.
+        """
+        path = self.path / "identity.json"
+        wanted = orjson.loads(orjson.dumps(dict(identity)))
+        if not path.exists():
+            write_json(path, wanted)
+            return
+        had = read_json(path)
+        differing = [key for key in {**had, **wanted} if had.get(key) != wanted.get(key)]
+        if differing:
+            shown = "; ".join(
+                f"{key} was {_brief(had.get(key))}, now {_brief(wanted.get(key))}"
+                for key in differing[:3]
+            )
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"{self.path} is the folder of another run: {shown}{more}: choose another "
+                "--output, or repeat the run that it holds"
+            )
+
+    # -- shards --
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for what a stage spills; `Store.open` empties it."""
+        return self.path / ".scratch"
+
+    def artefact(self, kind: str, shard: Shard, suffix: str = ".npy") -> Path:
+        """Path of a shard's file of one kind, such as ``embeddings``."""
+        return self.path / kind / f"{shard.name}{suffix}"
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """``rows/index.json``: what was read, shard by shard.
+
+        Raises
+        ------
+        DataError
+            The rows have not been read to the end.
+        """
+        try:
+            index: dict[str, Any] = read_json(self.path / "rows" / "index.json")
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
+            ) from None
+        return index
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The shards in the order of their row ids."""
+        return [Shard(**shard) for shard in self.index["shards"]]
+
+    @cached_property
+    def sources(self) -> list[SourceInfo]:
+        """The input files, in the order in which they were read."""
+        return [SourceInfo(**source) for source in self.index["sources"]]
+
+    def forget(self) -> None:
+        """Forget what was read of the folder, after a stage wrote it anew."""
+        for name in ("index", "shards", "sources", "_keep"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def rows_read(self) -> int:
+        """Rows in the input; row ids lie below it."""
+        return sum(shard.rows for shard in self.shards)
+
+    @cached_property
+    def _keep(self) -> dict[str, Any]:
+        try:
+            entry: dict[str, Any] = read_json(self.path / "keep" / "index.json")
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
+            ) from None
+        return entry
+
+    @property
+    def kept(self) -> int:
+        """Rows that stay: neither skipped nor dropped as repeats."""
+        return int(self._keep["kept"])
+
+    @property
+    def skipped(self) -> int:
+        """Rows that are unusable; ``skipped.jsonl`` lists them."""
+        return int(self._keep["skipped"])
+
+    @property
+    def repeats(self) -> int:
+        """Rows dropped because they repeat an earlier one; ``repeats.jsonl`` lists them."""
+        return int(self._keep["repeats"])
+
+    def row_ids(self, shard: Shard) -> Int64:
+        """Ids of the shard's rows that stay, ascending, memory-mapped."""
+        return load_npy(self.artefact("keep", shard))
+
+    def fingerprint(self, shard: Shard) -> str:
+        """Stands for the shard's kept rows in the `made_from` of what is made of them."""
+        return fingerprint(
+            [
+                self.index["files"][f"{shard.name}.parquet"]["xxh3"],
+                self._keep["files"][f"{shard.name}.npy"]["xxh3"],
+            ]
+        )
+
+    def embeddings(self) -> list[NDArray[Any]]:
+        """Vectors of the kept rows: float16 or float32, one memory-mapped (rows, D) a shard."""
+        return [load_npy(self.artefact("embeddings", shard)) for shard in self.shards]
+
+    def labels(self) -> list[NDArray[np.int32]]:
+        """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
+        return [load_npy(self.artefact("labels", shard)) for shard in self.shards]
+
+    # -- rows --
+
+    def iter_rows(self, shard: Shard) -> Iterator[Row]:
+        """Read the rows of a shard that stay, in order; one row group in memory at a time."""
+        return self._rows_of(shard, self.row_ids(shard))
+
+    def iter_messages(self, shard: Shard) -> Iterator[list[Message]]:
+        """Read the conversations of a shard's rows that stay, in order."""
+        return (row.messages for row in self.iter_rows(shard))
+
+    def read_rows(self, row_ids: Sequence[int] | Int64) -> Iterator[Row]:
+        """Read any rows, by ascending row id; only the row groups that hold them are decoded.
+
+        Parameters
+        ----------
+        row_ids : int64 (n,)
+            In any order; given back in ascending order, repeats once.
+
+        Raises
+        ------
+        ValueError
+            An id that was never read.
+        """
+        wanted = np.unique(np.asarray(row_ids, dtype=np.int64))
+        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= self.rows_read):
+            stray = wanted[0] if wanted[0] < 0 else wanted[-1]
+            raise ValueError(f"row id {stray} was never read: ids are 0 to {self.rows_read - 1}")
+        firsts = np.array([shard.first_row_id for shard in self.shards], dtype=np.int64)
+        cuts = np.searchsorted(wanted, firsts)
+        for shard, start, stop in zip(self.shards, cuts, [*cuts[1:], len(wanted)], strict=True):
+            if stop > start:
+                yield from self._rows_of(shard, wanted[start:stop])
+
+    def _rows_of(self, shard: Shard, row_ids: Int64) -> Iterator[Row]:
+        import pyarrow.parquet as pq
+
+        source = self.sources[shard.source]
+        positions = row_ids - shard.first_row_id
+        with pq.ParquetFile(self.artefact("rows", shard, ".parquet"), pre_buffer=False) as file:
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(groups)
+            group_of = np.searchsorted(ends, positions, side="right")
+            for group in np.unique(group_of).tolist():
+                table = file.read_row_group(group, columns=["record", "line"])
+                inside = group_of == group
+                table = table.take(positions[inside] - (ends[group] - groups[group]))
+                columns = (table.column(name).to_pylist() for name in ("record", "line"))
+                for row_id, raw, line in zip(row_ids[inside].tolist(), *columns, strict=True):
+                    messages = to_messages(records.parse(raw), source.format)
+                    yield Row(row_id, raw, messages, source.path, shard.first_line + line)
+
+    # -- proof --
+
+    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Write ``manifest.json``: `facts`, the environment, and the hash of every file.
+
+        Parameters
+        ----------
+        facts : mapping
+            JSON values of the run: configuration, seeds, device, threads, timings, inputs.
+        """
+        files = {
+            str(file.relative_to(self.path)): {
+                "bytes": file.stat().st_size,
+                "xxh3": hash_file(file),
+            }
+            for file in _artefacts(self.path)
+        }
+        write_json(
+            self.path / "manifest.json", {**facts, "environment": environment(), "files": files}
+        )
+
+
+def verify(path: Path | str) -> list[str]:
+    """Hash every file of a run folder again and compare with its manifest.
+
+    Returns
+    -------
+    list of str
+        One line for each file that is missing, has changed or is not in the manifest; empty when
+        the folder is what its run left behind.
+
+    Raises
+    ------
+    DataError
+        The folder has no manifest: its run has not ended.
+    """
+    path = Path(path)
+    try:
+        files = read_json(path / "manifest.json")["files"]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} has no manifest.json: not a run folder, or its run has not ended"
+        ) from None
+    problems = []
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f"{name}: missing")
+        elif file.stat().st_size != facts["bytes"]:
+            problems.append(f"{name}: {file.stat().st_size} bytes, was {facts['bytes']}")
+        elif hash_file(file) != facts["xxh3"]:
+            problems.append(f"{name}: the content has changed")
+    known = set(files)
+    problems += [
+        f"{name}: not in the manifest"
+        for name in (str(file.relative_to(path)) for file in _artefacts(path))
+        if name not in known
+    ]
+    return problems
+
+
+def _artefacts(path: Path) -> list[Path]:
+    """Every file of the run folder that the manifest vouches for, sorted."""
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file()
+        and file.name != "manifest.json"
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they are known without importing anything heavy."""
+    packages: dict[str, str | None] = {}
+    for name in ("pyids-select", "numpy", "pyarrow", "orjson", "torch", "transformers", "triton"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": packages,
+    }
+
+
+def _brief(value: object) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."

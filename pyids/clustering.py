@@ -1,9 +1,9 @@
 """Exact k-means: Lloyd's algorithm with the same result for any threads, shards and workers.
 
-Two faces. `KMeans` is an estimator as scikit-learn's, over an array, a memory map or a sequence of
-shards. Underneath, `measure`, `assign_partial` and `finish_update` are one Lloyd iteration cut where
-it may be spread: a worker sees one shard, what it returns adds up in any grouping, and `lloyd`
-drives either.
+Two faces. `KMeans` is an estimator as scikit-learn's, over an array, a memory map or a sequence
+of shards. Underneath, `measure`, `assign_partial` and `finish_update` are one Lloyd iteration cut
+where it may be spread: a worker sees one shard, what it returns adds up in any grouping, and
+`lloyd` drives either.
 
 Two things make the result independent of how the rows were grouped. A label is the nearest centre
 by one canonical float64 distance (``pyids/distance.hpp``), ties to the lowest index, whatever

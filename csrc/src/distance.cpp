@@ -43,6 +43,10 @@ void Rows::load(std::size_t i, double* out) const {
   kernels().widen(find(i), scalar_, n_cols_, factors_.empty() ? 1.0 : factors_[i], out);
 }
 
+void Rows::load_centered(std::size_t i, const float* shift, float* out) const {
+  kernels().center(find(i), scalar_, n_cols_, factors_.empty() ? 1.0 : factors_[i], shift, out);
+}
+
 double squared_distance(const double* x, const double* y, std::size_t d) {
   return kernels().squared_distance(x, y, d);
 }

@@ -8,5 +8,6 @@ namespace pyids {
 const Kernels& kernels_portable();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_amx();
 
 }  // namespace pyids

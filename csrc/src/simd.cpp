@@ -100,8 +100,9 @@ const Kernels& kernels(SimdLevel level) {
     case SimdLevel::avx2:
       return kernels_avx2();
     case SimdLevel::avx512:
-    case SimdLevel::amx:
       return kernels_avx512();
+    case SimdLevel::amx:
+      return kernels_amx();
   }
 #else
   (void)level;

@@ -32,6 +32,8 @@ struct FixedScale {
 struct LloydOptions {
   int n_threads = 1;
   std::size_t max_memory_bytes = SIZE_MAX;  // what the derived copies of the rows may take
+  bool keep_codes = true;                   // pays from the second assignment on
+  float margin = 0.05f;                     // of the own distance: how far past it a scan looks
 };
 
 // Rows that lie far from their centres, farthest first, ties by position.

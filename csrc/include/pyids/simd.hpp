@@ -8,8 +8,8 @@
 
 namespace pyids {
 
-// From the least to the most capable. `avx512` needs F, BW, DQ, VL and VNNI; `amx` also AMX-INT8
-// and a kernel that grants its registers.
+// From the least to the most capable. `avx512` needs F, BW, DQ, VL and VNNI; `amx` also AMX-INT8 and
+// an operating system that hands out its registers.
 enum class SimdLevel : int { portable, avx2, avx512, amx };
 
 // The best level of this processor, or the one that the environment variable PYIDS_SIMD names
@@ -18,45 +18,86 @@ enum class SimdLevel : int { portable, avx2, avx512, amx };
 SimdLevel simd_level();
 const char* simd_name(SimdLevel level);
 
-// What a scan knows of 16 * n_groups centres, one value a centre. For a row x and a centre c, codes
-// x~ and c~ stand for them, whose product is known; then
-//   |c|^2 - 2 x.c >= offset - scale * (row scale) * dot - (row code) * code - (row rest) * rest.
-struct CentreBounds {
-  const float* offset;  // |c|^2, rounded down
-  const float* scale;   // 2 * (unit of the centre's code)
-  const float* code;    // 2 * (|c - c~| + rounding): what the row's code multiplies
-  const float* rest;    // 2 |c|: what the row's |x - x~| multiplies
+// ---- scans: which centres can be nearest ---------------------------------------------------------
+//
+// Rows and centres are seen through codes whose products are cheap. For a row x and a centre c with
+// codes x~ and c~, Cauchy-Schwarz bounds what the codes leave out:
+//   |x.c - x~.c~| <= |x~| |c - c~| + |x - x~| |c|.
+
+// 16 * n_groups centres (padding has offset infinity), regrouped by 16. Codes are float32
+// [group][column][16] or int8 [group][column / 4][16][4] with the columns padded to a multiple of 64.
+struct CentreCodes {
+  const void* packed;
+  const std::int32_t* correction;  // int8 only: what the rows' codes, which are unsigned, add
+  const float* offset;             // |c|^2, rounded down
+  const float* scale;              // 2 * (unit of the code)
+  const float* code;               // 2 * (|c - c~| + rounding)
+  const float* rest;               // 2 |c|, rounded up
+  const std::int32_t* index;       // the centre's number
+  std::size_t n_groups;
 };
 
-struct RowBound {
-  float scale;
-  float code;       // |x~|
-  float rest;       // |x - x~|
-  float threshold;  // a pair above it cannot win; lowered as better pairs are met
+// Squared distances here are less the row's own |x|^2.
+struct ScanRow {
+  float scale;   // unit of the row's code
+  float code;    // |x~|, rounded up
+  float rest;    // |x - x~|, rounded up
+  float best;    // no nearest centre is farther than this; lowered by the scan
+  float margin;  // centres up to best + margin are reported
 };
 
-struct Candidate {
+struct Hit {
+  std::uint32_t row;  // in the scan
   std::int32_t centre;
-  float bound;
+  float lower;  // bound of the squared distance
 };
 
-// The routines that exist once a level. Every level returns the same bits, except dot_f32, whose
-// error is bounded (see distance.hpp).
+// What an int8 code says of its row: |x - unit * code| <= rest.
+struct CodeInfo {
+  float unit;
+  float length;  // |unit * code|
+  float rest;
+};
+
+inline constexpr std::size_t kScanRows = 64;        // rows of one scan at most
+inline constexpr std::size_t kCodeAlignment = 64;   // columns of an int8 code: a multiple of it
+
+// The routines that exist once a level. Every level returns the same bits, except for dots and codes,
+// whose errors are bounded instead.
 struct Kernels {
   // out[0 .. n) = values of a row, widened, times factor.
   void (*widen)(const void* row, Scalar scalar, std::size_t n, double factor, double* out);
+  // out[0 .. n) = values of a row, times factor, less shift: in float32 after the subtraction.
+  void (*center)(const void* row, Scalar scalar, std::size_t n, double factor, const float* shift,
+                 float* out);
   // sum (x - y)^2, canonical order: see distance.hpp.
   double (*squared_distance)(const double* x, const double* y, std::size_t d);
-  // dots[i * ld + j] = x_i . y_j for n_x rows (ldx floats apart) and 16 * n_groups packed rows.
-  void (*dot_f32)(const float* x, std::size_t ldx, std::size_t n_x, const float* packed,
-                  std::size_t n_groups, std::size_t d, float* dots, std::size_t ld);
+  // The same for values y that float32 holds.
+  double (*squared_distance_f32)(const double* x, const float* y, std::size_t d);
   // sums[0 .. d) += sign * round(x * scales) (to nearest, ties to even; |x * scale| < 2^51).
   void (*add_fixed)(const double* x, const double* scales, std::size_t d, std::int64_t sign,
                     std::int64_t* sums);
-  // Appends to out every centre base + j, j < 16 * n_groups, whose bound is not above the row's
-  // threshold; returns how many. dots may be float32 or (scan_i32) int32.
-  std::size_t (*scan_f32)(const float* dots, std::size_t n_groups, std::int32_t base,
-                          const CentreBounds& centres, RowBound& row, Candidate* out);
+  // sum x^2, any order.
+  double (*square_f32)(const float* x, std::size_t d);
+  // dots[i * ld + j] = x_i . y_j for n_x rows (ldx floats apart) and 16 * n_groups packed rows.
+  void (*dot_f32)(const float* x, std::size_t ldx, std::size_t n_x, const float* packed,
+                  std::size_t n_groups, std::size_t d, float* dots, std::size_t ld);
+
+  // Largest magnitude of a row's code: 63 where products of larger ones overflow, else 127.
+  int row_levels;
+  // code[0 .. padded) = round(x / unit) + offset, |round(...)| <= levels, padding = offset.
+  CodeInfo (*encode)(const float* x, std::size_t d, std::size_t padded, int levels, int offset,
+                     std::uint8_t* code);
+  // sum of row * centre codes (row unsigned, centre signed); null where scan_i8 is.
+  std::int32_t (*dot_i8)(const std::uint8_t* row, const std::int8_t* centre, std::size_t padded);
+  // Appends to hits every centre whose lower bound is at most best + margin of its row; returns how
+  // many. A row's hits come in the order of the centres. hits has room for n_rows * 16 * n_groups.
+  // scan_i8 is null where int8 products are no faster than float32 ones. Its codes must be readable
+  // up to kScanRows rows whatever n_rows is.
+  std::size_t (*scan_f32)(const float* rows, std::size_t d, std::size_t n_rows,
+                          const CentreCodes& centres, ScanRow* state, Hit* hits);
+  std::size_t (*scan_i8)(const std::uint8_t* rows, std::size_t padded, std::size_t n_rows,
+                         const CentreCodes& centres, ScanRow* state, Hit* hits);
 };
 
 const Kernels& kernels();

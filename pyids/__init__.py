@@ -8,12 +8,23 @@ from typing import Any
 # Where the public names live; imported on first use, so that `import pyids` stays light.
 _EXPORTS = {
     "KMeans": "clustering",
+    "RunConfig": "config",
+    "Selection": "refine",
     "allocate": "sampling",
     "merge_samples": "sampling",
+    "run": "refine",
     "sample_by_cluster": "sampling",
 }
 
-__all__ = ["KMeans", "allocate", "merge_samples", "sample_by_cluster"]
+__all__ = [
+    "KMeans",
+    "RunConfig",
+    "Selection",
+    "allocate",
+    "merge_samples",
+    "run",
+    "sample_by_cluster",
+]
 
 
 def __getattr__(name: str) -> Any:

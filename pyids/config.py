@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -62,6 +62,7 @@ def _parse_clusters(value: object) -> object:
     return value
 
 
+LongText: TypeAlias = Literal["truncate", "chunk"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
 
@@ -106,7 +107,7 @@ class RunConfig(BaseModel):
     encoder_tokens: int | None = _option(
         "Embedding", "longest text in tokens (default: the encoder's own limit)", None, ge=8
     )
-    long_text: Literal["truncate", "chunk"] = _option(
+    long_text: LongText = _option(
         "Embedding", "cut longer texts, or average the vectors of their chunks", "truncate"
     )
 

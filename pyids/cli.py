@@ -1,0 +1,171 @@
+"""The command line. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from pyids.config import RunConfig, load_config, make_config
+from pyids.errors import PyidsError
+
+
+class _Commands(click.Group):
+    """A group whose commands answer a mendable mistake with one line and exit code 2."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except PyidsError as error:
+            click.echo(f"pyids: {error}", err=True)
+            context.exit(2)
+
+
+def _option_type(annotation: Any) -> Any:
+    """Find the click type of a config field."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            return click.Choice([str(choice) for choice in get_args(part)])
+    for plain in (int, float):
+        if annotation is plain or annotation == (plain | None):
+            return plain
+    return str
+
+
+def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command one option for every field of the config but the data."""
+    for name, field in reversed(RunConfig.model_fields.items()):
+        if name == "data":
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        text = field.description or ""
+        if field.annotation is bool:
+            decorate = click.option(flag, name, is_flag=True, default=None, help=text)
+        else:
+            if field.default is not None and not field.is_required():
+                text = f"{text} [default: {field.default}]"
+            # A budget or a number of clusters is parsed by the config, which knows its forms.
+            kind = str if name in ("budget", "clusters") else _option_type(field.annotation)
+            decorate = click.option(flag, name, type=kind, default=None, help=text)
+        command = decorate(command)
+    return click.option(
+        "--config", "config_file", type=click.Path(), help="YAML file of options; options win"
+    )(command)
+
+
+def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> RunConfig:
+    """Make the config: the file's options, then those of the command line."""
+    merged = load_config(config_file) if config_file else {}
+    merged.update({name: value for name, value in options.items() if value is not None})
+    if data:
+        merged["data"] = list(data)
+    return make_config(**merged)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pyids-select", prog_name="pyids")
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
+def cli(quiet: bool) -> None:
+    """Pick the small subset of an instruction data set that trains the better model."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("pyids")
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+@cli.command()
+@click.argument("data", nargs=-1)
+@_config_options
+@click.option("--dry-run", is_flag=True, help="Check data, config, models and output, then stop.")
+def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options: Any) -> None:
+    """Select rows of DATA: files, folders, globs or a hub name.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    config = _gather(data, config_file, options)
+    if dry_run:
+        from pyids.stages import plan
+
+        click.echo(plan(config))
+    else:
+        from pyids.refine import run as run_selection
+
+        click.echo(run_selection(config))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option(
+    "--format", "form", default="jsonl", help="jsonl, parquet, indices or a trainer's name"
+)
+@click.option("--to", "path", type=click.Path(), help="file or folder [default: in the run folder]")
+@click.option("--push-to-hub", "hub_name", help="then push it to this hub data set")
+def export(folder: str, form: str, path: str | None, hub_name: str | None) -> None:
+    """Write what the run in FOLDER has selected, in the form that a trainer reads."""
+    from pyids.export import push_to_hub
+    from pyids.refine import Selection
+
+    with Selection.open(folder) as selection:
+        written = selection.export(path, format=form)
+    click.echo(push_to_hub(written, hub_name) if hub_name else written)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--data", "data", multiple=True, help="start a selection from this; may be repeated")
+@_config_options
+def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+    """Draw the next rows for a trainer of your own; exit code 3 when all rounds are done.
+
+    With --data and --budget a selection is started in FOLDER. Two paths are printed: everything
+    selected so far, to train on, and the rows to score for `pyids tell`.
+    """
+    from pyids.refine import Selection
+
+    given = data or config_file or any(value is not None for value in options.values())
+    config = _gather(data, config_file, {**options, "output": folder}) if given else None
+    with Selection.from_config(config) if config else Selection.open(folder) as selection:
+        if not selection.draw():
+            click.echo("all rounds are done: `pyids export` writes the selection", err=True)
+            sys.exit(3)
+        train = selection.export()
+        to_score = selection.export_probes()
+    click.echo(f"{train}\n{to_score}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.argument("scores", type=click.Path())
+def tell(folder: str, scores: str) -> None:
+    """Tell this round's scores: a JSON object {"_pyids_id": 7, "score": 0.5} a line of SCORES."""
+    from pyids.evidence import read_scores
+    from pyids.refine import Selection
+
+    with Selection.open(folder) as selection:
+        selection.tell(read_scores(Path(scores)))
+        if selection.round == selection.config.rounds:
+            selection.finish()
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+def verify(folder: str) -> None:
+    """Hash every file of a run folder again and compare with its manifest."""
+    from pyids.store import verify as verify_folder
+
+    problems = verify_folder(Path(folder))
+    click.echo("\n".join(problems) or f"{folder} is what its run left behind")
+    sys.exit(1 if problems else 0)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        cli()
+    except KeyboardInterrupt:
+        sys.exit(130)

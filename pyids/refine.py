@@ -1,0 +1,374 @@
+"""The iterative refinement: draw, train, score, re-weight (Yu et al., Algorithm 1).
+
+`Selection` is the loop turned inside out, for trainers of any kind: `ask` gives the rows selected
+so far, `tell` takes the scores. `run` is the same loop with the trainer that pyids brings.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from pyids import stages
+from pyids.config import RunConfig, make_config
+from pyids.errors import ConfigError, DataError
+from pyids.evidence import SIGNIFICANT, cluster_moments, improvement
+from pyids.export import Selected, export
+from pyids.lm import resolve_model
+from pyids.rounds import Rounds
+from pyids.sampling import allocate, merge_samples, sample_by_cluster
+from pyids.store import Store
+from pyids.weights import update_weights
+
+if TYPE_CHECKING:
+    import datasets
+
+    from pyids.finetune import Checkpoint
+    from pyids.formats import Message
+    from pyids.scoring import Scores
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+logger = logging.getLogger("pyids")
+
+
+def run(config: RunConfig) -> Path:
+    """Select with the trainer that pyids brings; return the path of the selected rows.
+
+    In every round: draw from the clusters by their weights, fine-tune the base model on everything
+    drawn so far, score unseen rows of every cluster with it, re-weight the clusters.
+    """
+    stages.check_models(config)
+    with Selection.from_config(config) as selection:
+        while selection.draw():
+            checkpoint = selection.train()
+            selection.tell(selection.score(checkpoint))
+        return selection.finish()
+
+
+class Selection:
+    """The selection of one run folder, round by round.
+
+    Parameters
+    ----------
+    store
+        A run folder whose rows are read, embedded and clustered (`pyids.stages.prepare`).
+    config
+        The configuration that the folder was made with.
+    """
+
+    def __init__(self, store: Store, config: RunConfig) -> None:
+        self.store = store
+        self.config = config
+        self.budget = config.budget_rows(store.kept)
+        self.labels = store.labels()
+        self.rounds = Rounds(store, stages.cluster_sizes(store))
+
+    @classmethod
+    def open(cls, path: str | Path, **options: Any) -> Self:
+        """Start a selection in a run folder, or go on with the one that it holds.
+
+        Parameters
+        ----------
+        path
+            The run folder.
+        **options
+            Fields of `RunConfig`, `data` and `budget` among them; none to go on with the
+            configuration that the folder holds.
+
+        Raises
+        ------
+        ConfigError
+            The folder holds no selection, or another one.
+        """
+        if not options:
+            return cls.from_config(stages.saved_config(Path(path)))
+        return cls.from_config(make_config(**{**options, "output": str(path)}))
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Self:
+        """Read, embed and cluster what `config` names, as far as not done, and open its folder."""
+        return cls(stages.prepare(config), config)
+
+    def close(self) -> None:
+        """Give the run folder back."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def round(self) -> int:
+        """How many rounds have been told; the number of the present round, from 0."""
+        return self.rounds.told
+
+    # -- draw --
+
+    def ask(self) -> datasets.Dataset | None:
+        """Draw this round's rows, once, and give everything selected so far.
+
+        Returns
+        -------
+        datasets.Dataset or None
+            The original columns, `messages` and `_pyids_id`; None when all rounds have been told.
+        """
+        if not self.draw():
+            return None
+        import datasets
+
+        return datasets.Dataset.from_list(
+            [
+                {**row.record, "messages": row.messages, "_pyids_id": row.row_id}
+                for row in self.store.read_rows(self.rounds.selected())
+            ]
+        )
+
+    def draw(self) -> bool:
+        """Draw this round's rows, once; False when all rounds have been told."""
+        n = self.round
+        if n == self.config.rounds:
+            return False
+        if self.rounds.drawn == n:
+            quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
+            selected = self._sample(quotas, self.config.seed, weighted=bool(self.config.quality))
+            self.rounds.save_draw(n, quotas, selected)
+            logger.info(
+                "round %d: drew %d rows from %d of %d clusters",
+                *(n + 1, len(selected), np.count_nonzero(quotas), len(quotas)),
+            )
+        return True
+
+    def quotas(self, weights: Float64, left: Int64) -> Int64:
+        """Share this round's part of the budget among the clusters, summing to it exactly."""
+        n, rounds = self.round, self.config.rounds
+        budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
+        return allocate(budget, weights * left if self.config.quota == "size" else weights, left)
+
+    def probes(self) -> Int64:
+        """Draw the unseen rows to score in this round, once: `config.probes` of each cluster."""
+        n = self.round
+        row_ids = self.rounds.probes(n)
+        if row_ids is None:
+            quotas = np.minimum(self.config.probes, self.rounds.left(n + 1))
+            seed = xxhash.xxh3_64_intdigest(b"probes of round %d" % n, self.config.seed) >> 1
+            row_ids = self._sample(quotas, seed, weighted=False)
+            self.rounds.save_probes(n, row_ids)
+        return row_ids
+
+    def _sample(self, quotas: Int64, seed: int, *, weighted: bool) -> Int64:
+        """Draw from the clusters, shard by shard, what has not been selected."""
+        selected = self.rounds.selected()
+        parts = [
+            sample_by_cluster(
+                labels,
+                quotas,
+                weights=stages.quality(self.store, shard) if weighted else None,
+                row_ids=self.store.row_ids(shard),
+                exclude=selected,
+                seed=seed,
+                allow_fewer=True,
+                return_keys=True,
+                n_threads=self.config.threads,
+            )
+            for shard, labels in zip(self.store.shards, self.labels, strict=True)
+        ]
+        return merge_samples(parts, quotas)
+
+    # -- train and score --
+
+    def train(self) -> Checkpoint:
+        """Fine-tune the base model on everything selected so far, once a round."""
+        from pyids import finetune
+
+        folder = self.rounds.path(self.round, "checkpoint")
+        if folder.exists():
+            return finetune.read_record(folder)
+        checkpoint = finetune.finetune(
+            resolve_model(self.config.model),
+            self.conversations(self.rounds.selected()),
+            output_dir=folder,
+            **training_options(self.config),
+        )
+        logger.info(
+            "round %d: trained on %d rows in %.0f s, loss %.3f",
+            *(self.round + 1, checkpoint.rows, checkpoint.seconds, checkpoint.loss),
+        )
+        return checkpoint
+
+    def score(self, checkpoint: Checkpoint) -> Scores:
+        """Score this round's probe rows under the base model and the checkpoint."""
+        from pyids import scoring
+
+        row_ids = self.probes()
+        models = scoring.Models(
+            resolve_model(self.config.model), checkpoint.path, device=stages.device(self.config)
+        )
+        return scoring.score(
+            self.config.scorer,
+            models,
+            self.conversations(row_ids),
+            self.clusters_of(row_ids),
+            scoring.ScoringOptions(max_tokens=self.config.max_tokens),
+        )
+
+    def conversations(self, row_ids: Int64) -> list[list[Message]]:
+        """Messages of the rows, by ascending row id."""
+        return [row.messages for row in self.store.read_rows(row_ids)]
+
+    # -- re-weight --
+
+    def tell(self, scores: Scores | Mapping[int, float]) -> None:
+        """Take this round's scores and re-weight the clusters.
+
+        Parameters
+        ----------
+        scores
+            What `score` returned, or a mapping from row id to score (higher: more of this). The
+            scores of a cluster are averaged; clusters without a score keep their weight.
+
+        Raises
+        ------
+        ConfigError
+            All rounds have been told.
+        DataError
+            A score is not finite, or its row is not in the pool.
+        """
+        if not self.draw():
+            raise ConfigError(f"{self.store.path}: all {self.config.rounds} rounds have been told")
+        n = self.round
+        row_ids, columns = self._columns(scores)
+        clusters = self.clusters_of(row_ids)
+        weights = self.rounds.weights(n)
+        means, counts, variances = cluster_moments(columns["score"], clusters, len(weights))
+        update = update_weights(
+            weights,
+            means,
+            counts,
+            variances=variances,
+            rule=self.config.weight_rule,
+            temperature=self.config.temperature,
+            floor=self.config.floor,
+        )
+        learnt = improvement(columns)
+        is_noise = learnt is not None and learnt < SIGNIFICANT
+        if is_noise:
+            logger.warning(
+                "round %d: the checkpoint's loss on the probe rows is only %.1f standard errors "
+                "below the base model's: the scores are noise, so the weights stay",
+                *(n + 1, learnt),
+            )
+        summary = {
+            "scored_rows": len(row_ids),
+            "scored_clusters": int(np.count_nonzero(counts)),
+            "improvement_in_standard_errors": learnt,
+            "weights_changed": not is_noise,
+            "shrinkage": update.shrinkage.tolist(),
+            "cluster_scores": update.shrunk_scores.tolist(),
+        }
+        table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}
+        self.rounds.save_told(n, table, summary, weights if is_noise else update.weights)
+        logger.info(
+            "round %d: scored %d rows of %d clusters",
+            *(n + 1, summary["scored_rows"], summary["scored_clusters"]),
+        )
+
+    def _columns(self, scores: Scores | Mapping[int, float]) -> tuple[Int64, dict[str, Float64]]:
+        """Return the ids of the scored rows and what is known of each, `score` first."""
+        if not isinstance(scores, Mapping):
+            usable = np.isfinite(scores.values)
+            columns = {"score": scores.values, **scores.columns}
+            return self.probes()[usable], {name: x[usable] for name, x in columns.items()}
+        row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
+        values = np.fromiter(scores.values(), dtype=np.float64, count=len(scores))
+        if not np.isfinite(values).all():
+            first = np.flatnonzero(~np.isfinite(values))[0]
+            raise DataError(
+                f"the score of row {row_ids[first]} is {values[first]}: scores are finite numbers, "
+                "so leave out rows that have none"
+            )
+        return row_ids, {"score": values}
+
+    def clusters_of(self, row_ids: Int64) -> NDArray[np.int32]:
+        """Find the cluster of each row.
+
+        Raises
+        ------
+        DataError
+            A row that is not in the pool: never read, unusable, or dropped as a repeat.
+        """
+        clusters = np.full(len(row_ids), -1, dtype=np.int32)
+        for shard, labels in zip(self.store.shards, self.labels, strict=True):
+            kept = self.store.row_ids(shard)
+            if len(kept):
+                at = np.minimum(np.searchsorted(kept, row_ids), len(kept) - 1)
+                found = kept[at] == row_ids
+                clusters[found] = labels[at[found]]
+        if (clusters < 0).any():
+            stray = row_ids[np.flatnonzero(clusters < 0)[0]]
+            raise DataError(
+                f"row {stray} is not in the pool of {self.store.path}: give the _pyids_id of rows "
+                "that were asked for"
+            )
+        return clusters
+
+    # -- the result --
+
+    def finish(self) -> Path:
+        """Export the selection, then write the manifest."""
+        path = self.export()
+        self.store.write_manifest(stages.facts(self.config))
+        return path
+
+    def export(self, path: str | Path | None = None, *, format: str = "jsonl") -> Path:
+        """Write everything selected so far in the form that a trainer reads (`pyids.export`).
+
+        The file or folder is ``selected.jsonl`` or ``selected-FORMAT`` of the run folder, unless
+        `path` says otherwise.
+        """
+        name = "selected.jsonl" if format == "jsonl" else f"selected-{format}"
+        return export(self.store, self.selected(), path or self.store.path / name, format=format)
+
+    def export_probes(self) -> Path:
+        """Write the rows to score in this round, as ``probes.jsonl`` of the run folder."""
+        row_ids = self.probes()
+        rows = Selected(row_ids=row_ids, clusters=self.clusters_of(row_ids))
+        return export(self.store, rows, self.store.path / "probes.jsonl")
+
+    def selected(self) -> Selected:
+        """Return everything selected so far, with the reasons: cluster, weight, round, score."""
+        rounds = range(self.rounds.drawn)
+        drawn = [self.rounds.selected(n) for n in rounds]
+        clusters = [self.clusters_of(row_ids) for row_ids in drawn]
+        weights = [self.rounds.weights(n)[clusters[n]] for n in rounds]
+        numbers = [np.full(len(drawn[n]), n + 1) for n in rounds]
+        return Selected(
+            row_ids=np.concatenate([np.empty(0, np.int64), *drawn]),
+            clusters=(everyone := np.concatenate([np.empty(0, np.int32), *clusters])),
+            scores=self.rounds.cluster_scores()[everyone],
+            weights=np.concatenate([np.empty(0), *weights]),
+            rounds=np.concatenate([np.empty(0, np.int64), *numbers]),
+        )
+
+
+def training_options(config: RunConfig) -> dict[str, Any]:
+    """Return what `pyids.finetune.finetune` needs to know of the configuration."""
+    return {
+        "method": config.tuning,
+        "epochs": config.epochs,
+        "learning_rate": config.peak_learning_rate,
+        "batch_size": config.batch_size,
+        "max_tokens": config.max_tokens,
+        "lora_rank": config.lora_rank,
+        "seed": config.seed,
+        "device": stages.device(config),
+    }

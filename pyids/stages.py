@@ -1,0 +1,338 @@
+"""From a configuration to a run folder whose rows are read, embedded and clustered.
+
+Every stage works shard by shard and skips what a valid ledger entry proves to be done: that is all
+that resuming is. `plan` does what can be checked before any work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids import data
+from pyids.config import LongText, RunConfig, load_config, make_config
+from pyids.engine import Engine, make_engine
+from pyids.errors import ConfigError
+from pyids.store import (
+    Shard,
+    Store,
+    atomic_write,
+    begin,
+    fingerprint,
+    load_npy,
+    read_entry,
+    read_json,
+    save_npy,
+    write_entry,
+)
+
+if TYPE_CHECKING:
+    from pyids.encoders import Encoder
+
+logger = logging.getLogger("pyids")
+
+# Where a run works does not change what it selects: these may differ when it goes on.
+_MACHINE = {"data", "engine", "workers", "threads", "device", "output"}
+
+
+def prepare(config: RunConfig) -> Store:
+    """Make the run folder of `config`, or find it, and do the stages that are not done.
+
+    Raises
+    ------
+    PyidsError
+        Anything the user can mend; the encoder is looked for before the data is read, and loaded
+        after the data has been found good.
+    """
+    if config.embeddings is None:
+        find_encoder(config.encoder)
+    sources = open_sources(config)
+    store = Store.open(config.output_path)
+    try:
+        inputs = data.fingerprint_sources(sources, store, limit=config.limit)
+        store.claim({**config.model_dump(exclude=_MACHINE), "inputs": inputs})
+        with atomic_write(store.path / "config.yaml") as aside:
+            aside.write_text(config.to_yaml(), encoding="utf-8")
+        with make_engine(config.engine, config.workers) as engine:
+            read(store, config, sources, engine)
+            embed(store, config, engine)
+        cluster(store, config)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def saved_config(folder: Path) -> RunConfig:
+    """Read the configuration that a run folder holds, made to point at that folder."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    return make_config(**{**load_config(path), "output": str(folder)})
+
+
+# ---- before any work -----------------------------------------------------------------------------
+
+
+def check_models(config: RunConfig) -> None:
+    """Find the encoder and the language model, without loading them."""
+    from pyids import lm
+
+    if config.embeddings is None:
+        find_encoder(config.encoder)
+    lm.resolve_model(config.model)
+
+
+def open_sources(config: RunConfig) -> list[data.Source]:
+    """Find the input files and what each holds."""
+    return data.open_sources(config.data, format=config.format, vectors=vector_column(config))
+
+
+def vector_column(config: RunConfig) -> str | None:
+    """Name the column of precomputed vectors, if they come from a column."""
+    name = config.embeddings
+    return None if name is None or name.endswith(".npy") else name
+
+
+def device(config: RunConfig) -> str:
+    """Choose the device of encoder and language model."""
+    if config.device != "auto":
+        return config.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def plan(config: RunConfig) -> str:
+    """Check data, configuration, models and output as a run would, and say what it would do.
+
+    Nothing is written but in a temporary folder, and no model is loaded.
+    """
+    check_models(config)
+    sources = open_sources(config)
+    check_writable(config.output_path)
+    with make_engine(config.engine, config.workers) as engine:
+        intake = data.check(
+            sources,
+            engine=engine,
+            limit=config.limit,
+            strict=config.strict,
+            keep_duplicates=config.keep_duplicates,
+        )
+    budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
+    probes = min(config.probes * n_clusters, intake.kept)
+    vectors = config.embeddings or f"{config.encoder} on {device(config)}"
+    return "\n".join(
+        [
+            describe(intake),
+            f"vectors   {vectors}",
+            f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
+            f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})",
+            f"train     {config.model} on {device(config)}, {config.tuning}, {config.epochs} "
+            "epochs a round on everything drawn so far",
+            f"score     {config.scorer} on up to {probes} unseen rows a round; "
+            f"weights by the rule {config.weight_rule!r}",
+            f"output    {config.output_path}",
+        ]
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Check that a run folder could be made or used, without making it.
+
+    Raises
+    ------
+    ConfigError
+        It, or the nearest folder above it that exists, cannot be written, or is a file.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is a file, not a folder: choose another --output")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{nearest}: cannot write there: choose another --output")
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+def read(
+    store: Store, config: RunConfig, sources: Sequence[data.Source], engine: Engine
+) -> data.Intake:
+    """Read and validate the rows, drop repeats; check what depends on their number."""
+    intake = data.ingest(
+        store,
+        sources,
+        engine=engine,
+        limit=config.limit,
+        strict=config.strict,
+        keep_duplicates=config.keep_duplicates,
+    )
+    logger.info("%s", describe(intake))
+    config.budget_rows(intake.kept)
+    config.cluster_count(intake.kept)
+    return intake
+
+
+def describe(intake: data.Intake) -> str:
+    """Say in one line what was read."""
+    formats = ", ".join(f"{name} ({files})" for name, files in intake.formats.items())
+    return (
+        f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are unusable, "
+        f"{intake.repeats} repeat another"
+    )
+
+
+@dataclass(frozen=True)
+class _EmbedTask:
+    """What `_embed_shard` needs: paths and numbers."""
+
+    folder: str
+    shard: Shard
+    encoder: str
+    max_tokens: int | None
+    long_text: LongText
+    device: str
+    threads: int | None
+    made_from: dict[str, Any]
+
+
+def embed(store: Store, config: RunConfig, engine: Engine) -> None:
+    """Give every row that stays its vector: ``embeddings/``, one file a shard."""
+    if config.embeddings is not None:
+        data.take_vectors(store, config.embeddings, engine)
+        return
+    settings = {
+        "encoder": config.encoder,
+        "max_tokens": config.encoder_tokens,
+        "long_text": config.long_text,
+    }
+    revision = find_encoder(config.encoder).revision
+    tasks = [
+        _EmbedTask(
+            folder=str(store.path),
+            shard=shard,
+            encoder=config.encoder,
+            max_tokens=config.encoder_tokens,
+            long_text=config.long_text,
+            device=device(config),
+            threads=config.threads,
+            made_from={
+                "rows": store.fingerprint(shard),
+                "encoder": config.encoder,
+                "revision": revision,
+                "max_tokens": config.encoder_tokens,
+                "long_text": config.long_text,
+            },
+        )
+        for shard in store.shards
+    ]
+    done = 0
+    for n_rows in engine.map(_embed_shard, tasks):
+        done += n_rows
+        logger.info("embedded %d of %d rows", done, store.kept)
+
+
+def _embed_shard(task: _EmbedTask) -> int:
+    """Embed the rows of one shard; return their number."""
+    store = Store(task.folder)
+    path = store.artefact("embeddings", task.shard)
+    if (entry := read_entry(path.with_suffix(".json"), task.made_from)) is not None:
+        return int(entry["rows"])
+    from pyids.chat import text_of
+
+    texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
+    encoder = find_encoder(task.encoder, task.max_tokens, task.long_text, task.device)
+    if task.threads is not None:
+        import torch
+
+        torch.set_num_threads(task.threads)
+    save_npy(path, encoder.encode(texts).astype(np.float16), task.made_from)
+    return len(texts)
+
+
+@lru_cache(maxsize=1)
+def find_encoder(
+    name: str, max_tokens: int | None = None, long_text: LongText = "truncate", device: str = "cpu"
+) -> Encoder:
+    """Find an encoder, once a process; its weights are loaded with the first text."""
+    from pyids.encoders import load_encoder
+
+    return load_encoder(name, max_tokens=max_tokens, long_text=long_text, device=device)
+
+
+def cluster(store: Store, config: RunConfig) -> None:
+    """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
+    n_clusters = config.cluster_count(store.kept)
+    made_from = {
+        "embeddings": fingerprint(
+            [
+                read_json(store.artefact("embeddings", shard, ".json"))["files"]
+                for shard in store.shards
+            ]
+        ),
+        "clusters": n_clusters,
+        "iterations": config.kmeans_iterations,
+        "metric": config.metric,
+        "seed": config.seed,
+    }
+    path = store.path / "centroids.safetensors"
+    entry = path.with_suffix(".json")
+    if read_entry(entry, made_from) is not None:
+        return
+    from safetensors.numpy import save_file
+
+    from pyids.clustering import KMeans
+
+    kmeans = KMeans(
+        n_clusters,
+        max_iter=config.kmeans_iterations,
+        metric=config.metric,
+        random_state=config.seed,
+        device=config.device,
+        n_threads=config.threads,
+    )
+    kmeans.fit(store.embeddings())
+    begin(entry)
+    start = 0
+    for shard in store.shards:
+        stop = start + len(store.row_ids(shard))
+        save_npy(store.artefact("labels", shard), kmeans.labels_[start:stop], made_from)
+        start = stop
+    sizes = np.bincount(kmeans.labels_, minlength=n_clusters)
+    with atomic_write(path) as aside:
+        save_file({"centroids": kmeans.cluster_centers_, "sizes": sizes.astype(np.int64)}, aside)
+    write_entry(entry, [path], made_from, sizes=sizes.tolist(), inertia=kmeans.inertia_)
+    logger.info(
+        "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
+        *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
+    )
+
+
+def cluster_sizes(store: Store) -> NDArray[np.int64]:
+    """Rows of each cluster, int64 (K,)."""
+    from safetensors.numpy import load_file
+
+    sizes: NDArray[np.int64] = load_file(store.path / "centroids.safetensors")["sizes"]
+    return sizes
+
+
+def quality(store: Store, shard: Shard) -> NDArray[np.float64]:
+    """Weights of a shard's rows inside their clusters, float64 (rows,), memory-mapped."""
+    return load_npy(store.artefact("quality", shard))
+
+
+def facts(config: RunConfig) -> dict[str, Any]:
+    """Return what the manifest says of a run beside the hashes: how and on what it was made."""
+    return {
+        "config": config.model_dump(),
+        "device": device(config),
+        "threads": config.threads or len(os.sched_getaffinity(0)),
+    }

@@ -1,0 +1,177 @@
+"""The loop by ask and tell: no language model, scores that the test makes up."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+import pyids
+from pyids.errors import ConfigError, DataError
+
+NOISE = 3  # the topic that the made-up scores call useless
+
+
+def useful(pool, selection):
+    """Score probe rows: 1 for those of a true topic, 0 for noise."""
+    return {int(row): float(pool.topics[row] != NOISE) for row in selection.probes()}
+
+
+def run_to_the_end(pool, path, **options):
+    with pyids.Selection.open(path, **pool.options(**options)) as selection:
+        while selection.ask() is not None:
+            selection.tell(useful(pool, selection))
+        return selection.finish().read_bytes()
+
+
+def test_the_budget_is_met_exactly_and_noise_fades(pool, tmp_path):
+    shares = []
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        for n in range(3):
+            subset = selection.ask()
+            assert len(subset) == 20 * (n + 1)
+            assert len(set(subset["_pyids_id"])) == len(subset)
+            shares.append(np.mean(pool.topics[selection.rounds.selected(n)] == NOISE))
+            selection.tell(useful(pool, selection))
+        assert selection.ask() is None
+        assert shares[2] < shares[0] / 2
+        with pytest.raises(ConfigError, match="all 3 rounds have been told"):
+            selection.tell({0: 1.0})
+
+
+def test_asking_twice_gives_the_same_rows(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        assert selection.ask().to_list() == selection.ask().to_list()
+
+
+def test_probes_are_unseen_and_fresh_in_each_round(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(probes=5)) as selection:
+        seen = []
+        for _ in range(3):
+            selection.draw()
+            probes = selection.probes()
+            assert not set(probes) & set(selection.rounds.selected())
+            assert np.bincount(selection.clusters_of(probes)).tolist() == [5] * 4
+            seen.append(set(probes.tolist()))
+            selection.tell(useful(pool, selection))
+        assert seen[0] != seen[1] != seen[2]
+
+
+def test_the_first_draw_follows_the_sizes_of_the_clusters(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        selection.draw()
+        exact = 20 * selection.rounds.sizes / selection.rounds.sizes.sum()
+        assert (np.abs(selection.rounds.quotas(0) - exact) < 1).all()
+
+
+def test_equal_quotas(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(quota="equal")) as selection:
+        selection.draw()
+        assert selection.rounds.quotas(0).tolist() == [5] * 4
+
+
+def test_same_seed_same_bytes_other_seed_other_rows(pool, tmp_path):
+    first = run_to_the_end(pool, tmp_path / "a")
+    assert run_to_the_end(pool, tmp_path / "b", threads=1) == first
+    assert run_to_the_end(pool, tmp_path / "c", seed=1) != first
+
+
+def test_two_workers_give_the_same_bytes(pool, tmp_path):
+    first = run_to_the_end(pool, tmp_path / "a")
+    assert run_to_the_end(pool, tmp_path / "b", workers=2) == first
+
+
+def test_a_selection_goes_on_after_every_step(pool, tmp_path):
+    whole = run_to_the_end(pool, tmp_path / "whole")
+    path = tmp_path / "steps"
+    options = pool.options()
+    for _ in range(3):
+        for step in ("draw", "probes", "tell"):
+            with pyids.Selection.open(path, **options) as selection:
+                arguments = [useful(pool, selection)] if step == "tell" else []
+                getattr(selection, step)(*arguments)
+            options = {}
+    with pyids.Selection.open(path) as selection:
+        assert not selection.draw()
+        assert selection.finish().read_bytes() == whole
+
+
+def test_every_original_column_comes_out_again(pool, tmp_path):
+    rows = [orjson.loads(line) for line in run_to_the_end(pool, tmp_path / "run").splitlines()]
+    assert len(rows) == 60
+    for row in rows:
+        original = pool.rows[row["_pyids_id"]]
+        assert {name: row[name] for name in original} == original
+        assert row["_pyids_round"] in (1, 2, 3)
+        assert 0 <= row["_pyids_cluster"] < 4
+        assert 0 < row["_pyids_weight"] < 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({0: float("nan")}, "the score of row 0 is nan"),
+        ({400: 1.0}, "row 400 is not in the pool"),
+        ({-1: 1.0}, "row -1 is not in the pool"),
+    ],
+)
+def test_bad_scores_are_named(pool, tmp_path, scores, words):
+    with (
+        pyids.Selection.open(tmp_path / "run", **pool.options()) as selection,
+        pytest.raises(DataError, match=words),
+    ):
+        selection.tell(scores)
+
+
+def test_a_folder_of_another_config_is_refused(pool, tmp_path):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    with pytest.raises(ConfigError, match=r"clusters was 4, now 5"):
+        pyids.Selection.open(tmp_path / "run", **pool.options(clusters=5))
+
+
+def test_a_folder_without_a_selection_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a run folder"):
+        pyids.Selection.open(tmp_path)
+
+
+TRAINER = """
+import json, subprocess, sys
+pyids, folder, pool, vectors = sys.argv[1:]
+options = ["--data", pool, "--embeddings", vectors, "--budget", "30", "--clusters", "4"]
+rounds = 0
+while True:
+    asked = subprocess.run([pyids, "-q", "ask", folder, *options], capture_output=True, text=True)
+    options = []
+    if asked.returncode == 3:
+        break
+    assert asked.returncode == 0, asked.stderr
+    train, probes = asked.stdout.split()
+    rounds += 1
+    assert sum(1 for _ in open(train)) == 10 * rounds
+    with open(folder + "/my-scores.jsonl", "w") as scores:
+        for line in open(probes):
+            row = json.loads(line)
+            score = float(not row["messages"][0]["content"].startswith("noise"))
+            scores.write(json.dumps({"_pyids_id": row["_pyids_id"], "score": score}) + "\\n")
+    subprocess.run([pyids, "-q", "tell", folder, scores.name], check=True)
+print(rounds)
+"""
+
+
+@pytest.mark.slow
+def test_a_trainer_in_another_process_asks_and_tells(pool, tmp_path):
+    command = str(Path(sys.executable).with_name("pyids"))
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, command, str(tmp_path / "run"), pool.path, pool.vectors],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "3"
+    with pyids.Selection.open(tmp_path / "run") as selection:
+        drawn = [pool.topics[selection.rounds.selected(n)] == NOISE for n in range(3)]
+        assert drawn[2].mean() < drawn[0].mean()
+    assert (tmp_path / "run" / "manifest.json").exists()

@@ -59,7 +59,7 @@ py::tuple sample(const Array<std::int32_t>& labels, const Array<std::int64_t>& q
   Sample drawn;
   {
     py::gil_scoped_release release;
-    drawn = sample_by_cluster(rows, quota, {seed, n_threads, allow_fewer});
+    drawn = sample_by_cluster(rows, quota, {seed, n_threads, allow_fewer, return_keys});
   }
   if (!return_keys) return py::make_tuple(to_numpy(std::move(drawn.row_ids)));
   return py::make_tuple(to_numpy(std::move(drawn.row_ids)), to_numpy(std::move(drawn.labels)),

@@ -39,7 +39,7 @@ void test_streams_differ() {
 }
 
 void test_uniform_is_open() {
-  check(pyids::uniform(0) == 0x1p-64, "the smallest uniform is 2^-64");
+  check(pyids::uniform(std::uint64_t{0}) == 0x1p-64, "the smallest uniform is 2^-64");
   check(pyids::uniform(~std::uint64_t{0}) == 1 - 0x1p-53, "the largest uniform is below 1");
 }
 

@@ -50,41 +50,87 @@ constexpr std::uint64_t random_bits(std::uint64_t seed, Stream stream, std::uint
   return block[0] | std::uint64_t{block[1]} << 32;
 }
 
+// What follows takes a number, or a vector of the compiler's (vector_size) with the same result in
+// every lane: only IEEE additions, multiplications, divisions and bit operations, none fused.
+template <class Real>
+struct BitsOf {
+  typedef unsigned long long type __attribute__((vector_size(sizeof(Real))));
+};
+template <>
+struct BitsOf<double> {
+  using type = std::uint64_t;
+};
+template <class Bits>
+struct RealOf {
+  typedef double type __attribute__((vector_size(sizeof(Bits))));
+};
+template <>
+struct RealOf<std::uint64_t> {
+  using type = double;
+};
+
 // Uniform in (0, 1), never 0 nor 1. Steps of 2^-64 near 0 (53 significant bits throughout), so
 // that events rarer than 2^-53 still have about their right probability.
-constexpr double uniform(std::uint64_t bits) {
-  const double u = static_cast<double>(bits | 1) * 0x1p-64;
-  return u < 1 - 0x1p-53 ? u : 1 - 0x1p-53;
+template <class Bits>
+constexpr auto uniform(const Bits& bits) {
+  using Real = typename RealOf<Bits>::type;
+  // bits | 1 as a double, rounded once: the halves as mantissas of 2^84 + x 2^32 and 2^52 + y.
+  const Bits x = bits >> 32 | 0x4530000000000000u;
+  const Bits y = (bits & 0xffffffffu) | 0x4330000000000001u;
+  const Real high = __builtin_bit_cast(Real, x) - 0x1.00000001p84;
+  const Real u = (high + __builtin_bit_cast(Real, y)) * 0x1p-64;
+  const Real largest = Real{} + (1 - 0x1p-53);
+  return u < largest ? u : largest;
 }
 
-// atanh(s) / s for |s| <= 0.172 from its series, which by the 11th term is below 2^-53.
-constexpr double atanh_over(double s) {
-  const double z = s * s;
-  double sum = 1.0 / 23;
+// x = 2^exponent * mantissa with the mantissa in [sqrt(1/2), sqrt(2)); x positive and normal.
+template <class Real>
+struct Split {
+  Real exponent;
+  Real mantissa;
+
+  constexpr explicit Split(const Real& x) {
+    using Bits = typename BitsOf<Real>::type;
+    constexpr std::uint64_t one = 0x3FF0000000000000, sqrt_half = 0x3FE6A09E667F3BCD;
+    const Bits bits = __builtin_bit_cast(Bits, x);
+    const Bits biased = (bits + (one - sqrt_half)) >> 52;
+    const Bits mantissa_bits = bits - (biased << 52) + one;
+    const Bits as_mantissa = biased | 0x4330000000000000u;
+    exponent = __builtin_bit_cast(Real, as_mantissa) - (0x1p52 + 1023);
+    mantissa = __builtin_bit_cast(Real, mantissa_bits);
+  }
+};
+
+// exponent * log(2) + 2 atanh(s), |s| <= 0.172. The series of atanh is below 2^-53 by its 12th
+// term.
+template <class Real>
+constexpr Real log_from_parts(const Real& exponent, const Real& s) {
+  const Real z = s * s;
+  Real sum = Real{} + 1.0 / 23;
   for (int k = 10; k >= 0; --k) sum = sum * z + 1.0 / (2 * k + 1);
-  return sum;
-}
-
-// Natural logarithm of a positive finite x, to two ulps; additions and multiplications only.
-constexpr double portable_log(double x) {
-  const double scale = x < 0x1p-1022 ? 0x1p54 : 1;  // denormals: take them to the normal range
-  const auto bits = std::bit_cast<std::uint64_t>(x * scale);
-  // Cut x = 2^e * m so that m is in [sqrt(1/2), sqrt(2)).
-  constexpr std::uint64_t sqrt_half = 0x3FE6A09E667F3BCD;
-  const auto e = static_cast<std::int64_t>(bits - sqrt_half) >> 52;
-  const auto m = std::bit_cast<double>(bits - (static_cast<std::uint64_t>(e) << 52));
-  const double exponent = static_cast<double>(e) - (scale == 1 ? 0 : 54);
-  const double s = (m - 1) / (m + 1);
   constexpr double ln2_high = 0x1.62e42fefap-1;  // exact times any exponent
   constexpr double ln2_low = 0x1.cf79abc9e3b3ap-40;
-  return exponent * ln2_high + (exponent * ln2_low + 2 * s * atanh_over(s));
+  return exponent * ln2_high + (exponent * ln2_low + 2 * s * sum);
+}
+
+// Natural logarithm of a positive finite x, to two ulps.
+template <class Real>
+constexpr Real portable_log(const Real& x) {
+  const Real zero{};
+  const auto denormal = x < zero + 0x1p-1022;
+  const Split<Real> part(denormal ? x * 0x1p54 : x);
+  const Real s = (part.mantissa - 1) / (part.mantissa + 1);
+  return log_from_parts(part.exponent - (denormal ? zero + 54 : zero), s);
 }
 
 // -log(1 - u): the standard exponential whose distribution function has the value u in (0, 1).
-constexpr double exponential(double u) {
-  if (u >= 0.25) return -portable_log(1 - u);
-  const double s = u / (2 - u);
-  return 2 * s * atanh_over(s);
+template <class Real>
+constexpr Real exponential(const Real& u) {
+  const auto small = u < Real{} + 0.25;  // where 1 - u would lose bits
+  const Split<Real> part(1 - u);
+  const Real numerator = small ? -u : part.mantissa - 1;
+  const Real denominator = small ? 2 - u : part.mantissa + 1;
+  return -log_from_parts(part.exponent, numerator / denominator);
 }
 
 }  // namespace pyids

@@ -7,6 +7,7 @@
 // come out for any order, any sharding and any number of threads.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -27,7 +28,7 @@ SampleKey sample_key(std::uint64_t seed, std::int64_t row_id, double log_weight)
 
 // The pool, or one shard of it; every pointer refers to `size` values.
 struct SampleRows {
-  std::size_t size = 0;
+  std::size_t size = 0;  // less than 2^32
   const std::int32_t* labels = nullptr;
   const std::int64_t* row_ids = nullptr;  // null: 0, 1, ... size - 1
   // Neither: every row weighs the same.
@@ -41,6 +42,7 @@ struct SampleOptions {
   std::uint64_t seed = 0;
   int n_threads = 0;         // 0: one per core
   bool allow_fewer = false;  // a cluster with fewer rows than its quota gives what it has
+  bool return_keys = false;  // else `labels` and `keys` stay empty
 };
 
 // Ascending by row id.

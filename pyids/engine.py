@@ -41,8 +41,8 @@ class Engine(Protocol):
 
         At most ``IN_FLIGHT * workers`` items are taken ahead of the result that is yielded, so
         `items` may be endless. The first exception of a task, in item order, is raised here as it
-        was; a worker that died is a `PyidsError` that names its item. Closing the iterator drops
-        the tasks that have not begun.
+        was; a worker that died is a `PyidsError` that names its item. Tasks in flight when the
+        iterator is closed may still run to their end; `close` waits for them.
         """
         ...
 
@@ -174,6 +174,7 @@ class RayEngine(_Closing):
             ) from None
         self._ray: Any = ray
         self._started = False
+        self._dropped: list[Any] = []
         if not ray.is_initialized():
             self._connect(address, workers)
         self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -204,8 +205,9 @@ class RayEngine(_Closing):
                 yield self._result(*running[0])
                 running.popleft()
         finally:
-            for _, reference in running:
-                self._ray.cancel(reference)
+            # Not cancelled: ray.cancel, when the task ends at that moment, aborts this process
+            # ("Tried to complete task that was not pending", Ray 2.60).
+            self._dropped += [reference for _, reference in running]
 
     def _result(self, item: object, reference: Any) -> Any:
         errors = self._ray.exceptions
@@ -221,7 +223,10 @@ class RayEngine(_Closing):
             ) from None
 
     def close(self) -> None:
-        """Stop the cluster if this engine started it."""
+        """Wait for the tasks that still run; stop the cluster if this engine started it."""
+        if self._dropped:
+            self._ray.wait(self._dropped, num_returns=len(self._dropped))
+            self._dropped = []
         if self._started:
             self._ray.shutdown()
             self._started = False
@@ -245,7 +250,7 @@ def make_engine(name: str, workers: int | None = None, *, address: str | None = 
         An unknown name, a cluster that does not answer, or Ray missing.
     """
     if name == "local":
-        return LocalEngine(workers or 1)
+        return LocalEngine(1 if workers is None else workers)
     if name == "ray":
         return RayEngine(address, workers)
     raise ConfigError(f"there is no engine {name!r}: choose local or ray")

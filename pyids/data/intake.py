@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pyids.data.dedup import drop_repeats
 from pyids.data.readers import Problem, Reader
-from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
+from pyids.data.sources import Source, Split, fingerprint_files, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.formats import BadRow, UnusableRow, digest, to_messages
@@ -180,7 +180,7 @@ def _read(
     """Read the splits in order; write ``rows/index.json`` when all are whole."""
     rows_folder = store.path / "rows"
     rows_folder.mkdir(exist_ok=True)
-    inputs = fingerprint_sources(sources, store, limit=limit)
+    inputs = fingerprint_files([source.path for source in sources], store, limit=limit)
     tasks = [
         _Task(split, str(rows_folder), inputs[split.source_number]["xxh3"], limit, strict, records)
         for split in plan_splits(sources)

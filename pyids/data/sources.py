@@ -298,17 +298,17 @@ def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
             start, collected = unit + 1, 0
 
 
-def fingerprint_sources(
-    sources: Sequence[Source], store: Store | None = None, *, limit: int | None = None
+def fingerprint_files(
+    paths: Sequence[str], store: Store | None = None, *, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Name, size and content hash of each source: the data set's identity.
+    """Name, size and content hash of input files: what a run folder belongs to.
 
     The files are read once; a file whose path, size and time of change are those that the run
     folder remembers is not read again.
 
     Parameters
     ----------
-    sources : sequence of Source
+    paths : sequence of str
         The files.
     store : Store, optional
         The run folder that remembers.
@@ -324,23 +324,13 @@ def fingerprint_sources(
     limit_bytes = None if limit is None else LIMITED_HASH_BYTES
     remembered = store.path / ".inputs.json" if store is not None else None
     known = read_json(remembered) if remembered is not None and remembered.exists() else {}
-    found = {}
-    for source in sources:
-        path = Path(source.path).resolve()
+    found = []
+    for path in (Path(path).resolve() for path in paths):
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, limit_bytes]
-        if known.get(str(path), {}).get("stamp") == stamp:
-            found[str(path)] = known[str(path)]
-        else:
-            found[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
-    if remembered is not None and found != known:
-        write_json(remembered, found)
-    return [
-        {
-            "name": Path(source.path).name,
-            "bytes": found[key]["stamp"][0],
-            "xxh3": found[key]["xxh3"],
-        }
-        for source in sources
-        for key in [str(Path(source.path).resolve())]
-    ]
+        if known.get(str(path), {}).get("stamp") != stamp:
+            known[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
+        found.append({"name": path.name, "bytes": stat.st_size, "xxh3": known[str(path)]["xxh3"]})
+    if remembered is not None:
+        write_json(remembered, known)
+    return found

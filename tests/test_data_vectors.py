@@ -1,0 +1,200 @@
+"""Precomputed vectors: from a file or a column, aligned with the input, kept rows only."""
+
+import os
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pyids.data import ingest, intake, open_sources, open_vectors, sources, store_vectors
+from pyids.errors import DataError, PyidsWarning
+from pyids.store import Store, verify
+
+N, D = 500, 6
+
+
+@pytest.fixture(autouse=True)
+def _small_and_unsynced(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(sources, "SPLIT_BYTES", 8000)
+    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 32)
+    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
+
+
+def vectors(dtype=np.float32):
+    return np.random.default_rng(0).normal(size=(N, D)).astype(dtype)
+
+
+def rows():
+    """Every fifth row repeats the one before it, every seventh is unusable."""
+    return [
+        {"prompt": f"q{i - (i % 5 == 4)}", "completion": "" if i % 7 == 6 else "answer", "i": i}
+        for i in range(N)
+    ]
+
+
+def write(path, kind, column=None):
+    table = [dict(row) for row in rows()]
+    if column is not None:
+        for row, vector in zip(table, column, strict=True):
+            row["v"] = None if vector is None else vector.tolist()
+    if kind == "jsonl":
+        (path / "d.jsonl").write_bytes(b"\n".join(map(orjson.dumps, table)))
+        return path / "d.jsonl"
+    if kind == "arrow":
+        datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+        datasets.Dataset.from_list(table).save_to_disk(str(path / "d"), num_shards=3)
+        return path / "d"
+    made = pa.Table.from_pylist(table)
+    if column is not None and kind != "parquet":
+        flat = pa.array(np.concatenate(list(column)))
+        lists = {
+            "fixed": pa.FixedSizeListArray.from_arrays(flat, D),
+            "large": pa.LargeListArray.from_arrays(np.arange(0, N * D + 1, D), flat),
+        }[kind]
+        made = made.set_column(made.schema.get_field_index("v"), "v", lists)
+    pq.write_table(made, path / "d.parquet", row_group_size=150)
+    return path / "d.parquet"
+
+
+def stored(tmp_path, data, embeddings, column=None, limit=None):
+    found = open_sources([str(data)], vectors=column)
+    with Store.open(tmp_path / "run") as store:
+        ingest(store, found, limit=limit)
+        width = store_vectors(store, found, str(embeddings), limit=limit)
+        store.write_manifest({})
+    assert verify(tmp_path / "run") == []
+    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+    assert 0 < len(ids) < N * 0.9
+    assert len(store.shards) > 4
+    return width, ids, store.embeddings()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_file_is_indexed_by_row_id(dtype, tmp_path):
+    given = vectors(dtype)
+    np.save(tmp_path / "v.npy", given)
+    width, ids, shards = stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v.npy")
+    assert width == D
+    assert all(isinstance(shard, np.memmap) for shard in shards)
+    found = np.concatenate(shards)
+    assert found.dtype == (np.float16 if dtype == np.float16 else np.float32)
+    np.testing.assert_array_equal(found, given[ids].astype(found.dtype))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "fixed", "large", "arrow"])
+def test_a_column_gives_the_same_vectors_in_every_kind_of_file(kind, tmp_path):
+    given = vectors()
+    data = write(tmp_path, kind, given)
+    width, ids, shards = stored(tmp_path, data, "v", column="v")
+    assert width == D
+    np.testing.assert_array_equal(np.concatenate(shards), given[ids])
+
+
+def test_half_precision_columns_stay_half(tmp_path):
+    given = vectors(np.float16)
+    _, ids, shards = stored(tmp_path, write(tmp_path, "fixed", given), "v", column="v")
+    found = np.concatenate(shards)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, given[ids])
+
+
+def test_missing_vectors_matter_only_in_rows_that_stay(tmp_path):
+    given = list(vectors())
+    given[6] = None  # unusable, so it stays out anyway
+    data = write(tmp_path, "parquet", given)
+    _, ids, shards = stored(tmp_path, data, "v", column="v")
+    assert 6 not in ids
+    np.testing.assert_array_equal(np.concatenate(shards), vectors()[ids])
+    given[10] = None
+    with pytest.raises(DataError, match=r"NaN, infinite or missing values \(row ids 10\)"):
+        stored(tmp_path, write(tmp_path, "parquet", given), "v", column="v")
+
+
+@pytest.mark.parametrize("limit", [300, 10_000])
+def test_a_limit_takes_the_first_vectors(limit, tmp_path):
+    given = vectors()
+    np.save(tmp_path / "v.npy", given)
+    data = write(tmp_path, "jsonl")
+    _, ids, shards = stored(tmp_path, data, tmp_path / "v.npy", limit=limit)
+    assert ids.max() < limit
+    np.testing.assert_array_equal(np.concatenate(shards), given[ids])
+    data = write(tmp_path, "parquet", given)
+    _, ids, shards = stored(tmp_path, data, "v", column="v", limit=limit)
+    np.testing.assert_array_equal(np.concatenate(shards), given[ids])
+
+
+def test_rows_with_nan_or_infinity_are_named(tmp_path):
+    given = vectors()
+    given[[3, 5], [0, D - 1]] = np.nan, -np.inf
+    given[6] = np.nan  # unusable, so nobody asks
+    np.save(tmp_path / "v.npy", given)
+    with pytest.raises(DataError, match=r"values \(row ids 3, 5\): compute them again"):
+        stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v.npy")
+    np.save(tmp_path / "v.npy", np.where(np.isfinite(given), given.astype(float), 1e300))
+    with pytest.raises(DataError, match=r"row ids 3, 5"):
+        stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v.npy")
+
+
+def test_zero_vectors_are_reported(tmp_path):
+    given = vectors()
+    given[[2, 302]] = 0
+    np.save(tmp_path / "v.npy", given)
+    with pytest.warns(PyidsWarning, match=r"2 rows have a zero vector \(row ids 2, 302\)"):
+        stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((N - 1, D)), "499 vectors for 500 rows of input"),
+        (np.zeros((N + 1, D)), "501 vectors for 500 rows of input"),
+        (np.zeros(N), r"shape \(500,\): vectors are float16 or float32"),
+        (np.zeros((N, 0)), "shape"),
+        (np.zeros((N, D), int), "int64 of shape"),
+        (np.array([[{}]], dtype=object), "no .npy file of numbers"),
+    ],
+)
+def test_files_that_do_not_fit(array, says, tmp_path):
+    np.save(tmp_path / "v.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=says):
+        stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v.npy")
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(DataError, match="no such file of vectors"):
+        open_vectors(tmp_path / "v.npy")
+    (tmp_path / "v.npy").write_text("x")
+    with pytest.raises(DataError, match=r"no \.npy file of numbers"):
+        open_vectors(tmp_path / "v.npy")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_that_do_not_fit(kind, tmp_path):
+    data = write(tmp_path, kind, vectors())
+    with pytest.raises(DataError, match="no column 'w' of vectors"):
+        open_sources([str(data)], vectors="w")
+    uneven = list(vectors())
+    uneven[495] = np.ones(D - 1)
+    data = write(tmp_path, kind, uneven)
+    with pytest.raises(DataError, match="make them"):
+        stored(tmp_path, data, "v", column="v")
+    with pytest.raises(DataError, match="column 'i'"):
+        stored(tmp_path, data, "i", column="i")
+
+
+def test_what_is_copied_is_not_copied_again(tmp_path):
+    np.save(tmp_path / "v.npy", vectors())
+    data = write(tmp_path, "jsonl")
+    stored(tmp_path, data, tmp_path / "v.npy")
+    files = sorted((tmp_path / "run" / "embeddings").glob("*.npy"))
+    times = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    stored(tmp_path, data, tmp_path / "v.npy")
+    again = [file.stat().st_mtime_ns for file in files]
+    assert [i for i, (a, b) in enumerate(zip(times, again, strict=True)) if a != b] == [2]
+    np.save(tmp_path / "v.npy", -vectors())
+    _, ids, shards = stored(tmp_path, data, tmp_path / "v.npy")
+    np.testing.assert_array_equal(np.concatenate(shards), -vectors()[ids])

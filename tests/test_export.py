@@ -1,0 +1,235 @@
+"""What leaves: the rows as they came, what is added, what each trainer reads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pyids import records
+from pyids.data import ingest, open_sources
+from pyids.errors import ConfigError, DataError
+from pyids.export import FORMATS, Selected, export, push_to_hub
+from pyids.store import Store
+
+RAWS = [
+    '{"messages": [{"role":"user","content":"hi"},{"role":"assistant","content":"h\\u00e9llo"}],'
+    ' "big": 123456789012345678901234567890, "f": 1.50, "e": 1E5, "n": null}',
+    '{"z":1,"messages":[{"role":"system","content":"s"},{"role":"user","content":"u"},'
+    '{"role":"assistant","content":"a"}],"a":{"y":[1,2,{"x":"\\n\\""}]}}',
+    '{"messages":[{"role":"user","content":"call"},{"role":"assistant","content":null,'
+    '"tool_calls":[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]}],'
+    '"tools":[{"type":"function","function":{"name":"f"}}]}',
+    '{"_pyids_id":77,"messages":[{"role":"user","content":"again"},'
+    '{"role":"assistant","content":"selected"}],"_pyids_round":2,"keep":0.10}',
+]
+ALPACA = [
+    {"instruction": f"do {i}", "input": "", "output": f"done {i}", "id": i} for i in range(40)
+]
+
+
+@pytest.fixture
+def stored(tmp_path):
+    def make(data, name="run"):
+        text = data if isinstance(data, str) else "\n".join(map(json.dumps, data))
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        store = Store(tmp_path / name)
+        with Store.open(tmp_path / name) as opened:
+            ingest(opened, open_sources([str(tmp_path / f"{name}.jsonl")]))
+        return store
+
+    return make
+
+
+def some(n=4):
+    return Selected(
+        row_ids=np.arange(n)[::-1].astype(np.int64),
+        clusters=np.arange(n, dtype=np.int32) * 10,
+        scores=np.array([0.1, np.nan, -2.5e-7, *range(n)][:n]),
+        weights=np.full(n, 0.25),
+        rounds=np.ones(n, dtype=np.int16),
+    )
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def test_original_columns_come_out_untouched(stored, tmp_path):
+    path = export(stored("\n".join(RAWS)), some(), tmp_path / "selected.jsonl")
+    found = lines(path)
+    for row_id, (line, raw) in enumerate(zip(found[:3], RAWS[:3], strict=True)):
+        ours = json.loads(line)
+        assert line.startswith(raw[:-1] + ",")  # byte for byte, then ours
+        assert list(ours)[-5:] == [
+            "_pyids_id", "_pyids_cluster", "_pyids_score", "_pyids_weight", "_pyids_round"
+        ]  # fmt: skip
+        assert ours["_pyids_id"] == row_id
+        assert ours["_pyids_cluster"] == 30 - 10 * row_id
+    assert [json.loads(line)["_pyids_score"] for line in found] == [0, -2.5e-7, None, 0.1]
+    assert json.loads(found[0])["big"] == 123456789012345678901234567890
+
+
+def test_columns_of_an_earlier_selection_are_replaced(stored, tmp_path):
+    path = export(stored("\n".join(RAWS)), some(), tmp_path / "selected.jsonl")
+    last = lines(path)[3]
+    assert last.count("_pyids_id") == 1
+    assert '"keep":0.10' in last
+    assert json.loads(last)["_pyids_id"] == 3
+    again = stored(path.read_text(), "again")
+    twice = lines(export(again, some(), tmp_path / "again.jsonl"))
+    assert [json.loads(line) for line in twice] == [json.loads(line) for line in lines(path)]
+    assert '"f":1.50,"e":1E5' in twice[0]
+
+
+def test_other_formats_gain_messages(stored, tmp_path):
+    path = export(stored(ALPACA), some(40), tmp_path / "selected.jsonl")
+    for row, line in zip(ALPACA, lines(path), strict=True):
+        found = json.loads(line)
+        assert {key: found[key] for key in row} == row
+        assert found["messages"] == [
+            {"role": "user", "content": row["instruction"]},
+            {"role": "assistant", "content": row["output"]},
+        ]
+    mixed = [{**row, "messages": "mine"} for row in ALPACA]
+    store = Store(tmp_path / "mixed")
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, mixed)))
+    with Store.open(tmp_path / "mixed") as opened:
+        ingest(opened, open_sources([str(tmp_path / "mixed.jsonl")], format="alpaca"))
+    with pytest.raises(DataError, match="the column 'messages' stands where"):
+        export(store, some(), tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_the_same_selection_is_the_same_bytes(format, stored, tmp_path):
+    store = stored(ALPACA)
+    selected = some(40)
+    order = np.random.default_rng(0).permutation(40)
+    shuffled = Selected(
+        *(
+            getattr(selected, name)[order]
+            for name in ("row_ids", "clusters", "scores", "weights", "rounds")
+        )
+    )
+    # Stanzas name their folder: export both to one place.
+    contents = []
+    for rows in (selected, shuffled):
+        path = export(store, rows, tmp_path / "out", format)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+    assert all(contents[0])
+
+
+def test_indices_are_the_row_ids(stored, tmp_path):
+    path = export(stored(ALPACA), Selected(np.array([7, 3, 30])), tmp_path / "ids.txt", "indices")
+    assert path.read_text() == "3\n7\n30\n"
+
+
+def test_parquet_has_one_type_a_column_or_says_so(stored, tmp_path):
+    path = export(stored(ALPACA), some(40), tmp_path / "selected.parquet", "parquet")
+    table = pq.read_table(path)
+    assert table.column("id").to_pylist() == list(range(40))
+    assert table.column("_pyids_score").null_count == 1
+    assert table.column("messages").to_pylist()[3][1] == {"role": "assistant", "content": "done 3"}
+    odd = [{**row, "id": "text" if i == 7 else [i]} for i, row in enumerate(ALPACA)]
+    with pytest.raises(DataError, match="the columns have no single type"):
+        export(stored(odd, "odd"), some(40), tmp_path / "odd.parquet", "parquet")
+
+
+def test_bad_selections_and_places(stored, tmp_path):
+    store = stored(ALPACA)
+    with pytest.raises(ConfigError, match="no export format 'csv': choose jsonl"):
+        export(store, some(), tmp_path / "x", "csv")
+    with pytest.raises(ValueError, match="row id 3 is selected twice"):
+        export(store, Selected(np.array([3, 1, 3])), tmp_path / "x")
+    with pytest.raises(ValueError, match="row id 99 was never read"):
+        export(store, Selected(np.array([99])), tmp_path / "x")
+    with pytest.raises(ValueError, match="scores has 2 rows, row_ids has 1"):
+        Selected(np.array([1]), scores=np.zeros(2))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        export(store, some(), tmp_path / "run.jsonl" / "x")
+
+
+# ---- trainers ------------------------------------------------------------------------------------
+
+
+def test_datasets_loads_the_export(stored, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    path = export(stored(ALPACA), some(40), tmp_path / "selected.jsonl")
+    loaded = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded.num_rows == 40
+    assert loaded[5]["messages"][1]["content"] == "done 5"
+    assert loaded[5]["_pyids_cluster"] == 340
+
+
+@pytest.mark.parametrize(
+    ("format", "stanza"),
+    [("trl", "sft.yaml"), ("llamafactory", "dataset_info.json"), ("axolotl", "axolotl.yaml")],
+)
+def test_trainers_get_messages_and_a_stanza_that_finds_them(format, stanza, stored, tmp_path):
+    folder = export(stored("\n".join(RAWS)), some(), tmp_path / "out", format)
+    config = yaml.safe_load((folder / stanza).read_text())
+    if format == "llamafactory":
+        [described] = config.values()
+        file = folder / described["file_name"]
+        column, tags = described["columns"]["messages"], described["tags"]
+        role, content = tags["role_tag"], tags["content_tag"]
+        assert described["formatting"] == "sharegpt"
+    else:
+        [described] = config["datasets"]
+        if format == "trl":
+            file, column, role, content = described["data_files"], "messages", "role", "content"
+        else:
+            file, column = described["path"], described["field_messages"]
+            role, content = described["message_property_mappings"].values()
+            assert described["roles_to_train"] == ["assistant"]
+    rows = [json.loads(line) for line in lines(Path(file))]
+    assert [row[column][-1][role] for row in rows] == ["assistant"] * 4
+    assert rows[0][column][1][content] == "h\u00e9llo"
+    assert rows[2]["tools"][0]["function"]["name"] == "f"
+    assert rows[2][column][1]["tool_calls"]
+
+
+def test_pushing_sends_the_export_and_reports_refusal(stored, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    path = export(stored(ALPACA), some(40), tmp_path / "selected.jsonl")
+    sent = []
+
+    def push(self, repository, private):
+        sent.append((repository, private, self.num_rows, self[0]["_pyids_id"]))
+        if repository == "no/access":
+            raise OSError("401 Unauthorized\nlong story")
+
+    monkeypatch.setattr(datasets.Dataset, "push_to_hub", push)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert push_to_hub(path, "me/mine").endswith("/datasets/me/mine")
+    assert sent == [("me/mine", True, 40, 0)]
+    with pytest.raises(ConfigError, match=r"no/access: .*\(401 Unauthorized\): check the name"):
+        push_to_hub(path, "no/access")
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def test_members_keep_the_text_of_every_value():
+    raw = b' { "a" : 1.50 , "b\\u0041":[1, {"c":"}"}],"n":-0,"e":{} } '
+    assert records.members(raw) == [
+        ("a", "1.50"), ("bA", '[1, {"c":"}"}]'), ("n", "-0"), ("e", "{}")
+    ]  # fmt: skip
+    assert records.members(b"{}") == []
+    assert records.with_members(b"{}", [("x", b"1")]) == b'{"x":1}'
+    assert records.with_members(b'{"a": 1}', []) == b'{"a": 1}'
+    assert records.with_members(b'{"p_a": 1}', [("x", b"2")], replace="p_") == b'{"x":2}'
+
+
+def test_compacting_touches_nothing_inside_texts():
+    raw = json.dumps({"a b": 'x \\" y\n', "n": [1, {}]}, indent=3).encode()
+    assert b"\n" not in records.compact(raw)
+    assert orjson.loads(records.compact(raw)) == orjson.loads(raw)

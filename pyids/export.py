@@ -182,7 +182,7 @@ def _our_members(selected: Selected) -> Iterator[list[tuple[str, bytes]]]:
 
 def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
     """Original columns, messages where the input has none, ours."""
-    formats = {source.path: source.format for source in store.sources}
+    formats = {source["path"]: source["format"] for source in store.index["sources"]}
     rows = store.read_rows(selected.row_ids)
     for row, ours in zip(rows, _our_members(selected), strict=True):
         added = ours

@@ -196,15 +196,6 @@ class Shard:
         return range(self.first_row_id, self.first_row_id + self.rows)
 
 
-@dataclass(frozen=True)
-class SourceInfo:
-    """An input file as it was read: its path, chat format, and what its positions count."""
-
-    path: str
-    format: str
-    unit: str
-
-
 class Row(NamedTuple):
     """A row that stays, with all that was in the input."""
 
@@ -349,14 +340,14 @@ class Store:
         """The shards in the order of their row ids."""
         return [Shard(**shard) for shard in self.index["shards"]]
 
-    @cached_property
-    def sources(self) -> list[SourceInfo]:
-        """The input files, in the order in which they were read."""
-        return [SourceInfo(**source) for source in self.index["sources"]]
+    def source(self, shard: Shard) -> Mapping[str, Any]:
+        """Give the input file of a shard: its ``path``, ``kind``, chat ``format``, ``columns``, ..."""
+        source: Mapping[str, Any] = self.index["sources"][shard.source]
+        return source
 
     def forget(self) -> None:
         """Forget what was read of the folder, after a stage wrote it anew."""
-        for name in ("index", "shards", "sources", "_keep"):
+        for name in ("index", "shards", "_keep"):
             self.__dict__.pop(name, None)
 
     @property
@@ -446,7 +437,8 @@ class Store:
     def _rows_of(self, shard: Shard, row_ids: Int64) -> Iterator[Row]:
         import pyarrow.parquet as pq
 
-        source = self.sources[shard.source]
+        source = self.source(shard)
+        path, format = source["path"], source["format"]
         positions = row_ids - shard.first_row_id
         with pq.ParquetFile(self.artefact("rows", shard, ".parquet"), pre_buffer=False) as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -458,8 +450,8 @@ class Store:
                 table = table.take(positions[inside] - (ends[group] - groups[group]))
                 columns = (table.column(name).to_pylist() for name in ("record", "line"))
                 for row_id, raw, line in zip(row_ids[inside].tolist(), *columns, strict=True):
-                    messages = to_messages(records.parse(raw), source.format)
-                    yield Row(row_id, raw, messages, source.path, shard.first_line + line)
+                    messages = to_messages(records.parse(raw), format)
+                    yield Row(row_id, raw, messages, path, shard.first_line + line)
 
     # -- proof --
 

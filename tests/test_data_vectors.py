@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pyids.data import ingest, intake, open_sources, open_vectors, sources, store_vectors
+from pyids.data import ingest, intake, open_sources, open_vectors, sources, take_vectors
 from pyids.errors import DataError, PyidsWarning
 from pyids.store import Store, verify
 
@@ -63,7 +63,7 @@ def stored(tmp_path, data, embeddings, column=None, limit=None):
     found = open_sources([str(data)], vectors=column)
     with Store.open(tmp_path / "run") as store:
         ingest(store, found, limit=limit)
-        width = store_vectors(store, found, str(embeddings), limit=limit)
+        width = take_vectors(store, str(embeddings))
         store.write_manifest({})
     assert verify(tmp_path / "run") == []
     ids = np.concatenate([store.row_ids(shard) for shard in store.shards])

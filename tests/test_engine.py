@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from pyids.data import ingest, open_sources, store_vectors
+from pyids.data import ingest, open_sources, take_vectors
 from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.store import Store
@@ -116,7 +116,7 @@ def test_reading_gives_the_same_bytes_on_every_engine(engine, tmp_path):
     for folder, where in (("here", LocalEngine()), ("there", engine)):
         with Store.open(tmp_path / folder) as store:
             ingest(store, sources, engine=where)
-            assert store_vectors(store, sources, str(tmp_path / "v.npy"), engine=where) == 5
+            assert take_vectors(store, str(tmp_path / "v.npy"), where) == 5
             assert store.kept == 1500
             store.write_manifest({})
         trees.append(orjson.loads((tmp_path / folder / "manifest.json").read_bytes())["files"])

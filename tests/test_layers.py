@@ -28,9 +28,10 @@ LAYERS = (
         "weights",
     },
     {"rounds", "evidence"},
-    {"chat", "lm", "batching", "formats", "records", "store", "engine", "endpoint"},
+    {"chat", "lm", "batching", "store", "engine", "endpoint"},
     {"sampling", "ops", "torch_ops", "core_ops", "triton_ops"},
-    {"config", "reference", "errors", "_core", "kernels"},
+    {"config"},
+    {"formats", "records", "reference", "errors", "_core", "kernels"},
 )
 HEAVY = [
     "torch",

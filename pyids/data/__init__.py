@@ -1,17 +1,17 @@
 """Reading the pool: sources, rows, validation, exact repeats, precomputed vectors."""
 
 from pyids.data.intake import Intake, check, ingest
-from pyids.data.sources import Source, fingerprint_files, open_sources
-from pyids.data.vectors import open_vectors, store_vectors, vectors_column
+from pyids.data.sources import Source, fingerprint_sources, open_sources
+from pyids.data.vectors import open_vectors, take_vectors, vectors_column
 
 __all__ = [
     "Intake",
     "Source",
     "check",
-    "fingerprint_files",
+    "fingerprint_sources",
     "ingest",
     "open_sources",
     "open_vectors",
-    "store_vectors",
+    "take_vectors",
     "vectors_column",
 ]

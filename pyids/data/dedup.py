@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pyids.data.sources import Source
 from pyids.store import Shard, Store, atomic_write, begin, fingerprint, read_entry, write_entry
 
 # About so many rows a bucket: some 20 MB while it is sorted.
@@ -163,7 +164,7 @@ def _list_repeats(
 
 def _places(store: Store, shard: Shard, positions: NDArray[np.intp]) -> Iterator[dict[str, Any]]:
     """Row id, file and line of rows of a shard."""
-    source = store.sources[shard.source]
+    source = Source(**store.source(shard))
     lines = _columns(store, shard, ["line"])["line"].take(positions).to_pylist()
     for position, line in zip(positions.tolist(), lines, strict=True):
         yield {

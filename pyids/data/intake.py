@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pyids.data.dedup import drop_repeats
 from pyids.data.readers import Problem, Reader
-from pyids.data.sources import Source, Split, fingerprint_files, plan_splits
+from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.formats import BadRow, UnusableRow, digest, to_messages
@@ -180,7 +180,7 @@ def _read(
     """Read the splits in order; write ``rows/index.json`` when all are whole."""
     rows_folder = store.path / "rows"
     rows_folder.mkdir(exist_ok=True)
-    inputs = fingerprint_files([source.path for source in sources], store, limit=limit)
+    inputs = fingerprint_sources(sources, store, limit=limit)
     tasks = [
         _Task(split, str(rows_folder), inputs[split.source_number]["xxh3"], limit, strict, records)
         for split in plan_splits(sources)
@@ -228,7 +228,8 @@ def _read(
         raise DataError(f"{', '.join(s.path for s in sources[:3])}: no rows: check the data")
     index = {
         "rows": rows,
-        "sources": [{"path": s.path, "format": s.format, "unit": s.unit} for s in sources],
+        "limit": limit,
+        "sources": [asdict(source) for source in sources],
         "shards": shards,
         "files": files,
     }

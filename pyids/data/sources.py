@@ -298,10 +298,17 @@ def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
             start, collected = unit + 1, 0
 
 
+def fingerprint_sources(
+    sources: Sequence[Source], store: Store | None = None, *, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Give the data set's identity: what `fingerprint_files` says of each source."""
+    return fingerprint_files([source.path for source in sources], store, limit=limit)
+
+
 def fingerprint_files(
     paths: Sequence[str], store: Store | None = None, *, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Name, size and content hash of input files: what a run folder belongs to.
+    """Give name, size and content hash of input files.
 
     The files are read once; a file whose path, size and time of change are those that the run
     folder remembers is not read again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pyids import records
 from pyids.data.readers import open_arrow, open_parquet
-from pyids.data.sources import Source, Split, fingerprint_files, plan_splits
+from pyids.data.sources import Source, Split, fingerprint_files, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError, PyidsWarning
 from pyids.store import (
@@ -84,13 +84,11 @@ def open_vectors(path: Path | str, rows: int | None = None, *, limit: int | None
     return vectors
 
 
-def store_vectors(
+def take_vectors(
     store: Store,
-    sources: Sequence[Source],
     embeddings: str,
-    *,
     engine: Engine | None = None,
-    limit: int | None = None,
+    *,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Copy precomputed vectors of the kept rows into ``embeddings/``; skip shards that are done.
@@ -100,16 +98,12 @@ def store_vectors(
     Parameters
     ----------
     store : Store
-        With its rows read.
-    sources : sequence of Source
-        The same that were read; for a column, opened with ``vectors=`` its name.
+        With its rows read; for a column, from sources opened with ``vectors=`` its name.
     embeddings : str
         A ``.npy`` file whose row i is the vector of row id i, or a column that holds in each row a
         list of numbers, as many as in every other.
     engine : Engine, optional
         Where shards are copied.
-    limit : int, optional
-        The limit that the rows were read with.
     progress : callable, optional
         Called with the number of rows done, shard by shard.
 
@@ -131,10 +125,10 @@ def store_vectors(
     (store.path / "embeddings").mkdir(exist_ok=True)
     column = vectors_column(embeddings)
     if column is None:
-        open_vectors(embeddings, store.rows_read, limit=limit)
+        open_vectors(embeddings, store.rows_read, limit=store.index["limit"])
         tasks = _tasks_of_file(store, embeddings)
     else:
-        tasks = _tasks_of_column(store, sources, column, limit)
+        tasks = _tasks_of_column(store, column)
     widths: dict[int, str] = {}
     zeros: list[int] = []
     zero_rows = done = 0
@@ -209,10 +203,9 @@ def _tasks_of_file(store: Store, path: str) -> Iterator[_Task]:
         yield _Task((_target(store, shard),), path, file["xxh3"])
 
 
-def _tasks_of_column(
-    store: Store, sources: Sequence[Source], column: str, limit: int | None
-) -> Iterator[_Task]:
-    files = fingerprint_files([source.path for source in sources], store, limit=limit)
+def _tasks_of_column(store: Store, column: str) -> Iterator[_Task]:
+    sources = [Source(**source) for source in store.index["sources"]]
+    files = fingerprint_sources(sources, store, limit=store.index["limit"])
     shards: dict[str, list[Shard]] = {}
     for shard in store.shards:
         shards.setdefault(shard.name.partition("-")[0], []).append(shard)

@@ -45,7 +45,7 @@ def run(config: RunConfig) -> Path:
     In every round: draw from the clusters by their weights, fine-tune the base model on everything
     drawn so far, score unseen rows of every cluster with it, re-weight the clusters.
     """
-    stages.check_models(config)
+    stages.check_model(config)
     with Selection.from_config(config) as selection:
         while selection.draw():
             checkpoint = selection.train()

@@ -52,9 +52,7 @@ def prepare(config: RunConfig) -> Store:
         Anything the user can mend; the encoder is looked for before the data is read, and loaded
         after the data has been found good.
     """
-    if config.embeddings is None:
-        find_encoder(config.encoder)
-    sources = open_sources(config)
+    sources = check_inputs(config)
     store = Store.open(config.output_path)
     try:
         inputs = data.fingerprint_sources(sources, store, limit=config.limit)
@@ -82,24 +80,26 @@ def saved_config(folder: Path) -> RunConfig:
 # ---- before any work -----------------------------------------------------------------------------
 
 
-def check_models(config: RunConfig) -> None:
-    """Find the encoder and the language model, without loading them."""
-    from pyids import lm
-
+def check_inputs(config: RunConfig) -> list[data.Source]:
+    """Find the input files, what each holds, and where the vectors will come from."""
+    column = data.vectors_column(config.embeddings)
     if config.embeddings is None:
         find_encoder(config.encoder)
-    lm.resolve_model(config.model)
+    elif column is None:
+        data.open_vectors(config.embeddings)
+    return data.open_sources(config.data, format=config.format, vectors=column)
 
 
-def open_sources(config: RunConfig) -> list[data.Source]:
-    """Find the input files and what each holds."""
-    return data.open_sources(config.data, format=config.format, vectors=vector_column(config))
+def check_model(config: RunConfig) -> None:
+    """Find the language model and the scorer, without loading anything."""
+    from pyids.lm import resolve_model
+    from pyids.scoring import SCORERS
 
-
-def vector_column(config: RunConfig) -> str | None:
-    """Name the column of precomputed vectors, if they come from a column."""
-    name = config.embeddings
-    return None if name is None or name.endswith(".npy") else name
+    resolve_model(config.model)
+    if config.scorer not in SCORERS:
+        raise ConfigError(
+            f"there is no scorer {config.scorer!r}: choose one of {', '.join(SCORERS)}"
+        )
 
 
 def device(config: RunConfig) -> str:
@@ -116,8 +116,8 @@ def plan(config: RunConfig) -> str:
 
     Nothing is written but in a temporary folder, and no model is loaded.
     """
-    check_models(config)
-    sources = open_sources(config)
+    check_model(config)
+    sources = check_inputs(config)
     check_writable(config.output_path)
     with make_engine(config.engine, config.workers) as engine:
         intake = data.check(
@@ -209,11 +209,6 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     if config.embeddings is not None:
         data.take_vectors(store, config.embeddings, engine)
         return
-    settings = {
-        "encoder": config.encoder,
-        "max_tokens": config.encoder_tokens,
-        "long_text": config.long_text,
-    }
     revision = find_encoder(config.encoder).revision
     tasks = [
         _EmbedTask(

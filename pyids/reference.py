@@ -306,3 +306,81 @@ def reweight(weights: Float64, gains: Float64, scored: NDArray[np.bool_], floor:
             return new
         lifted |= free & (new < least)
         new[lifted] = least
+
+
+# ---- selection -----------------------------------------------------------------------------------
+
+
+def unit_rows(x: Float64) -> Float64:
+    """Rows over their lengths; all-zero rows stay."""
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
+
+
+def farthest_first(x: Float64, budget: int, first: int) -> NDArray[np.int64]:
+    """Pick the row whose nearest pick is farthest, lowest row on ties."""
+    picks = [first]
+    while len(picks) < budget:
+        nearest = np.linalg.norm(x[:, None] - x[picks], axis=2).min(axis=1)
+        nearest[picks] = -1
+        picks.append(int(nearest.argmax()))
+    return np.array(picks)
+
+
+def facility_location_value(x: Float64, rows: NDArray[np.int64]) -> float:
+    """Mean over all rows of the largest cosine to one of `rows`, negative ones as 0."""
+    unit = unit_rows(x)
+    return float(np.maximum(unit @ unit[rows].T, 0).max(axis=1).mean())
+
+
+def facility_location(x: Float64, budget: int, quality: Float64, alpha: float) -> NDArray[np.int64]:
+    """Plain greedy for ``(1 - alpha) * facility_location_value + alpha / budget * sum quality``."""
+    unit = unit_rows(x)
+    similarity = np.clip(np.rint(np.maximum(unit @ unit.T, 0) * 2**20), 0, 2**20) / 2**20
+    best = np.zeros(len(x))
+    picks: list[int] = []
+    while len(picks) < budget:
+        coverage = np.maximum(similarity - best[:, None], 0).mean(axis=0)
+        gains = (1 - alpha) * coverage + alpha / budget * quality
+        gains[picks] = -1
+        picks.append(int(gains.argmax()))
+        best = np.maximum(best, similarity[:, picks[-1]])
+    return np.array(picks)
+
+
+def filter_near(
+    x: Float64, order: NDArray[np.int64], budget: int, threshold: float
+) -> NDArray[np.int64]:
+    """Keep each row of `order` unless its cosine to a kept one exceeds the threshold."""
+    unit = unit_rows(x)
+    kept: list[int] = []
+    for row in order.tolist():
+        if len(kept) < budget and not (unit[kept] @ unit[row] > threshold).any():
+            kept.append(row)
+    return np.array(kept, np.int64)
+
+
+def neighbour_distances(x: Float64, n_neighbours: int, reference: NDArray[np.int64]) -> Float64:
+    """Sum of 1 - cosine to the nearest rows of `reference` other than the row itself."""
+    unit = unit_rows(x)
+    sums = np.empty(len(x))
+    for i in range(len(x)):
+        others = reference[reference != i]
+        sums[i] = np.sort(1 - unit[others] @ unit[i])[:n_neighbours].sum()
+    return sums
+
+
+def novel_select(
+    x: Float64, budget: int, first: int, weights: Float64, proximity: float
+) -> NDArray[np.int64]:
+    """Pick the row of largest ``sum_y weights[y] * (1 - cos(x, y)) / rank(y)^proximity``."""
+    unit = unit_rows(x)
+    picks = [first]
+    while len(picks) < budget:
+        distances = np.maximum(0, 1 - unit @ unit[picks].T)
+        order = np.argsort(distances, axis=1, kind="stable")
+        values = np.take_along_axis(distances * weights[picks], order, axis=1)
+        novelty = values @ (1 / np.arange(1.0, len(picks) + 1) ** proximity)
+        novelty[picks] = -np.inf
+        picks.append(int(novelty.argmax()))
+    return np.array(picks)

@@ -29,7 +29,7 @@ LAYERS = (
     },
     {"rounds", "evidence"},
     {"chat", "lm", "batching", "store", "engine", "endpoint"},
-    {"sampling", "ops", "torch_ops", "core_ops", "triton_ops"},
+    {"sampling", "greedy", "ops", "torch_ops", "core_ops", "triton_ops"},
     {"config"},
     {"formats", "records", "reference", "errors", "_core", "kernels"},
 )

@@ -5,6 +5,7 @@
 
 namespace pyids::bindings {
 
+void register_greedy(pybind11::module_& module);
 void register_kmeans(pybind11::module_& module);
 void register_sampling(pybind11::module_& module);
 

@@ -17,6 +17,7 @@ namespace pyids {
 enum class Stream : std::uint64_t {
   sampling = std::uint64_t{1} << 32,
   seeding = std::uint64_t{2} << 32,
+  greedy = std::uint64_t{3} << 32,
 };
 
 constexpr Stream substream(Stream stream, std::uint32_t index) {

@@ -1,0 +1,371 @@
+"""Greedy selection over shards of rows, on the distance core.
+
+Nothing here builds an N x N matrix, and nothing depends on the number of threads or on how the rows
+are cut into shards: what a pair of rows is worth depends on these two alone, and what is added up
+over rows are integers. Ties go to the lowest row. The cosine of an all-zero row with any row is 0.
+
+Shards are C-contiguous float16 or float32 arrays (N_s, D), memory-mapped or not; rows are positions
+in their concatenation. Products of rows are float32; distances between rows (`farthest_first`) are
+float64.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyids import _core
+from pyids.sampling import sample_by_cluster
+
+Int64: TypeAlias = NDArray[np.int64]
+Float64: TypeAlias = NDArray[np.float64]
+Shards: TypeAlias = NDArray[Any] | Sequence[NDArray[Any]]
+
+
+class Picks(NamedTuple):
+    """Rows in the order of picking, with what each was worth at that time.
+
+    Attributes
+    ----------
+    rows : int64 array of shape (B,)
+        Positions.
+    values : float64 array of shape (B,)
+        The function says in which measure.
+    """
+
+    rows: Int64
+    values: Float64
+
+
+def farthest_first(
+    shards: Shards, budget: int, *, first: int = 0, threads: int | None = None
+) -> Picks:
+    """Gonzalez' traversal: each pick is the row whose nearest pick is farthest.
+
+    The covering radius of the first b picks, ``radius(b) = max_i min_{j <= b} |x_i - x_j|``, is at
+    most twice the least that any b rows have.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    budget : int
+        1 to N.
+    first : int
+        The row to begin with.
+    threads : int, optional
+        One per core unless given.
+
+    Returns
+    -------
+    Picks
+        values[i]: the covering radius (Euclidean) of the picks up to i, which is the distance of
+        the next pick.
+
+    References
+    ----------
+    Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
+    """
+    shards = _checked(shards)
+    n = _n_rows(shards)
+    _lengths(shards, threads)  # for its check
+    _in_range("budget", budget, 1, n)
+    _in_range("first", first, 0, n - 1)
+    rows, distances = _core.farthest_first(shards, np.empty(0), budget, first, threads or 0)
+    return Picks(rows, distances[1:])
+
+
+def facility_location(
+    shards: Shards,
+    budget: int,
+    *,
+    quality: ArrayLike | None = None,
+    alpha: float = 0.0,
+    epsilon: float = 0.0,
+    served: int | None = None,
+    seed: int = 0,
+    row_ids: Int64 | None = None,
+    list_bytes: int = 1 << 29,
+    threads: int | None = None,
+) -> Picks:
+    """Greedy maximisation of coverage and quality.
+
+    ``F(S) = (1 - alpha) / |V| * sum_{i in V} max_{j in S} s(i, j) + alpha / budget * sum_{j in S}
+    quality[j]`` with s the cosine, negative ones as 0, in whole units of 2**-20. In these units F
+    is computed exactly. F is monotone submodular (for quality >= 0), so the lazy greedy, which
+    picks what the plain greedy would, reaches at least ``1 - 1/e`` of the best value, and the
+    stochastic one ``1 - 1/e - epsilon`` in expectation.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    budget : int
+        1 to N.
+    quality : float array (N,), optional
+        Not negative; 0 unless given.
+    alpha : float
+        In [0, 1].
+    epsilon : float
+        0: lazy greedy. In (0, 1): stochastic greedy, which looks at ``ceil(N / budget * log(1 /
+        epsilon))`` random rows for each pick.
+    served : int, optional
+        V is a random sample of this many rows, copied as float32; all rows unless given or if it
+        is at least N.
+    seed : int
+        Of the samples.
+    row_ids : int64 array (N,), optional
+        What the sample of `served` is keyed with; positions unless given.
+    list_bytes : int
+        As soon as the pairs with ``s(i, j) > max_{k in S} s(i, k)``, of which gains consist, are
+        estimated to fit into this much memory, they are listed once and gains are walks along the
+        lists. 0: never. Does not change the result.
+    threads : int, optional
+        One per core unless given.
+
+    Returns
+    -------
+    Picks
+        values: the gain in F of each pick.
+
+    References
+    ----------
+    Minoux, "Accelerated greedy algorithms for maximizing submodular set functions", 1978.
+    Mirzasoleiman et al., "Lazier than lazy greedy", AAAI 2015, arXiv 1409.7938.
+    """
+    shards = _checked(shards)
+    n = _n_rows(shards)
+    _in_range("budget", budget, 1, n)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: must lie in [0, 1]")
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon is {epsilon}: must lie in [0, 1)")
+    values = np.empty(0) if quality is None else _per_row("quality", quality, n)
+    if len(values) and values.min() < 0:
+        row = int(values.argmin())
+        raise ValueError(f"quality[{row}] is {values[row]}: must not be negative")
+    factors = _inverse_lengths(shards, threads)
+    served_shards, served_factors = shards, factors
+    if served is not None and served < n:
+        _in_range("served", served, 1, n)
+        ids = np.arange(n, dtype=np.int64) if row_ids is None else row_ids
+        drawn = sample_by_cluster(np.zeros(n, np.int32), [served], row_ids=ids, seed=seed)
+        served_shards = [_gather(shards, factors, np.searchsorted(ids, drawn))]
+        served_factors = np.empty(0)
+    rows, gains, _ = _core.facility_location(
+        shards,
+        factors,
+        served_shards,
+        served_factors,
+        budget,
+        alpha,
+        values,
+        epsilon,
+        seed,
+        list_bytes,
+        threads or 0,
+    )
+    return Picks(rows, gains)
+
+
+def filter_near(
+    shards: Shards,
+    order: ArrayLike,
+    budget: int,
+    *,
+    threshold: float,
+    threads: int | None = None,
+) -> Picks:
+    """Walk through `order` and keep a row unless its cosine to a kept row exceeds `threshold`.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    order : integer array
+        Rows, each at most once.
+    budget : int
+        Stop when this many are kept; fewer come back when the order ends before.
+    threshold : float
+        A cosine.
+    threads : int, optional
+        One per core unless given.
+
+    Returns
+    -------
+    Picks
+        values: the largest cosine to an earlier pick; -inf for the first.
+    """
+    shards = _checked(shards)
+    n = _n_rows(shards)
+    rows = np.ascontiguousarray(order, np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= n):
+        raise ValueError(f"order holds a row outside 0 to {n - 1}")
+    _in_range("budget", budget, 0, n)
+    factors = _inverse_lengths(shards, threads)
+    return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), threads or 0))
+
+
+def neighbour_distances(
+    shards: Shards,
+    n_neighbours: int,
+    *,
+    reference: ArrayLike | None = None,
+    threads: int | None = None,
+) -> Float64:
+    """Return for each row the sum of ``1 - cosine`` to its nearest neighbours.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    n_neighbours : int
+        Less than the number of reference rows.
+    reference : integer array, optional
+        The rows among which neighbours are looked for (copied as float32), all unless given; no row
+        neighbours itself, but a repeat of it does.
+    threads : int, optional
+        One per core unless given.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        In [0, 2 * n_neighbours].
+    """
+    shards = _checked(shards)
+    n = _n_rows(shards)
+    factors = _inverse_lengths(shards, threads)
+    if reference is None:
+        rows = np.arange(n, dtype=np.int64)
+        others, other_factors = shards, factors
+    else:
+        rows = np.ascontiguousarray(reference, np.int64)
+        others, other_factors = [_gather(shards, factors, rows)], np.empty(0)
+    _in_range("n_neighbours", n_neighbours, 1, len(rows) - 1)
+    distances: Float64 = _core.neighbour_distances(
+        shards, factors, others, other_factors, rows, n_neighbours, threads or 0
+    )
+    return distances
+
+
+def novel_select(
+    shards: Shards,
+    budget: int,
+    *,
+    first: int = 0,
+    weights: ArrayLike,
+    proximity: float = 1.0,
+    horizon: int = 256,
+    threads: int | None = None,
+) -> Picks:
+    """Pick the most novel row again and again.
+
+    That is the row of the largest ``v(x) = sum_y weights[y] * (1 - cos(x, y)) / rank(y)^proximity``
+    over the rows y picked so far, ranked by ``1 - cos(x, y)``, 1 for the nearest; equal
+    distances in the order of picking.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    budget : int
+        1 to N.
+    first : int
+        The row to begin with.
+    weights : float array (N,)
+    proximity : float
+        The exponent.
+    horizon : int
+        The picks beyond the nearest `horizon` ones of x enter with their mean value times the mean
+        of ``1 / rank^proximity`` over their ranks: exact while at most `horizon` are picked.
+    threads : int, optional
+        One per core unless given.
+
+    Returns
+    -------
+    Picks
+        values: v of each pick at its time; 0 for the first.
+    """
+    shards = _checked(shards)
+    n = _n_rows(shards)
+    _in_range("budget", budget, 1, n)
+    _in_range("first", first, 0, n - 1)
+    _in_range("horizon", horizon, 1, None)
+    return Picks(
+        *_core.novel_select(
+            shards,
+            _inverse_lengths(shards, threads),
+            budget,
+            first,
+            _per_row("weights", weights, n),
+            float(proximity),
+            horizon,
+            threads or 0,
+        )
+    )
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def _checked(shards: Shards) -> list[NDArray[Any]]:
+    listed = [shards] if isinstance(shards, np.ndarray) else list(shards)
+    listed = [shard for shard in listed if len(shard)] or listed[:1]
+    if not listed:
+        raise ValueError("there is no shard")
+    for s, shard in enumerate(listed):
+        if shard.ndim != 2 or shard.shape[1] != listed[0].shape[1]:
+            raise ValueError(f"shard {s} has shape {shard.shape}, expected (rows, D) as the first")
+        if shard.dtype not in (np.float16, np.float32):
+            raise TypeError(f"shard {s} is {shard.dtype}: only float16 and float32 are taken")
+    if len({shard.dtype for shard in listed}) > 1:
+        raise TypeError("some shards are float16, some float32: store all alike")
+    return listed
+
+
+def _n_rows(shards: Sequence[NDArray[Any]]) -> int:
+    return sum(len(shard) for shard in shards)
+
+
+def _lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
+    origin = np.zeros((1, shards[0].shape[1]))
+    n_threads = _core.resolve_threads(threads or 0)
+    squares = _core.squared_distances(list(shards), None, origin, n_threads)[:, 0]
+    bad = np.flatnonzero(~np.isfinite(squares))
+    if len(bad):
+        raise ValueError(f"row {bad[0]} of the embeddings has a NaN or infinite value")
+    lengths: Float64 = np.sqrt(squares)
+    return lengths
+
+
+def _inverse_lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
+    lengths = _lengths(shards, threads)
+    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def _gather(shards: Sequence[NDArray[Any]], factors: Float64, rows: Int64) -> NDArray[np.float32]:
+    """Copy rows as float32 of unit length."""
+    out = np.empty((len(rows), shards[0].shape[1]), np.float32)
+    first = 0
+    for shard in shards:
+        inside = (rows >= first) & (rows < first + len(shard))
+        chosen = rows[inside]
+        out[inside] = shard[chosen - first].astype(np.float64) * factors[chosen, None]
+        first += len(shard)
+    return out
+
+
+def _per_row(name: str, values: ArrayLike, n: int) -> Float64:
+    array = np.ascontiguousarray(values, np.float64)
+    if array.shape != (n,):
+        raise ValueError(f"{name} has shape {array.shape}, expected ({n},)")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}: must be finite")
+    return array
+
+
+def _in_range(name: str, value: int, low: int, high: int | None) -> None:
+    value = operator.index(value)
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} is {value}: must be {bounds}")

@@ -1,0 +1,647 @@
+"""How good each row is: what weights rows inside clusters (kMQ) and ranks them (Deita, QDIT).
+
+A signal turns conversations into one number each, higher meaning better. `score_rows` streams rows
+through it and remembers every score by the content of the row, the signal and the model, so that
+nothing is scored twice: not after a crash, not for a repeat, not under another clustering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import orjson
+import xxhash
+from numpy.typing import NDArray
+
+from pyids.errors import ConfigError, DataError, ModelError
+
+if TYPE_CHECKING:
+    from pyids.chat import Conversation, Encoded
+    from pyids.store import Store
+
+Float64 = NDArray[np.float64]
+
+# Rows scored between two writes of the cache: what a crash can cost.
+CHUNK_ROWS = 1024
+
+_CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
+
+
+# ---- what is made of quality ---------------------------------------------------------------------
+
+
+def check_quality(quality: Float64, row_ids: NDArray[np.int64] | None = None) -> None:
+    """Refuse a quality that cannot tell rows apart.
+
+    Raises
+    ------
+    DataError
+        A value is NaN or infinite (the message names the first row), or all are equal.
+    """
+    bad = np.flatnonzero(~np.isfinite(quality))
+    if len(bad):
+        row = bad[0] if row_ids is None else row_ids[bad[0]]
+        raise DataError(
+            f"the quality of row {row} is {quality[bad[0]]} ({len(bad)} such rows of "
+            f"{len(quality)}): give every row a number, or choose another signal"
+        )
+    if len(quality) > 1 and quality.min() == quality.max():
+        raise DataError(
+            f"the quality is {quality[0]:g} for all {len(quality)} rows: a constant cannot rank "
+            "rows; choose another signal, or leave quality out"
+        )
+
+
+def log_weights(
+    quality: Float64,
+    weighting: Literal["softmax", "proportional"] = "softmax",
+    temperature: float = 1.0,
+) -> Float64:
+    """Turn quality into log weights of a draw.
+
+    ``softmax``: standardised quality / temperature, so that one standard deviation multiplies the
+    weight by ``exp(1 / temperature)`` whatever the signal's scale. ``proportional``: the weight is
+    the quality itself, which must not be negative.
+
+    Raises
+    ------
+    ConfigError
+        Another weighting, or a temperature that is not positive.
+    DataError
+        ``proportional`` with a negative quality.
+    """
+    if weighting == "softmax":
+        if not temperature > 0:
+            raise ConfigError(f"temperature is {temperature}: give a positive one")
+        logs: Float64 = (quality - quality.mean()) / (quality.std() * temperature)
+        return logs
+    if weighting == "proportional":
+        if quality.min() < 0:
+            raise DataError(
+                f"the quality of a row is {quality.min():g}, below 0: use the softmax weighting"
+            )
+        with np.errstate(divide="ignore"):
+            return np.log(quality)
+    raise ConfigError(f"weighting {weighting!r} is neither softmax nor proportional")
+
+
+def rescale(quality: Float64) -> Float64:
+    """Bring quality to [0, 1] linearly: the worst row to 0, the best to 1."""
+    low, high = quality.min(), quality.max()
+    scaled: Float64 = (quality - low) / (high - low)
+    return scaled
+
+
+def histogram(quality: Float64, bins: int = 32) -> dict[str, Any]:
+    """Summarise quality for the report, as a JSON value.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``mean``, ``deviation``, ``quantiles`` (0, 5, 25, 50, 75, 95 and 100 %), and the
+        ``edges`` and ``counts`` of `bins` equal bins.
+    """
+    counts, edges = np.histogram(quality, bins)
+    return {
+        "rows": len(quality),
+        "mean": float(quality.mean()),
+        "deviation": float(quality.std()),
+        "quantiles": np.quantile(quality, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist(),
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+
+class Signal(Protocol):
+    """What scores rows."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON values that decide the scores: name, model, options."""
+        ...
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """Return one number a row, NaN where it has none; whatever the rows beside it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Length:
+    """Response length: characters that the assistant wrote."""
+
+    name: ClassVar[str] = "length"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {"signal": self.name}
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        return np.array(
+            [
+                sum(len(m.get("content") or "") for m in row if m["role"] == "assistant")
+                for row in rows
+            ],
+            np.float64,
+        )
+
+
+@dataclass(frozen=True)
+class LanguageModelSignal:
+    """What the signals of a causal language model share.
+
+    Attributes
+    ----------
+    model
+        See `pyids.lm.resolve_model`.
+    device, max_tokens, batch_tokens
+        Where it runs, the longest row, and the tokens of a forward pass.
+    """
+
+    model: str
+    device: str = "cpu"
+    max_tokens: int = 1024
+    batch_tokens: int = 4096
+    name: ClassVar[str] = ""
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from pyids import lm
+
+        return lm.load_model(self.model, self.device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {
+            "signal": self.name,
+            "model": _model_identity(self.model),
+            "tokens": self.max_tokens,
+        }
+
+    def _nll(self, rows: Sequence[Encoded]) -> Float64:
+        from pyids.scoring import encoded_nll
+
+        model, _ = self._loaded
+        return encoded_nll(model, rows, batch_tokens=self.batch_tokens, device=self.device)[0]
+
+    def _encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
+        from pyids.chat import encode
+
+        _, tokenizer = self._loaded
+        return [encode(row, tokenizer, self.max_tokens) for row in rows]
+
+
+@dataclass(frozen=True)
+class Perplexity(LanguageModelSignal):
+    """Minus the log perplexity of the responses: what the model finds fluent counts as good."""
+
+    name: ClassVar[str] = "perplexity"
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        return -self._nll(self._encode(rows))
+
+
+@dataclass(frozen=True)
+class Ifd(LanguageModelSignal):
+    """Instruction-following difficulty: NLL(y | x) / NLL(y), high where the prompt helps little.
+
+    NLL(y) is that of the response tokens after the model's beginning-of-text token alone (Li et
+    al., arXiv 2308.12032).
+    """
+
+    name: ClassVar[str] = "ifd"
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        from pyids.chat import Encoded
+
+        _, tokenizer = self._loaded
+        start = tokenizer.bos_token_id
+        start = tokenizer.eos_token_id if start is None else start
+        given = self._encode(rows)
+        alone = []
+        for row in given:
+            response = row.input_ids[row.response_mask]
+            ids = np.concatenate([[start], response]).astype(np.int64)
+            alone.append(Encoded(ids, np.arange(len(ids)) > 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio: Float64 = self._nll(given) / self._nll(alone)
+        return ratio
+
+
+COMPLEXITY_PROMPT = (
+    "Rate how demanding the following request is, from 1 (trivial) to 6 (very demanding).\n\n"
+    "Request:\n{prompt}\n\nRating:"
+)
+QUALITY_PROMPT = (
+    "Rate how well the answer serves the request, from 1 (useless) to 6 (excellent).\n\n"
+    "Request:\n{prompt}\n\nAnswer:\n{response}\n\nRating:"
+)
+
+
+@dataclass(frozen=True)
+class Deita(LanguageModelSignal):
+    """Complexity of the prompt times quality of the response, summed over the turns.
+
+    Each is the expected value of the ratings 1 to 6 under the softmax over the logits of their
+    tokens, where the prompt asks for one (Liu et al., arXiv 2312.15685). Any causal language model
+    answers; one that was trained to rate answers well, with its own prompts. Prompts and responses
+    are cut on their right so that a row has at most `max_tokens`.
+
+    Attributes
+    ----------
+    complexity_prompt, quality_prompt
+        With ``{prompt}``, and ``{prompt}`` and ``{response}``; the rating follows at the end.
+    """
+
+    complexity_prompt: str = COMPLEXITY_PROMPT
+    quality_prompt: str = QUALITY_PROMPT
+    name: ClassVar[str] = "deita"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {**super().identity, "prompts": [self.complexity_prompt, self.quality_prompt]}
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        texts, owners = [], []
+        for i, row in enumerate(rows):
+            for prompt, response in _turns(row):
+                prompt, response = self._cut(prompt), self._cut(response)
+                texts.append(self.complexity_prompt.format(prompt=prompt))
+                texts.append(self.quality_prompt.format(prompt=prompt, response=response))
+                owners.append(i)
+        scores = np.full(len(rows), np.nan)
+        if texts:
+            ratings = self.expected_ratings(texts).reshape(-1, 2)
+            scores[np.unique(owners)] = 0.0
+            np.add.at(scores, owners, ratings[:, 0] * ratings[:, 1])
+        return scores
+
+    def _cut(self, text: str) -> str:
+        _, tokenizer = self._loaded
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        most = max(1, (self.max_tokens - 64) // 2)  # 64: about what the instructions take
+        return text if len(ids) <= most else str(tokenizer.decode(ids[:most]))
+
+    def expected_ratings(self, texts: Sequence[str]) -> Float64:
+        """Return ``sum_k k * p(k)`` over the ratings 1 to 6 that may follow each text."""
+        import torch
+
+        from pyids.batching import batches_by_length
+        from pyids.lm import Head
+
+        model, tokenizer = self._loaded
+        head = Head.of(model)
+        digits = torch.tensor(self._digit_ids(), device=self.device)
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        lengths = [len(row) for row in ids]
+        ratings = np.empty(len(texts))
+        with torch.inference_mode():
+            for batch in batches_by_length(lengths, self.batch_tokens):
+                width = max(lengths[i] for i in batch)
+                input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
+                mask = torch.zeros(len(batch), width, dtype=torch.int64)
+                for b, i in enumerate(batch):
+                    input_ids[b, : lengths[i]] = torch.tensor(ids[i])
+                    mask[b, : lengths[i]] = 1
+                hidden = head.hidden(input_ids.to(self.device), mask.to(self.device))
+                last = torch.tensor([lengths[i] - 1 for i in batch], device=self.device)
+                states = hidden[torch.arange(len(batch), device=self.device), last]
+                logits = head.logits(states)[:, digits].double()
+                values = torch.arange(1, 7, dtype=torch.float64, device=self.device)
+                ratings[batch] = (logits.softmax(-1) @ values).cpu().numpy()
+        return ratings
+
+    def _digit_ids(self) -> list[int]:
+        """Return the tokens of " 1" to " 6" as they follow the prompt's end."""
+        _, tokenizer = self._loaded
+        before = tokenizer("Rating:", add_special_tokens=False)["input_ids"]
+        after = [
+            tokenizer(f"Rating: {digit}", add_special_tokens=False)["input_ids"][len(before) :]
+            for digit in range(1, 7)
+        ]
+        # " 1" is one token, or a space that all share and then the digit.
+        ids = [tokens[-1] for tokens in after]
+        if len({tuple(tokens[:-1]) for tokens in after}) > 1 or len(set(ids)) < 6:
+            raise ModelError(
+                f"model {self.model!r} has no tokens of their own for the ratings 1 to 6: choose "
+                "another model for the deita signal"
+            )
+        return ids
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The score of a sequence-classification model: a reward model, or a text classifier.
+
+    One output: its value. Several: the expected index under the softmax, which for an ordinal scale
+    is the expected grade and for two classes the probability of the second.
+
+    Attributes
+    ----------
+    model
+        See `pyids.lm.resolve_model`.
+    chat
+        Whether it reads the chat template's rendering (reward models) or the plain text.
+    device, max_tokens, batch_tokens
+        Where it runs, the longest row (cut on its right), and the tokens of a forward pass.
+    """
+
+    model: str
+    chat: bool
+    device: str = "cpu"
+    max_tokens: int = 512
+    batch_tokens: int = 4096
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {
+            "signal": "reward" if self.chat else "classifier",
+            "model": _model_identity(self.model),
+            "tokens": self.max_tokens,
+        }
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForSequenceClassification
+
+        from pyids import lm
+
+        ref = lm.resolve_model(self.model, kind="classifier")
+        model = lm.load_pretrained(
+            AutoModelForSequenceClassification, ref, lm.local_folder(ref), self.device, "float32"
+        )
+        return model, lm.load_tokenizer(ref)
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        import torch
+
+        from pyids.batching import batches_by_length
+        from pyids.chat import encode, text_of
+
+        model, tokenizer = self._loaded
+        if self.chat:
+            ids = [encode(row, tokenizer, self.max_tokens).input_ids.tolist() for row in rows]
+        else:
+            cut = {"truncation": True, "max_length": self.max_tokens}
+            ids = [tokenizer(text_of(row), **cut)["input_ids"] for row in rows]
+        lengths = [len(row) for row in ids]
+        scores = np.empty(len(rows))
+        with torch.inference_mode():
+            for batch in batches_by_length(lengths, self.batch_tokens):
+                width = max(lengths[i] for i in batch)
+                pad = self._pad_id([ids[i] for i in batch])
+                input_ids = torch.full((len(batch), width), pad)
+                mask = torch.zeros(len(batch), width, dtype=torch.int64)
+                for b, i in enumerate(batch):
+                    input_ids[b, : lengths[i]] = torch.tensor(ids[i])
+                    mask[b, : lengths[i]] = 1
+                logits = model(
+                    input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device)
+                ).logits.double()
+                if logits.shape[1] > 1:
+                    grades = torch.arange(logits.shape[1], dtype=torch.float64, device=self.device)
+                    values = logits.softmax(-1) @ grades
+                else:
+                    values = logits[:, 0]
+                scores[batch] = values.cpu().numpy()
+        return scores
+
+    def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
+        """Choose a padding token that no row holds, and tell the model.
+
+        Decoders with a classification head read their score at the last token that is not padding:
+        where the padding token is the end-of-text token, that would be the wrong one.
+        """
+        model, tokenizer = self._loaded
+        used = {token for row in rows for token in row}
+        pad = tokenizer.pad_token_id
+        if pad is None or pad in used:
+            pad = next(token for token in range(len(used) + 1) if token not in used)
+        model.config.pad_token_id = pad
+        return int(pad)
+
+
+SIGNALS = ("length", "perplexity", "ifd", "deita", "reward", "classifier")
+
+
+def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal | None:
+    """Read ``signal`` or ``signal:MODEL``; None means that `spec` is the name of a column.
+
+    Parameters
+    ----------
+    spec : str
+        One of `SIGNALS`; ``reward`` and ``classifier`` need a model, for the others it is optional.
+    default_model : str
+        The language model of a signal that names none.
+    device : str
+        A torch device.
+
+    Raises
+    ------
+    ConfigError
+        A model is missing, or stands where none is used.
+    """
+    name, _, model = spec.partition(":")
+    if name == "length":
+        if model:
+            raise ConfigError(f"quality {spec!r}: length takes no model")
+        return Length()
+    language_models: dict[str, Callable[[str, str], Signal]] = {
+        "perplexity": Perplexity,
+        "ifd": Ifd,
+        "deita": Deita,
+    }
+    if name in language_models:
+        return language_models[name](model or default_model, device)
+    if name in ("reward", "classifier"):
+        if not model:
+            raise ConfigError(f"quality {name!r} needs a model: write {name}:MODEL")
+        return Classifier(model, chat=name == "reward", device=device)
+    return None
+
+
+# ---- scoring with a memory -----------------------------------------------------------------------
+
+
+def content_hash(row: Conversation) -> int:
+    """128 bits of the roles and contents of a conversation."""
+    content = [[m["role"], m.get("content")] for m in row]
+    return xxhash.xxh3_128_intdigest(orjson.dumps(content))
+
+
+@dataclass
+class Cache:
+    """Scores by content, in the files of one folder; one folder a signal.
+
+    A file is a chunk of scores, written once, atomically.
+    """
+
+    folder: Path
+    _known: dict[int, float] = field(default_factory=dict, init=False)
+    _files: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for file in sorted(self.folder.glob("*.npy")):
+            chunk = np.load(file, allow_pickle=False)
+            keys = (
+                (int(h) << 64) | int(low)
+                for h, low in zip(chunk["high"], chunk["low"], strict=True)
+            )
+            self._known.update(zip(keys, chunk["value"].tolist(), strict=True))
+            self._files += 1
+
+    def get(self, key: int) -> float | None:
+        """Return the score of a content, None if it is not known."""
+        return self._known.get(key)
+
+    def add(self, keys: Sequence[int], values: Float64) -> None:
+        """Keep scores, on the disk at once."""
+        from pyids.store import atomic_write
+
+        chunk = np.empty(len(keys), _CACHED)
+        chunk["high"] = [key >> 64 for key in keys]
+        chunk["low"] = [key & (2**64 - 1) for key in keys]
+        chunk["value"] = values
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(self.folder / f"{self._files:05d}.npy") as aside,
+            aside.open("wb") as file,
+        ):
+            np.lib.format.write_array(file, chunk, allow_pickle=False)
+        self._files += 1
+        self._known.update(zip(keys, values.tolist(), strict=True))
+
+
+def score_rows(
+    signal: Signal, rows: Iterable[Conversation], *, cache: Path | None = None
+) -> Float64:
+    """Score rows, each content once.
+
+    Parameters
+    ----------
+    signal : Signal
+        What scores.
+    rows : iterable of conversations
+        Streamed: `CHUNK_ROWS` of them are in memory.
+    cache : Path, optional
+        The folder in which the scores of any signal are kept.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        NaN where a row has no score.
+    """
+    from pyids.store import fingerprint
+
+    folder = None if cache is None else cache / fingerprint(signal.identity)[:16]
+    memory = Cache(folder) if folder else None
+    values: list[float] = []
+    for chunk in _chunks(rows):
+        keys = [content_hash(row) for row in chunk]
+        known = {key: value for key in keys if memory and (value := memory.get(key)) is not None}
+        # A dictionary, so that a content that stands twice in the chunk is scored once.
+        new = {key: row for key, row in zip(keys, chunk, strict=True) if key not in known}
+        if new:
+            scores = signal.score(list(new.values()))
+            if memory:
+                memory.add(list(new), scores)
+            known |= dict(zip(new, scores.tolist(), strict=True))
+        values += [known[key] for key in keys]
+    return np.array(values, np.float64)
+
+
+def store_quality(store: Store, spec: str, *, default_model: str, device: str = "cpu") -> Float64:
+    """Return the quality of the kept rows of a run folder, and keep its histogram.
+
+    Parameters
+    ----------
+    store : Store
+        Scores are cached in ``quality/cache``; the histogram is ``quality/histogram.json``.
+    spec : str
+        A signal (see `make_signal`) or a column of the data set.
+    default_model, device : str
+        See `make_signal`.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        In the order of the row ids.
+
+    Raises
+    ------
+    DataError
+        A value is missing or not a finite number, or all are equal.
+    """
+    from pyids.store import write_json
+
+    signal = make_signal(spec, default_model=default_model, device=device)
+    folder = store.path / "quality"
+    if signal is None:
+        quality = np.array(list(_column(store, spec)), np.float64)
+    else:
+        rows = (row for shard in store.shards for row in store.iter_messages(shard))
+        quality = score_rows(signal, rows, cache=folder / "cache")
+    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+    check_quality(quality, ids)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "histogram.json", {"quality": spec, **histogram(quality)})
+    return quality
+
+
+def _column(store: Store, name: str) -> Iterator[float]:
+    for shard in store.shards:
+        for row in store.iter_rows(shard):
+            value = row.record.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                what = "has no" if value is None else f"holds {value!r} in"
+                raise DataError(
+                    f"{row.path}: row {row.line} {what} column {name!r}: quality must be a number "
+                    f"in every row; name a numeric column, or a signal ({', '.join(SIGNALS)})"
+                )
+            yield float(value)
+
+
+def _turns(row: Conversation) -> Iterator[tuple[str, str]]:
+    """Give each user turn with the assistant's answer to it."""
+    prompt = ""
+    for message in row:
+        content = str(message.get("content") or "")
+        if message["role"] == "user":
+            prompt = content
+        elif message["role"] == "assistant":
+            yield prompt, content
+
+
+def _chunks(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield chunk
+
+
+def _model_identity(name: str) -> str:
+    """Name a model so that other weights under the same name are another model."""
+    from pyids.lm import resolve_model
+
+    ref = resolve_model(name, kind="quality model")
+    if ref.path is None or ref.revision is not None:
+        return f"{ref.name}@{ref.revision}"
+    files = [ref.path] if ref.path.is_file() else sorted(ref.path.glob("*.safetensors"))
+    stamps = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files]
+    return f"{ref.name}#{xxhash.xxh3_64_hexdigest(' '.join(stamps).encode())}"

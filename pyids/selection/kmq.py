@@ -1,0 +1,37 @@
+"""kMQ: clusters by size, rows by quality."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pyids.quality import log_weights
+from pyids.selection.draws import draw, size_quotas
+from pyids.selection.method import Int64, method
+from pyids.selection.pool import Pool
+
+
+@method(
+    "kmq",
+    needs=("labels", "quality"),
+    source="Yu et al., arXiv 2409.11378, section 2.1",
+    cost="O(N)",
+)
+def select(
+    pool: Pool,
+    budget: int,
+    *,
+    seed: int,
+    weighting: Literal["softmax", "proportional"] = "softmax",
+    temperature: float = 1.0,
+) -> Int64:
+    """Draw from each cluster its share of the budget, with probability weighted by quality.
+
+    Successive sampling without replacement inside a cluster.
+
+    Parameters
+    ----------
+    weighting, temperature
+        How quality becomes a weight: see `pyids.quality.log_weights`.
+    """
+    weights = log_weights(pool.quality, weighting, temperature)
+    return draw(pool, pool.labels, size_quotas(pool, budget), seed, weights)

@@ -396,24 +396,27 @@ def seed_centers(
     """
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
-    p = np.ones(n_rows) if weights is None else weights
-    rng = np.random.Generator(np.random.Philox(key=seed))
     if init == "random":
-        chosen = rng.choice(n_rows, n_clusters, replace=False, p=p / p.sum())
-        return _take(shards, chosen, metric)
-    nearest = np.full(n_rows, np.inf)
-    threads = _core.resolve_threads(n_threads or 0)
-    factors = _factors(shards, metric)
-    chosen = np.zeros(n_clusters, dtype=np.int64)
-    for j in range(n_clusters):
-        cumulative = np.cumsum(p if j == 0 else p * nearest)
-        if cumulative[-1] == 0:  # fewer distinct rows than clusters: any row will do
-            cumulative = np.cumsum(p)
-        at = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
-        chosen[j] = min(int(at), n_rows - 1)
-        center = _take(shards, chosen[j : j + 1], metric)[0]
-        _core.lower_to_distance(list(shards), factors, center, nearest, threads)
+        rng = np.random.Generator(np.random.Philox(key=seed))
+        p = None if weights is None else weights / weights.sum()
+        enough = p is None or np.count_nonzero(p) >= n_clusters
+        chosen = rng.choice(n_rows, n_clusters, replace=not enough, p=p)
+    else:
+        factors = _factors(shards, metric)
+        threads = _core.resolve_threads(n_threads or 0)
+        sample = _spread_sample(n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed)
+        chosen = _core.seed_rows(list(shards), factors, weights, sample, n_clusters, seed, threads)
     return _take(shards, chosen, metric)
+
+
+def _spread_sample(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
+    """One row of each of `size` equal stretches, at random; all rows if there are no more."""
+    if n_rows <= size:
+        return np.arange(n_rows)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
+    sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
+    return sample
 
 
 def _row(shards: Shards, i: int) -> NDArray[np.floating]:

@@ -8,6 +8,7 @@
 #include "pyids/distance.hpp"
 #include "pyids/kmeans.hpp"
 #include "pyids/parallel.hpp"
+#include "pyids/seeding.hpp"
 #include "pyids/simd.hpp"
 
 namespace py = pybind11;
@@ -193,6 +194,40 @@ void register_kmeans(py::module_& module) {
         }
         return out;
       });
+
+  module.def(
+      "seed_rows",
+      [](const Shards& shards, const Factors& factors, const Factors& weights,
+         const Array<std::int64_t>& subset, std::size_t k, std::uint64_t seed, int n_threads) {
+        const Rows all = rows_of(shards, factors);
+        require(all.size() > 0 && k > 0, "expected rows and clusters");
+        std::vector<double> own_weights = copy(weights);
+        require(own_weights.empty() || own_weights.size() == all.size(), "one weight a row");
+        std::vector<std::size_t> which;
+        for (py::ssize_t i = 0; i < subset.size(); ++i) {
+          require(subset.data()[i] >= 0 && static_cast<std::size_t>(subset.data()[i]) < all.size(),
+                  "subset: row out of range");
+          which.push_back(static_cast<std::size_t>(subset.data()[i]));
+        }
+        std::vector<std::size_t> taken;
+        {
+          py::gil_scoped_release release;
+          if (which.empty()) {
+            taken = seed_rows(all, own_weights, k, seed, n_threads);
+          } else {
+            if (!own_weights.empty()) {
+              std::vector<double> some;
+              for (std::size_t i : which) some.push_back(own_weights[i]);
+              own_weights = some;
+            }
+            taken = seed_rows(all.subset(which), own_weights, k, seed, n_threads);
+            for (std::size_t& i : taken) i = which[i];
+          }
+        }
+        return list(std::vector<std::int64_t>(taken.begin(), taken.end()));
+      },
+      py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("subset"), py::arg("k"),
+      py::arg("seed"), py::arg("n_threads"));
 
   module.def(
       "update_centers",

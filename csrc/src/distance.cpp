@@ -39,12 +39,21 @@ const void* Rows::find(std::size_t i) const {
   return shards_[shard].row(i - offsets_[shard]);
 }
 
+Rows Rows::subset(std::vector<std::size_t> which) const {
+  Rows some = *this;
+  for (std::size_t& i : which) i = original(i);
+  some.subset_ = std::move(which);
+  return some;
+}
+
 void Rows::load(std::size_t i, double* out) const {
-  kernels().widen(find(i), scalar_, n_cols_, factors_.empty() ? 1.0 : factors_[i], out);
+  const std::size_t at = original(i);
+  kernels().widen(find(at), scalar_, n_cols_, factor(at), out);
 }
 
 void Rows::load_centered(std::size_t i, const float* shift, float* out) const {
-  kernels().center(find(i), scalar_, n_cols_, factors_.empty() ? 1.0 : factors_[i], shift, out);
+  const std::size_t at = original(i);
+  kernels().center(find(at), scalar_, n_cols_, factor(at), shift, out);
 }
 
 double squared_distance(const double* x, const double* y, std::size_t d) {

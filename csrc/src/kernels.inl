@@ -231,7 +231,8 @@ void add_fixed(const double* x, const double* scales, size_t d, int64_t sign, in
   }
 }
 
-// ---- codes and scans -----------------------------------------------------------------------------
+// ---- codes and scans
+// -----------------------------------------------------------------------------
 
 template <typename T>
 inline void center_as(const T* row, size_t n, double factor, const float* shift, float* out) {
@@ -328,10 +329,10 @@ inline unsigned not_above(Float16 v, float limit) {
   Float8 halves[2];
   memcpy(halves, &v, sizeof halves);
   const __m256 limits = _mm256_set1_ps(limit);
-  const unsigned low = static_cast<unsigned>(_mm256_movemask_ps(
-      _mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_LE_OQ)));
-  const unsigned high = static_cast<unsigned>(_mm256_movemask_ps(
-      _mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_LE_OQ)));
+  const unsigned low = static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_LE_OQ)));
+  const unsigned high = static_cast<unsigned>(
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_LE_OQ)));
   return low | high << 8;
 #else
   unsigned mask = 0;
@@ -355,9 +356,9 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
     unsigned long long mask = 0;
     for (int g = 0; g < GROUPS; ++g) {
       const size_t from = at + 16 * static_cast<size_t>(g);
-      const Float16 dot = __builtin_convertvector(
-                              read<Dot16>(dots + i * 16 * kTileGroups + 16 * g), Float16) *
-                          row.scale;
+      const Float16 dot =
+          __builtin_convertvector(read<Dot16>(dots + i * 16 * kTileGroups + 16 * g), Float16) *
+          row.scale;
       slack[g] = multiply_add(read<Float16>(centres.code + from), row.code - Float16{},
                               read<Float16>(centres.rest + from) * row.rest);
       lower[g] = read<Float16>(centres.offset + from) -
@@ -377,7 +378,7 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
       // 2^-19: more than these few operations round.
       const float upper = lowers[lane] + 2.0f * slacks[lane];
       const float above = upper + 0x1p-19f * (__builtin_fabsf(upper) + centres.offset[j]);
-      if (above < best) best = above;
+      if (above < best) best = above > row.floor ? above : row.floor;
     }
     state[i].best = best;
   }
@@ -421,9 +422,9 @@ size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CentreCodes& c
 
 const Kernels& PYIDS_KERNELS() {
 #if defined(__AVX2__)
-  static const Kernels table = {widen,      center,  squared_distance, squared_distance_f32,
-                                add_fixed,  square_f32, dot_f32,       kRowLevels,
-                                encode,     dot_i8,  scan_f32,         scan_i8};
+  static const Kernels table = {widen,     center,     squared_distance, squared_distance_f32,
+                                add_fixed, square_f32, dot_f32,          kRowLevels,
+                                encode,    dot_i8,     scan_f32,         scan_i8};
 #else
   static const Kernels table = {widen,     center,     squared_distance, squared_distance_f32,
                                 add_fixed, square_f32, dot_f32,          127,

@@ -145,10 +145,8 @@ inline void dot_block_i8(const uint8_t* rows, size_t padded, const int8_t* packe
       int32_t four;
       memcpy(&four, rows + static_cast<size_t>(i) * padded + t, 4);
       const __m256i a = _mm256_set1_epi32(four);
-      low[i] =
-          _mm256_add_epi32(low[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b0), ones));
-      high[i] =
-          _mm256_add_epi32(high[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b1), ones));
+      low[i] = _mm256_add_epi32(low[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b0), ones));
+      high[i] = _mm256_add_epi32(high[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b1), ones));
     }
   }
   for (int i = 0; i < ROWS; ++i) {
@@ -184,8 +182,8 @@ int32_t dot_i8(const uint8_t* row, const int8_t* centre, size_t padded) {
   for (size_t t = 0; t < padded; t += 32) {
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + t));
     const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centre + t));
-    sums = _mm256_add_epi32(
-        sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
+    sums =
+        _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
   }
   int32_t lanes[8];
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), sums);

@@ -10,6 +10,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "pyids/codes.hpp"
 #include "pyids/distance.hpp"
 #include "pyids/parallel.hpp"
 #include "pyids/simd.hpp"
@@ -20,15 +21,6 @@ namespace {
 
 constexpr std::size_t kBlockRows = 256;    // rows that one thread handles at a time
 constexpr std::size_t kChunkRows = 65536;  // rows assigned before their sums are brought up to date
-constexpr double kRounding = 0x1p-20;      // covers a handful of float32 operations
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-float round_up(double v) { return std::nextafter(static_cast<float>(v), kInfinity); }
-float round_down(double v) { return std::nextafter(static_cast<float>(v), -kInfinity); }
-
-std::size_t round_up_to(std::size_t n, std::size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 }  // namespace
 
@@ -86,152 +78,11 @@ FixedScale::FixedScale(const std::vector<double>& largest, double largest_weight
   mass = scale(largest_weight);
 }
 
-// ---- the centres as scans see them ---------------------------------------------------------------
-
 namespace {
-
-// Codes of all centres, and the same regrouped by 16 for all or some of them.
-class CentreTable {
- public:
-  CentreTable(std::size_t n, std::size_t d) : n_(n), d_(d) {}
-
-  // The pack that a scan walks through.
-  struct Pack {
-    std::vector<std::int8_t> bytes;
-    std::vector<float> floats;
-    std::vector<std::int32_t> correction, index;
-    std::vector<float> offset, scale, code, rest;
-
-    CentreCodes view() const {
-      const void* packed = floats.empty() ? static_cast<const void*>(bytes.data()) : floats.data();
-      return {packed,      correction.data(), offset.data(), scale.data(),
-              code.data(), rest.data(),       index.data(),  index.size() / 16};
-    }
-  };
-
-  bool int8 = false;
-  std::vector<double> exact;
-  std::vector<float> narrow;  // the same, empty unless float32 holds them all
-  std::vector<float> shifted;
-  std::vector<std::int8_t> codes;
-  std::vector<CodeInfo> info;
-  std::vector<double> length;  // of the shifted centre, rounded up
-
-  void set(const double* centers, const std::vector<float>& shift, bool use_int8, int n_threads);
-  Pack pack(const std::vector<std::int32_t>& which, int n_threads) const;
-
-  std::size_t padded() const { return round_up_to(d_, kCodeAlignment); }
-  double squared_distance_to(const double* row, std::int32_t j) const {
-    const std::size_t at = static_cast<std::size_t>(j) * d_;
-    return narrow.empty() ? kernels().squared_distance(row, exact.data() + at, d_)
-                          : kernels().squared_distance_f32(row, narrow.data() + at, d_);
-  }
-
-  // Bound of one product, as in a scan (see simd.hpp), for the row's own centre.
-  float upper(const std::uint8_t* row, const CodeInfo& row_info, std::int32_t j) const {
-    const auto at = static_cast<std::size_t>(j);
-    const std::int8_t* centre = codes.data() + at * padded();
-    const double dot =
-        static_cast<double>(kernels().dot_i8(row, centre, padded()) + correction[at]) *
-        row_info.unit * info[at].unit;
-    const double slack = static_cast<double>(row_info.length) * info[at].rest +
-                         static_cast<double>(row_info.rest) * length[at];
-    const double square = length[at] * length[at];
-    return round_up(square - 2 * (dot - slack) + kRounding * (square + std::fabs(dot)));
-  }
-
-  std::vector<std::int32_t> correction;
-
- private:
-  std::size_t n_, d_;
-};
-
-void CentreTable::set(const double* centers, const std::vector<float>& shift, bool use_int8,
-                      int n_threads) {
-  int8 = use_int8;
-  exact.assign(centers, centers + n_ * d_);
-  narrow.resize(n_ * d_);
-  shifted.resize(n_ * d_);
-  info.resize(n_);
-  length.resize(n_);
-  correction.resize(n_);
-  if (int8) codes.resize(n_ * padded());
-  std::atomic<bool> fits{true};
-  parallel_blocks((n_ + 31) / 32, n_threads, [&](std::size_t block, int) {
-    std::vector<std::uint8_t> code(padded());
-    for (std::size_t j = block * 32; j < std::min(n_, block * 32 + 32); ++j) {
-      const double* from = centers + j * d_;
-      bool same = true;
-      for (std::size_t t = 0; t < d_; ++t) {
-        narrow[j * d_ + t] = static_cast<float>(from[t]);
-        same &= static_cast<double>(narrow[j * d_ + t]) == from[t];
-      }
-      if (!same) fits = false;
-      float* to = shifted.data() + j * d_;
-      kernels().center(from, Scalar::f64, d_, 1.0, shift.data(), to);
-      // 2^-18: float32 sums of up to 2^16 squares; what the subtraction rounded.
-      length[j] = std::sqrt(kernels().square_f32(to, d_)) * (1 + 0x1p-18);
-      if (!int8) {
-        info[j] = {1.0f, round_up(length[j]), round_up(length[j] * dot_error(d_))};
-        continue;
-      }
-      info[j] = kernels().encode(to, d_, padded(), 127, 128, code.data());
-      std::int32_t sum = 0;
-      for (std::size_t t = 0; t < padded(); ++t) {
-        codes[j * padded() + t] = static_cast<std::int8_t>(code[t] - 128);
-        sum += codes[j * padded() + t];
-      }
-      correction[j] = -(kernels().row_levels + 1) * sum;
-      info[j].rest = round_up(info[j].rest + kRounding * info[j].length);
-    }
-  });
-  if (!fits) narrow.clear();
-}
-
-CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
-  Pack pack;
-  const std::size_t n = round_up_to(which.size(), 16);
-  // Padding can never win.
-  pack.offset.assign(n, kInfinity);
-  pack.scale.assign(n, 0.0f);
-  pack.code.assign(n, 0.0f);
-  pack.rest.assign(n, 0.0f);
-  pack.index.assign(n, -1);
-  pack.correction.assign(n, 0);
-  if (int8) {
-    pack.bytes.assign(n * padded(), 0);
-  } else {
-    pack.floats.assign(n * d_, 0.0f);
-  }
-  parallel_blocks(n / 16, n_threads, [&](std::size_t group, int) {
-    for (std::size_t lane = 0; lane < std::min<std::size_t>(16, which.size() - 16 * group); ++lane) {
-      const std::size_t to = 16 * group + lane;
-      const auto j = static_cast<std::size_t>(which[to]);
-      pack.index[to] = which[to];
-      pack.correction[to] = correction[j];
-      // Twice 2^-18 down from the rounded-up square: below the true one.
-      pack.offset[to] = round_down(length[j] * length[j] * (1 - 0x1p-16));
-      pack.scale[to] = 2 * info[j].unit;
-      pack.code[to] = 2 * info[j].rest;
-      pack.rest[to] = round_up(2 * length[j]);
-      if (int8) {
-        const std::int8_t* from = codes.data() + j * padded();
-        std::int8_t* base = pack.bytes.data() + 16 * group * padded() + 4 * lane;
-        for (std::size_t t = 0; t < padded(); t += 4) std::memcpy(base + 16 * t, from + t, 4);
-      } else {
-        const float* from = shifted.data() + j * d_;
-        float* base = pack.floats.data() + 16 * group * d_ + lane;
-        for (std::size_t t = 0; t < d_; ++t) base[16 * t] = from[t];
-      }
-    }
-  });
-  return pack;
-}
 
 // What is known of a row between one assignment and the next. Squared distances are less |x|^2.
 struct RowState {
-  CodeInfo info;
-  float square;  // |x|^2 of the shifted row, within 2^-18
+  RowCode code = {};
   float upper = kInfinity;   // squared distance to the own centre, at most
   float lower = -kInfinity;  // squared distance to any other centre, at least
 };
@@ -245,14 +96,13 @@ struct Assigner::State {
   std::size_t n_clusters;
   LloydOptions options;
 
+  Coding coding;
   std::vector<std::int32_t> labels;
   std::vector<RowState> known;
   std::vector<std::uint8_t> codes;  // of all rows, where there is room for them
   std::vector<std::int64_t> sums, mass;
-  std::vector<float> shift;  // subtracted before anything is coded
   CentreTable centers;
-  std::vector<double> previous;  // the centres of the last assign
-  bool int8;
+  bool first = true;
 
   State(Rows r, std::vector<double> w, FixedScale s, std::size_t k, LloydOptions o)
       : rows(std::move(r)),
@@ -260,221 +110,48 @@ struct Assigner::State {
         scale(std::move(s)),
         n_clusters(k),
         options(o),
+        coding(rows, Coding::int8_available()),
         labels(rows.size(), -1),
         known(rows.size()),
         sums(k * rows.n_cols()),
         mass(k),
-        centers(k, rows.n_cols()),
-        int8(kernels().scan_i8 != nullptr) {
-    choose_shift();
-    const std::size_t bytes = rows.size() * centers.padded();
-    if (int8 && options.keep_codes && bytes <= options.max_memory_bytes) codes.resize(bytes);
+        centers(k, rows.n_cols()) {
+    const std::size_t bytes = (rows.size() + kScanRows) * coding.bytes();
+    if (coding.int8() && options.keep_codes && bytes <= options.max_memory_bytes) {
+      codes.resize(bytes);
+    }
   }
 
-  void choose_shift();
-  struct Scratch;
-  struct Work;  // one assign: packs of centres and what moved
+  // One assign: the centres regrouped and what is known of their movement.
+  struct Work {
+    CentreTable::Pack all, moved;
+    std::vector<double> drift;  // how far each centre moved; infinity the first time
+  };
+
+  // One thread's buffers.
+  struct Scratch {
+    std::vector<std::uint8_t> block, group;
+    std::vector<float> values;
+    std::vector<double> row;
+    std::vector<ScanRow> scan;
+    std::vector<Hit> hits, sorted;
+    std::vector<std::uint32_t> full, part;
+    std::size_t scanned = 0;    // rows compared to all centres
+    std::size_t evaluated = 0;  // exact distances that was left to compute for them
+  };
+
   std::size_t assign(const double* values);
-  void encode_rows(std::size_t first, std::size_t count, Scratch& scratch);
-  void assign_block(std::size_t first, std::size_t count, const Work& work, Scratch& scratch);
-  void scan_rows(std::size_t first, const std::vector<std::uint32_t>& which, bool all,
-                 const Work& work, Scratch& scratch);
+  void assign_block(std::size_t first_row, std::size_t count, const Work& work, Scratch& scratch);
+  void lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
+                         const Work& work);
+  void scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
+                 const std::uint8_t* block, bool all, const Work& work, Scratch& scratch);
+  void decide(std::size_t id, const ScanRow& scanned, const Hit* hits, std::size_t n_hits, bool all,
+              Scratch& scratch);
   void update_chunk(std::size_t begin, std::size_t end, const std::vector<std::int32_t>& before);
   template <typename Visit>
   void each_distance(Visit&& visit) const;
 };
-
-// About the mean, from a spread-out thousand of rows: any point does, a near one bounds better.
-void Assigner::State::choose_shift() {
-  const std::size_t d = rows.n_cols();
-  const std::size_t step = std::max<std::size_t>(1, rows.size() / 1024);
-  std::vector<double> row(d), mean(d);
-  std::size_t count = 0;
-  for (std::size_t i = 0; i < rows.size(); i += step, ++count) {
-    rows.load(i, row.data());
-    for (std::size_t t = 0; t < d; ++t) mean[t] += row[t];
-  }
-  for (double v : mean) {
-    shift.push_back(static_cast<float>(v / static_cast<double>(std::max<std::size_t>(1, count))));
-  }
-}
-
-struct Assigner::State::Work {
-  CentreTable::Pack all, moved;
-  std::vector<double> drift;  // how far each centre moved; infinity the first time
-  bool subset = false;        // whether `moved` is worth a scan of its own
-};
-
-struct Assigner::State::Scratch {
-  std::vector<std::uint8_t> block_codes, group_codes;
-  std::vector<float> block_floats, group_floats;
-  std::vector<double> row;
-  std::vector<ScanRow> scan;
-  std::vector<Hit> hits, sorted;
-  std::vector<std::uint32_t> full, part;
-  std::size_t evaluated = 0;  // exact distances that a full scan left to compute
-  std::size_t scanned = 0;
-};
-
-void Assigner::State::encode_rows(std::size_t first, std::size_t count, Scratch& scratch) {
-  const std::size_t d = rows.n_cols(), padded = centers.padded();
-  scratch.block_floats.resize(count * d);
-  scratch.block_codes.resize(int8 && codes.empty() ? count * padded : 0);
-  for (std::size_t i = 0; i < count; ++i) {
-    RowState& row = known[first + i];
-    float* to = scratch.block_floats.data() + (int8 ? 0 : i * d);
-    rows.load_centered(first + i, shift.data(), to);
-    row.square = static_cast<float>(kernels().square_f32(to, d));
-    if (int8) {
-      std::uint8_t* code = codes.empty() ? scratch.block_codes.data() + i * padded
-                                         : codes.data() + (first + i) * padded;
-      row.info = kernels().encode(to, d, padded, kernels().row_levels, kernels().row_levels + 1,
-                                  code);
-    } else {
-      const float length = round_up(std::sqrt(row.square) * (1 + 0x1p-18));
-      row.info = {1.0f, length, length * 0x1p-23f};
-    }
-  }
-}
-
-void Assigner::State::assign_block(std::size_t first, std::size_t count, const Work& work,
-                                   Scratch& scratch) {
-  if (codes.empty() || !int8 || labels[first] < 0) encode_rows(first, count, scratch);
-  const std::uint8_t* block_codes =
-      codes.empty() ? scratch.block_codes.data() : codes.data() + first * centers.padded();
-  scratch.full.clear();
-  scratch.part.clear();
-  for (std::size_t i = 0; i < count; ++i) {
-    RowState& row = known[first + i];
-    const std::int32_t label = labels[first + i];
-    if (label >= 0 && work.drift[static_cast<std::size_t>(label)] > 0) {
-      // The triangle inequality first; a fresh bound where that does not do.
-      const double drift = work.drift[static_cast<std::size_t>(label)];
-      const double square = row.square;
-      const double reach =
-          std::sqrt(std::max(0.0, row.upper + square * (1 + 0x1p-17))) + drift;
-      row.upper = round_up(reach * reach - square * (1 - 0x1p-17));
-      if (row.upper >= row.lower && int8) {
-        row.upper = std::min(row.upper, centers.upper(block_codes + i * centers.padded(), row.info,
-                                                      label));
-      }
-    }
-    const bool safe = work.subset && row.upper < row.lower;
-    (safe ? scratch.part : scratch.full).push_back(static_cast<std::uint32_t>(i));
-  }
-  scan_rows(first, scratch.full, true, work, scratch);
-  if (work.moved.index.size() > 0) scan_rows(first, scratch.part, false, work, scratch);
-}
-
-void Assigner::State::scan_rows(std::size_t first, const std::vector<std::uint32_t>& which, bool all,
-                                const Work& work, Scratch& scratch) {
-  const std::size_t d = rows.n_cols(), padded = centers.padded();
-  const CentreTable::Pack& pack = all ? work.all : work.moved;
-  const std::uint8_t* block_codes =
-      codes.empty() ? scratch.block_codes.data() : codes.data() + first * padded;
-  scratch.scan.resize(kScanRows);
-  if (scratch.hits.empty()) {
-    scratch.hits.resize(kScanRows * work.all.index.size());
-    scratch.sorted.resize(kScanRows * work.all.index.size());
-  }
-  scratch.row.resize(d);
-  for (std::size_t begin = 0; begin < which.size(); begin += kScanRows) {
-    const std::size_t n = std::min(kScanRows, which.size() - begin);
-    if (int8) {
-      scratch.group_codes.resize(kScanRows * padded);
-    } else {
-      scratch.group_floats.resize(kScanRows * d);
-    }
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t at = which[begin + i];
-      const RowState& row = known[first + at];
-      if (int8) {
-        std::memcpy(scratch.group_codes.data() + i * padded, block_codes + at * padded, padded);
-      } else {
-        std::memcpy(scratch.group_floats.data() + i * d, scratch.block_floats.data() + at * d,
-                    d * sizeof(float));
-      }
-      const float reach = row.upper + row.square;
-      scratch.scan[i] = {row.info.unit, row.info.length, row.info.rest, row.upper,
-                         reach < kInfinity ? options.margin * std::max(0.0f, reach) : 0.0f};
-    }
-    const std::size_t n_hits =
-        int8 ? kernels().scan_i8(scratch.group_codes.data(), padded, n, pack.view(),
-                                 scratch.scan.data(), scratch.hits.data())
-             : kernels().scan_f32(scratch.group_floats.data(), d, n, pack.view(),
-                                  scratch.scan.data(), scratch.hits.data());
-    // Group the hits by row, keeping their order.
-    std::uint32_t starts[kScanRows + 1] = {};
-    for (std::size_t h = 0; h < n_hits; ++h) ++starts[scratch.hits[h].row + 1];
-    for (std::size_t i = 0; i < n; ++i) starts[i + 1] += starts[i];
-    std::uint32_t next[kScanRows];
-    std::copy(starts, starts + n, next);
-    for (std::size_t h = 0; h < n_hits; ++h) {
-      scratch.sorted[next[scratch.hits[h].row]++] = scratch.hits[h];
-    }
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t id = first + which[begin + i];
-      RowState& row = known[id];
-      const std::int32_t own = labels[id];
-      const float best = scratch.scan[i].best;
-      // What was not reported is farther than this; of what was not scanned, `lower` knows.
-      float lower = round_down(static_cast<double>(best) + scratch.scan[i].margin);
-      if (!all) lower = std::min(lower, row.lower);
-      std::int32_t winner = -1;
-      bool single = true;
-      const Hit* hits = scratch.sorted.data();
-      for (std::size_t h = starts[i]; h < starts[i + 1]; ++h) {
-        if (hits[h].lower > best) {
-          if (hits[h].centre != own) lower = std::min(lower, hits[h].lower);
-        } else {
-          single = single && winner < 0;
-          winner = hits[h].centre;
-        }
-      }
-      // In a scan of the moved centres the own one may not have been among them.
-      if (!all && winner != own) {
-        if (winner < 0) {
-          winner = own;
-        } else {
-          single = false;
-        }
-      }
-      if (single) {
-        row.upper = best;
-      } else {
-        rows.load(id, scratch.row.data());
-        double nearest = std::numeric_limits<double>::infinity(), second = nearest;
-        winner = -1;
-        const double square = row.square, blur = square * 0x1p-17;
-        auto meet = [&](std::int32_t centre) {
-          const double distance = centers.squared_distance_to(scratch.row.data(), centre);
-          ++scratch.evaluated;
-          if (distance < nearest || (distance == nearest && centre < winner)) {
-            second = nearest;
-            nearest = distance;
-            winner = centre;
-          } else {
-            second = std::min(second, distance);
-          }
-        };
-        if (own >= 0) meet(own);
-        for (std::size_t h = starts[i]; h < starts[i + 1]; ++h) {
-          if (hits[h].centre == own || hits[h].lower > best) continue;
-          if (hits[h].lower > nearest - square + blur) {
-            lower = std::min(lower, hits[h].lower);
-          } else {
-            meet(hits[h].centre);
-          }
-        }
-        row.upper = round_up(nearest - square + blur + nearest * 0x1p-40);
-        lower = std::min(lower, round_down(second - square - blur - second * 0x1p-40));
-      }
-      row.lower = lower;
-      labels[id] = winner;
-    }
-    scratch.scanned += all ? n : 0;
-  }
-}
 
 std::size_t Assigner::State::assign(const double* values) {
   const std::size_t d = rows.n_cols(), n = rows.size();
@@ -482,19 +159,16 @@ std::size_t Assigner::State::assign(const double* values) {
   work.drift.assign(n_clusters, std::numeric_limits<double>::infinity());
   std::vector<std::int32_t> every(n_clusters), moved;
   std::iota(every.begin(), every.end(), 0);
-  if (!previous.empty()) {
+  if (!first) {
     for (std::size_t j = 0; j < n_clusters; ++j) {
-      const double distance =
-          squared_distance(values + j * d, previous.data() + j * d, d);
+      const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
       work.drift[j] = std::sqrt(distance) * (1 + 0x1p-40);
       if (distance > 0) moved.push_back(static_cast<std::int32_t>(j));
     }
   }
-  centers.set(values, shift, int8, options.n_threads);
+  centers.set(values, coding, options.n_threads);
   work.all = centers.pack(every, options.n_threads);
-  work.subset = !previous.empty();
-  if (work.subset) work.moved = centers.pack(moved, options.n_threads);
-  previous.assign(values, values + n_clusters * d);
+  work.moved = centers.pack(moved, options.n_threads);
 
   std::vector<std::int32_t> before(std::min(kChunkRows, n));
   std::vector<Scratch> scratch(static_cast<std::size_t>(options.n_threads));
@@ -505,20 +179,158 @@ std::size_t Assigner::State::assign(const double* values) {
               labels.begin() + static_cast<std::ptrdiff_t>(end), before.begin());
     parallel_blocks((end - begin + kBlockRows - 1) / kBlockRows, options.n_threads,
                     [&](std::size_t block, int thread) {
-                      const std::size_t first = begin + block * kBlockRows;
-                      assign_block(first, std::min(kBlockRows, end - first), work,
+                      const std::size_t from = begin + block * kBlockRows;
+                      assign_block(from, std::min(kBlockRows, end - from), work,
                                    scratch[static_cast<std::size_t>(thread)]);
                     });
     for (std::size_t i = begin; i < end; ++i) changed += labels[i] != before[i - begin];
     update_chunk(begin, end, before);
   }
-  if (std::getenv("PYIDS_DEBUG")) {
-    std::size_t e = 0, s = 0;
-    for (auto& one : scratch) e += one.evaluated, s += one.scanned;
-    std::fprintf(stderr, "moved %zu full %zu evaluated %zu changed %zu\n", moved.size(), s, e,
-                 changed);
-  }
+  first = false;
   return changed;
+}
+
+void Assigner::State::assign_block(std::size_t first_row, std::size_t count, const Work& work,
+                                   Scratch& scratch) {
+  const std::size_t bytes = coding.bytes();
+  std::uint8_t* block = nullptr;
+  if (codes.empty()) {
+    scratch.block.resize((kBlockRows + kScanRows) * bytes);
+    block = scratch.block.data();
+  } else {
+    block = codes.data() + first_row * bytes;
+  }
+  if (first || codes.empty()) {
+    scratch.values.resize(rows.n_cols());
+    for (std::size_t i = 0; i < count; ++i) {
+      known[first_row + i].code =
+          encode_row(coding, rows, first_row + i, scratch.values.data(), block + i * bytes);
+    }
+  }
+  scratch.full.clear();
+  scratch.part.clear();
+  for (std::size_t i = 0; i < count; ++i) {
+    RowState& row = known[first_row + i];
+    if (!first) lower_upper_bound(row, labels[first_row + i], block + i * bytes, work);
+    // Centres that did not move are all farther than `lower`.
+    const bool settled = row.upper < row.lower;
+    (settled ? scratch.part : scratch.full).push_back(static_cast<std::uint32_t>(i));
+  }
+  scan_rows(first_row, scratch.full, block, true, work, scratch);
+  if (work.moved.size() > 0) scan_rows(first_row, scratch.part, block, false, work, scratch);
+}
+
+// Brings the bound on the own distance up to date: by the triangle inequality, and from the codes
+// where that says too little.
+void Assigner::State::lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
+                                        const Work& work) {
+  const double drift = work.drift[static_cast<std::size_t>(label)];
+  if (drift == 0) return;
+  const double square = row.code.square;
+  const double reach =
+      std::sqrt(std::max(0.0, row.upper + square * (1 + 2 * kSquareError))) + drift;
+  row.upper = above(reach * reach, row.code);
+  if (row.upper >= row.lower && coding.int8()) {
+    row.upper = std::min(row.upper, centers.upper(code, row.code.info, label));
+  }
+}
+
+// Compares some rows of a block to all centres, or to those that moved.
+void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
+                                const std::uint8_t* block, bool all, const Work& work,
+                                Scratch& scratch) {
+  const std::size_t bytes = coding.bytes();
+  const CentreTable::Pack& pack = all ? work.all : work.moved;
+  if (scratch.hits.empty()) {
+    scratch.hits.resize(kScanRows * work.all.size());
+    scratch.sorted.resize(kScanRows * work.all.size());
+    scratch.scan.resize(kScanRows);
+    scratch.group.resize(kScanRows * bytes);
+    scratch.row.resize(rows.n_cols());
+  }
+  for (std::size_t begin = 0; begin < which.size(); begin += kScanRows) {
+    const std::size_t n = std::min(kScanRows, which.size() - begin);
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::size_t at = which[begin + i];
+      const RowState& row = known[first_row + at];
+      const float reach = row.upper + row.code.square;
+      scratch.scan[i] = {row.code.info.unit,
+                         row.code.info.length,
+                         row.code.info.rest,
+                         row.upper,
+                         reach < kInfinity ? options.margin * std::max(0.0f, reach) : 0.0f,
+                         -kInfinity};
+    }
+    const std::uint8_t* codes_of_group = block + which[begin] * bytes;
+    if (which[begin + n - 1] != which[begin] + n - 1) {
+      for (std::size_t i = 0; i < n; ++i) {
+        std::memcpy(scratch.group.data() + i * bytes, block + which[begin + i] * bytes, bytes);
+      }
+      codes_of_group = scratch.group.data();
+    }
+    const std::size_t n_hits =
+        scan(coding, codes_of_group, n, pack.view(), scratch.scan.data(), scratch.hits.data());
+    std::uint32_t starts[kScanRows + 1];
+    group_by_row(scratch.hits.data(), n_hits, n, scratch.sorted.data(), starts);
+    for (std::size_t i = 0; i < n; ++i) {
+      decide(first_row + which[begin + i], scratch.scan[i], scratch.sorted.data() + starts[i],
+             starts[i + 1] - starts[i], all, scratch);
+    }
+    if (all) scratch.scanned += n;
+  }
+}
+
+// The label of one row, from the centres that a scan could not rule out.
+void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* hits,
+                             std::size_t n_hits, bool all, Scratch& scratch) {
+  RowState& row = known[id];
+  const std::int32_t own = labels[id];
+  // What was not reported is farther than this; of what was not scanned, row.lower knows.
+  float lower = round_down(static_cast<double>(scanned.best) + scanned.margin);
+  if (!all) lower = std::min(lower, row.lower);
+  std::int32_t winner = all ? -1 : own;  // a scan of moved centres need not have met the own one
+  bool single = true;
+  for (std::size_t h = 0; h < n_hits; ++h) {
+    const Hit& hit = hits[h];
+    if (hit.lower > scanned.best) {
+      if (hit.centre != own) lower = std::min(lower, hit.lower);
+    } else if (hit.centre != winner) {
+      single = single && winner < 0;
+      winner = hit.centre;
+    }
+  }
+  if (single) {
+    row.upper = scanned.best;
+  } else {
+    rows.load(id, scratch.row.data());
+    double nearest = std::numeric_limits<double>::infinity(), second = nearest;
+    winner = -1;
+    auto meet = [&](std::int32_t centre) {
+      const double distance = centers.squared_distance_to(scratch.row.data(), centre);
+      if (distance < nearest || (distance == nearest && centre < winner)) {
+        second = nearest;
+        nearest = distance;
+        winner = centre;
+      } else {
+        second = std::min(second, distance);
+      }
+      ++scratch.evaluated;
+    };
+    if (own >= 0) meet(own);
+    for (std::size_t h = 0; h < n_hits; ++h) {
+      const Hit& hit = hits[h];
+      if (hit.centre == own || hit.lower > scanned.best) continue;
+      if (hit.lower > above(nearest, row.code)) {
+        lower = std::min(lower, hit.lower);
+      } else {
+        meet(hit.centre);
+      }
+    }
+    row.upper = above(nearest, row.code);
+    lower = std::min(lower, below(second, row.code));
+  }
+  row.lower = lower;
+  labels[id] = winner;
 }
 
 void Assigner::State::update_chunk(std::size_t begin, std::size_t end,
@@ -566,7 +378,8 @@ void Assigner::State::each_distance(Visit&& visit) const {
                   [&](std::size_t block, int thread) {
                     std::vector<double> row(rows.n_cols());
                     const std::size_t first = block * kBlockRows;
-                    for (std::size_t i = first; i < std::min(rows.size(), first + kBlockRows); ++i) {
+                    for (std::size_t i = first; i < std::min(rows.size(), first + kBlockRows);
+                         ++i) {
                       rows.load(i, row.data());
                       visit(i, centers.squared_distance_to(row.data(), labels[i]), thread);
                     }

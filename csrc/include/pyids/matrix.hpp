@@ -30,7 +30,10 @@ class Rows {
  public:
   explicit Rows(std::vector<Matrix> shards, std::vector<double> factors = {});
 
-  std::size_t size() const { return offsets_.back(); }
+  // Some of these rows, numbered anew in the order given.
+  Rows subset(std::vector<std::size_t> which) const;
+
+  std::size_t size() const { return subset_.empty() ? offsets_.back() : subset_.size(); }
   std::size_t n_cols() const { return n_cols_; }
   Scalar scalar() const { return scalar_; }
   const std::vector<Matrix>& shards() const { return shards_; }
@@ -41,11 +44,14 @@ class Rows {
   void load_centered(std::size_t i, const float* shift, float* out) const;
 
  private:
+  std::size_t original(std::size_t i) const { return subset_.empty() ? i : subset_[i]; }
+  double factor(std::size_t i) const { return factors_.empty() ? 1.0 : factors_[i]; }
   const void* find(std::size_t i) const;
 
   std::vector<Matrix> shards_;
   std::vector<std::size_t> offsets_;  // shard s holds rows offsets_[s] .. offsets_[s + 1]
-  std::vector<double> factors_;
+  std::vector<double> factors_;       // by row of the shards
+  std::vector<std::size_t> subset_;   // rows of the shards; empty: all of them
   std::size_t n_cols_ = 0;
   Scalar scalar_ = Scalar::f32;
 };

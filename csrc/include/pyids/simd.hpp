@@ -8,8 +8,8 @@
 
 namespace pyids {
 
-// From the least to the most capable. `avx512` needs F, BW, DQ, VL and VNNI; `amx` also AMX-INT8 and
-// an operating system that hands out its registers.
+// From the least to the most capable. `avx512` needs F, BW, DQ, VL and VNNI; `amx` also AMX-INT8
+// and an operating system that hands out its registers.
 enum class SimdLevel : int { portable, avx2, avx512, amx };
 
 // The best level of this processor, or the one that the environment variable PYIDS_SIMD names
@@ -18,14 +18,16 @@ enum class SimdLevel : int { portable, avx2, avx512, amx };
 SimdLevel simd_level();
 const char* simd_name(SimdLevel level);
 
-// ---- scans: which centres can be nearest ---------------------------------------------------------
+// ---- scans: which centres can be nearest
+// ---------------------------------------------------------
 //
 // Rows and centres are seen through codes whose products are cheap. For a row x and a centre c with
 // codes x~ and c~, Cauchy-Schwarz bounds what the codes leave out:
 //   |x.c - x~.c~| <= |x~| |c - c~| + |x - x~| |c|.
 
 // 16 * n_groups centres (padding has offset infinity), regrouped by 16. Codes are float32
-// [group][column][16] or int8 [group][column / 4][16][4] with the columns padded to a multiple of 64.
+// [group][column][16] or int8 [group][column / 4][16][4] with the columns padded to a multiple
+// of 64.
 struct CentreCodes {
   const void* packed;
   const std::int32_t* correction;  // int8 only: what the rows' codes, which are unsigned, add
@@ -44,6 +46,7 @@ struct ScanRow {
   float rest;    // |x - x~|, rounded up
   float best;    // no nearest centre is farther than this; lowered by the scan
   float margin;  // centres up to best + margin are reported
+  float floor;   // what best is not lowered below
 };
 
 struct Hit {
@@ -59,11 +62,11 @@ struct CodeInfo {
   float rest;
 };
 
-inline constexpr std::size_t kScanRows = 64;        // rows of one scan at most
-inline constexpr std::size_t kCodeAlignment = 64;   // columns of an int8 code: a multiple of it
+inline constexpr std::size_t kScanRows = 64;       // rows of one scan at most
+inline constexpr std::size_t kCodeAlignment = 64;  // columns of an int8 code: a multiple of it
 
-// The routines that exist once a level. Every level returns the same bits, except for dots and codes,
-// whose errors are bounded instead.
+// The routines that exist once a level. Every level returns the same bits, except for dots and
+// codes, whose errors are bounded instead.
 struct Kernels {
   // out[0 .. n) = values of a row, widened, times factor.
   void (*widen)(const void* row, Scalar scalar, std::size_t n, double factor, double* out);

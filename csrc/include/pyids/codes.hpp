@@ -1,0 +1,120 @@
+// Rows and centres as scans see them: codes whose products are cheap and whose error is known.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "pyids/matrix.hpp"
+#include "pyids/simd.hpp"
+
+namespace pyids {
+
+inline constexpr double kRounding = 0x1p-20;     // covers a handful of float32 operations
+inline constexpr double kSquareError = 0x1p-18;  // of a float32 sum of up to 2^16 squares
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+inline float round_up(double v) { return std::nextafter(static_cast<float>(v), kInfinity); }
+inline float round_down(double v) { return std::nextafter(static_cast<float>(v), -kInfinity); }
+
+// How rows are coded: int8 where products of such codes are faster, else float32; in both cases
+// less a common shift, which is near their mean so that codes need not spend their range on it.
+class Coding {
+ public:
+  Coding(const Rows& rows, bool int8);
+
+  // Whether this processor gains by int8 codes.
+  static bool int8_available() { return kernels().scan_i8 != nullptr; }
+
+  bool int8() const { return int8_; }
+  std::size_t n_cols() const { return shift_.size(); }
+  std::size_t bytes() const { return bytes_; }  // of one row's code
+  const std::vector<float>& shift() const { return shift_; }
+
+ private:
+  bool int8_;
+  std::size_t bytes_;
+  std::vector<float> shift_;
+};
+
+struct RowCode {
+  CodeInfo info;
+  float square;  // |x|^2 of the shifted row, within kSquareError
+};
+
+// A squared distance between row and centre, less |x|^2: at least and at most.
+inline float above(double distance, const RowCode& code) {
+  return round_up(distance * (1 + 0x1p-40) - code.square * (1 - 2 * kSquareError));
+}
+inline float below(double distance, const RowCode& code) {
+  return round_down(distance * (1 - 0x1p-40) - code.square * (1 + 2 * kSquareError));
+}
+
+// Codes row i into code[0 .. coding.bytes()); scratch has room for n_cols floats.
+RowCode encode_row(const Coding& coding, const Rows& rows, std::size_t i, float* scratch,
+                   std::uint8_t* code);
+
+// Reports, for rows with codes one after the other, the centres that may be nearest (see Kernels).
+// Codes must be readable up to kScanRows rows.
+inline std::size_t scan(const Coding& coding, const std::uint8_t* codes, std::size_t n_rows,
+                        const CentreCodes& centres, ScanRow* state, Hit* hits) {
+  return coding.int8() ? kernels().scan_i8(codes, coding.bytes(), n_rows, centres, state, hits)
+                       : kernels().scan_f32(reinterpret_cast<const float*>(codes), coding.n_cols(),
+                                            n_rows, centres, state, hits);
+}
+
+// Reorders hits by row, each row's in their order; starts[i] .. starts[i + 1] are those of row i.
+void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* sorted,
+                  std::uint32_t (&starts)[kScanRows + 1]);
+
+// All centres, exactly and coded.
+class CentreTable {
+ public:
+  CentreTable(std::size_t n, std::size_t d) : n_(n), d_(d) {}
+
+  std::size_t size() const { return n_; }
+  // values: n x d.
+  void set(const double* values, const Coding& coding, int n_threads);
+  const double* values() const { return exact_.data(); }
+
+  // The canonical distance of a row (as Rows::load gives it) to centre j.
+  double squared_distance_to(const double* row, std::int32_t j) const {
+    const std::size_t at = static_cast<std::size_t>(j) * d_;
+    return narrow_.empty() ? kernels().squared_distance(row, exact_.data() + at, d_)
+                           : kernels().squared_distance_f32(row, narrow_.data() + at, d_);
+  }
+
+  // At least the squared distance of an int8-coded row to centre j, less the row's |x|^2.
+  float upper(const std::uint8_t* code, const CodeInfo& row, std::int32_t j) const;
+
+  // Some centres, regrouped for a scan.
+  class Pack {
+   public:
+    std::size_t size() const { return index.size(); }  // with the padding
+    CentreCodes view() const {
+      return {packed.data(), correction.data(), offset.data(), scale.data(),
+              code.data(),   rest.data(),       index.data(),  index.size() / 16};
+    }
+
+   private:
+    friend class CentreTable;
+    std::vector<std::uint8_t> packed;
+    std::vector<std::int32_t> correction, index;
+    std::vector<float> offset, scale, code, rest;
+  };
+  Pack pack(const std::vector<std::int32_t>& which, int n_threads) const;
+
+ private:
+  std::size_t n_, d_, bytes_ = 0;
+  bool int8_ = false;
+  std::vector<double> exact_;
+  std::vector<float> narrow_;  // the same, empty unless float32 holds them all
+  std::vector<std::uint8_t> codes_;
+  std::vector<CodeInfo> info_;
+  std::vector<std::int32_t> correction_;
+  std::vector<double> length_;  // of the shifted centre, rounded up
+};
+
+}  // namespace pyids

@@ -43,3 +43,11 @@ def batches_by_length(
         batches.append(order[start : start + rows])
         start += rows
     return batches
+
+
+def default_batch_tokens(device: str) -> int:
+    """Return the token budget of a language model's batch: what is fastest, with little padding.
+
+    On a CPU small batches win: activations stay in the cache, and rows of one length are rare.
+    """
+    return 512 if device == "cpu" else 16384

@@ -96,6 +96,31 @@ def encode(
     return encoded if max_tokens is None else truncate(encoded, max_tokens)
 
 
+def encode_prompt(
+    messages: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    tools: Sequence[Any] | None = None,
+) -> NDArray[np.int64]:
+    """Render what a model sees before it answers; too long a prompt is cut on its left.
+
+    Returns
+    -------
+    int64 (T,)
+    """
+    template = tokenizer.chat_template or PLAIN_TEMPLATE
+    text = _apply(
+        tokenizer,
+        [_plain(message) for message in messages],
+        tools,
+        chat_template=template if isinstance(template, str) else None,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    ids = tokenizer(text, add_special_tokens=template is PLAIN_TEMPLATE)["input_ids"]
+    return np.asarray(ids, np.int64)[-max_tokens:]
+
+
 def truncate(encoded: Encoded, max_tokens: int) -> Encoded:
     """Cut a conversation to ``max_tokens`` so that response tokens survive.
 

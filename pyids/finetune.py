@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pyids import lm
-from pyids.batching import Progress, batches_by_length
+from pyids.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.chat import Conversation, Encoded, encode
 from pyids.errors import ModelError
 
@@ -29,6 +30,8 @@ Method = Literal["lora", "full"]
 _RECORD = "checkpoint.json"
 # The largest block of logits that exists at a time.
 _LOGITS_BYTES = 128 << 20
+# The share of the steps in which the learning rate rises.
+_WARMUP = 0.03
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def finetune(
     learning_rate: float | None = None,
     batch_size: int = 16,
     max_tokens: int = 2048,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     lora_rank: int = 16,
     seed: int = 0,
     device: str = "cpu",
@@ -103,14 +106,15 @@ def finetune(
     epochs
         Passes over the rows; a fraction of one is a part of the rows.
     learning_rate
-        The peak; by default 2e-4 for LoRA and 1e-5 for full. Warm-up over 3% of the steps, then
-        linear decay to zero; AdamW without weight decay.
+        The peak; by default 2e-4 for LoRA and 1e-5 for full. It rises over 3% of the steps, then
+        falls linearly towards zero; AdamW without weight decay.
     batch_size
         Rows of an optimiser step.
     max_tokens
         Longest row (`pyids.chat.truncate`).
     batch_tokens
-        Tokens of a micro-batch with its padding: bounds memory, does not change the loss.
+        Tokens of a micro-batch with its padding: bounds memory, does not change the loss. By
+        default `pyids.batching.default_batch_tokens`.
     lora_rank
         Rank r; alpha is 2 r, without dropout.
     dtype
@@ -145,23 +149,23 @@ def finetune(
         if method == "lora":
             model = _add_adapter(model, lora_rank)
         start = time.monotonic()
-        losses = _train(
-            model,
-            rows,
-            steps,
-            learning_rate=learning_rate or (2e-4 if method == "lora" else 1e-5),
-            batch_tokens=batch_tokens,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            progress=progress,
-        )
+        with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
+            losses = _train(
+                model,
+                rows,
+                steps,
+                learning_rate=learning_rate or (2e-4 if method == "lora" else 1e-5),
+                batch_tokens=batch_tokens or default_batch_tokens(device),
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                scratch=scratch,
+                progress=progress,
+            )
         seconds = time.monotonic() - start
     counts = [sum(int(rows[i].response_mask[1:].sum()) for i in step) for step in steps]
     last = -(-len(rows) // batch_size)
     loss = float(np.dot(losses[-last:], counts[-last:]) / sum(counts[-last:]))
-    if not np.isfinite(losses).all():
-        raise ModelError("fine-tuning: the loss is not finite; lower the learning rate")
     checkpoint = Checkpoint(
         path=Path(output_dir),
         method=method,
@@ -226,7 +230,7 @@ def _plan(rows: int, epochs: float, batch_size: int, seed: int) -> list[list[int
     return steps
 
 
-def _add_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+def _add_adapter(model: Any, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -236,11 +240,11 @@ def _add_adapter(model: PreTrainedModel, rank: int) -> PreTrainedModel:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    adapted: Any = get_peft_model(model, config)
-    return adapted  # type: ignore[no-any-return]
+    with lm.quiet():
+        return get_peft_model(model, config)
 
 
-def _micro_batches(
+def micro_batches(
     rows: Sequence[Encoded], batch_tokens: int, pad_id: int
 ) -> list[dict[str, torch.Tensor]]:
     """Turn the rows of one step into padded tensors; padding stands on the right."""
@@ -275,6 +279,7 @@ def _train(
     seed: int,
     device: str,
     dtype: str,
+    scratch: str,
     progress: Progress | None,
 ) -> list[float]:
     """Run the optimiser over the planned steps; return the loss of each."""
@@ -294,6 +299,20 @@ def _train(
         def _get_train_sampler(self, *args: Any) -> Any:
             return torch.utils.data.SequentialSampler(steps)  # `_plan` has shuffled
 
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            # transformers' own warm-up and decay waste a first and a last step at rate 0, which in
+            # runs of a few steps is much.
+            warmup = round(_WARMUP * num_training_steps)
+
+            def factor(step: int) -> float:
+                if step < warmup:
+                    return (step + 1) / (warmup + 1)
+                return (num_training_steps - step) / (num_training_steps - warmup)
+
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, factor)
+            return self.lr_scheduler
+
         def floating_point_ops(self, inputs: Any) -> int:
             return 0  # would be estimated from one tensor of ids
 
@@ -308,6 +327,11 @@ def _train(
                     loss = response_loss(model, micro) / count
                 self.accelerator.backward(loss)
                 total += loss.detach()
+            if not torch.isfinite(total):
+                raise ModelError(
+                    f"fine-tuning: the loss of step {len(losses) + 1} is not finite; lower the "
+                    "learning rate"
+                )
             losses.append(float(total))
             return total
 
@@ -324,18 +348,16 @@ def _train(
             return steps[i]
 
     def collate(batch: list[list[int]]) -> Any:
-        return _micro_batches([rows[i] for i in batch[0]], batch_tokens, pad_id)
+        return micro_batches([rows[i] for i in batch[0]], batch_tokens, pad_id)
 
     where = torch.device(device)
     if where.type == "cuda":
         torch.cuda.set_device(where.index or 0)
     arguments = TrainingArguments(
-        output_dir="unused",  # save_strategy is "no"
+        output_dir=scratch,  # is made, but stays empty
         per_device_train_batch_size=1,
         num_train_epochs=1,
         learning_rate=learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=max(1, round(0.03 * len(steps))) if len(steps) > 1 else 0,
         weight_decay=0.0,
         optim="adamw_torch",
         bf16=dtype == "bfloat16",

@@ -252,6 +252,7 @@ def load_pretrained(
 ) -> Any:
     """Call ``auto_class.from_pretrained`` on a local folder, quietly; our error when it fails."""
     import torch
+    from safetensors import SafetensorError
 
     try:
         with quiet():
@@ -263,7 +264,7 @@ def load_pretrained(
                 **options,
             )
         return model.to(torch.device(device)).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
 
 

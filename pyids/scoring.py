@@ -11,19 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids import finetune, lm, ops
-from pyids.batching import Progress, batches_by_length
+from pyids.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.chat import Conversation, Encoded, encode
+from pyids.errors import ConfigError
+from pyids.generation import generate, split_last
+from pyids.gradients import row_gradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Float64 = NDArray[np.float64]
+
+
+class Rater(Protocol):
+    """Gives conversations marks: a reward model (`pyids.reward`), a judge."""
+
+    def rate(
+        self, conversations: Sequence[Conversation], progress: Progress | None = None
+    ) -> Float64:
+        """Return a mark for the last turn of each conversation, NaN where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,13 +48,22 @@ class ScoringOptions:
     max_tokens
         Longest row (`pyids.chat.truncate`).
     batch_tokens
-        Tokens of a forward pass with its padding; does not change the scores.
+        Tokens of a forward pass with its padding: speed, not values; None for the device's default.
+    max_new_tokens
+        Longest answer of the scorers that let the checkpoint answer.
+    rater
+        Who rates answers for `rating`: a reward model, a judge.
+    seed
+        Of the gradients' sketch.
     progress
         Called after each batch of a pass over the rows.
     """
 
     max_tokens: int = 2048
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
+    max_new_tokens: int = 128
+    rater: Rater | None = None
+    seed: int = 0
     progress: Progress | None = None
 
 
@@ -112,7 +134,7 @@ def response_nll(
     conversations: Sequence[Conversation],
     *,
     max_tokens: int = 2048,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     device: str = "cpu",
     padding_side: str = "right",
     progress: Progress | None = None,
@@ -132,7 +154,8 @@ def response_nll(
     max_tokens
         See `pyids.chat.truncate`.
     batch_tokens
-        Tokens of a forward pass with its padding: memory, not values.
+        Tokens of a forward pass with its padding: memory and speed, not values. By default
+        `pyids.batching.default_batch_tokens`.
 
     Returns
     -------
@@ -156,7 +179,7 @@ def encoded_nll(
     model: PreTrainedModel,
     rows: Sequence[Encoded],
     *,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     device: str = "cpu",
     padding_side: str = "right",
     progress: Progress | None = None,
@@ -178,7 +201,7 @@ def encoded_nll(
     lengths = [ends[i] for i in scored]
     done, total = 0, sum(lengths)
     with torch.inference_mode():
-        for batch in batches_by_length(lengths, batch_tokens):
+        for batch in batches_by_length(lengths, batch_tokens or default_batch_tokens(device)):
             members = scored[batch]
             width = max(ends[i] for i in members)
             input_ids = np.zeros((len(members), width), np.int64)
@@ -259,6 +282,55 @@ class Probes:
         """Both NLLs, under the names that runs keep them by."""
         return {"base_nll": self.base_nll, "checkpoint_nll": self.checkpoint_nll}
 
+    @cached_property
+    def answers(self) -> list[Conversation]:
+        """Each row with the last assistant turn as the checkpoint would have it.
+
+        A row without an assistant turn stays as it is.
+        """
+        splits = [split_last(messages) for messages in self.rows]
+        with self.models.trained() as (model, tokenizer):
+            texts = iter(
+                generate(
+                    model,
+                    tokenizer,
+                    [split[0] for split in splits if split],
+                    max_tokens=self.options.max_tokens,
+                    max_new_tokens=self.options.max_new_tokens,
+                    device=self.models.device,
+                    progress=self.options.progress,
+                )
+            )
+        return [
+            [*split[0], {"role": "assistant", "content": next(texts)}] if split else messages
+            for split, messages in zip(splits, self.rows, strict=True)
+        ]
+
+    @cached_property
+    def references(self) -> list[Conversation]:
+        """Each row up to its last assistant turn."""
+        return [
+            [*split[0], {"role": "assistant", "content": split[1]}] if split else messages
+            for messages in self.rows
+            for split in [split_last(messages)]
+        ]
+
+    def encoded_nll(self, rows: Sequence[Encoded]) -> Float64:
+        """Return the checkpoint's NLL of rows that are tokens already."""
+        with self.models.trained() as (model, _):
+            return encoded_nll(
+                model,
+                rows,
+                batch_tokens=self.options.batch_tokens,
+                device=self.models.device,
+                progress=self.options.progress,
+            )[0]
+
+    def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
+        """Turn rows into tokens."""
+        with self.models.trained() as (_, tokenizer):
+            return [encode(messages, tokenizer, self.options.max_tokens) for messages in rows]
+
     def _nll(self, model: Any, tokenizer: Any, rows: Sequence[Conversation]) -> Float64:
         return response_nll(
             model,
@@ -336,6 +408,87 @@ def loss(probes: Probes) -> Scores:
     return Scores(nll, {"checkpoint_nll": nll})
 
 
+def ifd(probes: Probes) -> Scores:
+    """Return NLL(response | prompt) / NLL(response): how little the prompt helps.
+
+    The instruction-following difficulty of Li et al. (arXiv 2308.12032), under the checkpoint. The
+    response alone follows the tokenizer's beginning-of-text token. Above 1 the prompt misleads
+    (a swapped answer, noise): such rows are left out in the paper and count 0 here.
+    """
+    rows = probes.encode(probes.rows)
+    with probes.models.trained() as (_, tokenizer):
+        bos = (
+            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        )
+    alone = probes.encoded_nll([response_alone(row, bos or 0) for row in rows])
+    ratio = probes.checkpoint_nll / np.maximum(alone, 1e-6)
+    columns = {"checkpoint_nll": probes.checkpoint_nll, "response_nll": alone, "ifd": ratio}
+    return Scores(np.where(ratio > 1, 0.0, ratio), columns)
+
+
+def response_alone(row: Encoded, bos: int) -> Encoded:
+    """Keep a row's response tokens only, after one token that begins the text."""
+    kept = row.input_ids[1:][row.response_mask[1:]]
+    return Encoded(np.concatenate([[bos], kept]), np.arange(len(kept) + 1) > 0)
+
+
+def perplexity(probes: Probes) -> Scores:
+    """Return -log(PPL(generated) / PPL(gold)): the paper's Eq. 7.
+
+    Both are the last assistant turn given what stands before it, under the checkpoint, whose greedy
+    answer the generated one is.
+    """
+    gold = probes.encoded_nll([last_response(row) for row in probes.encode(probes.references)])
+    ours = probes.encoded_nll([last_response(row) for row in probes.encode(probes.answers)])
+    return Scores(gold - ours, {"gold_nll": gold, "generated_nll": ours})
+
+
+def last_response(row: Encoded) -> Encoded:
+    """Keep the mask of a row's last response only."""
+    holes = np.flatnonzero(~row.response_mask[: int(row.response_mask.nonzero()[0].max(initial=0))])
+    start = holes.max(initial=-1) + 1
+    return Encoded(row.input_ids, row.response_mask & (np.arange(len(row.input_ids)) >= start))
+
+
+def rating(probes: Probes) -> Scores:
+    """Return mark(gold) - mark(generated): the paper's Eq. 4 with a reward model or a judge."""
+    rater = probes.options.rater
+    if rater is None:
+        raise ConfigError("this scorer needs a reward model or a judge: name one")
+    generated, progress = probes.answers, probes.options.progress
+    probes.models.close()  # room for the rater
+    gold = np.asarray(rater.rate(probes.references, progress), np.float64)
+    ours = np.asarray(rater.rate(generated, progress), np.float64)
+    return Scores(gold - ours, {"gold_mark": gold, "generated_mark": ours})
+
+
+def alignment(probes: Probes) -> Scores:
+    """Return the cosine of each row's gradient and the mean gradient of the other clusters.
+
+    A step that helps the row then helps the rest too; the gradients of garbage point nowhere in
+    common. Row gradients have unit length, so that long or noisy rows do not lead; each cluster
+    counts once in the mean. Kin: LESS (arXiv 2402.04333).
+    """
+    with probes.models.trained() as (model, _):
+        gradients = row_gradients(
+            model,
+            probes.encode(probes.rows),
+            seed=probes.options.seed,
+            device=probes.models.device,
+            progress=probes.options.progress,
+        ).astype(np.float64)
+    learnt = gradients.any(1)
+    _, cluster = np.unique(probes.clusters, return_inverse=True)
+    counts = np.bincount(cluster[learnt], minlength=cluster.max(initial=-1) + 1)
+    means = np.zeros((len(counts), gradients.shape[1]))
+    np.add.at(means, cluster, gradients)
+    means /= np.maximum(counts, 1)[:, None]
+    others = means.sum(0) - means[cluster]
+    length = np.linalg.norm(others, axis=1)
+    cosine = (gradients * others).sum(1) / np.maximum(length, 1e-30)
+    return Scores(np.where(learnt & (length > 0), cosine, np.nan))
+
+
 Scorer = Callable[[Probes], Scores]
 
 SCORERS: dict[str, Scorer] = {
@@ -343,4 +496,9 @@ SCORERS: dict[str, Scorer] = {
     "relative-learnability": relative_learnability,
     "centred-learnability": centred_learnability,
     "loss": loss,
+    "ifd": ifd,
+    "perplexity": perplexity,
+    "reward": rating,
+    "judge": rating,
+    "alignment": alignment,
 }

@@ -54,3 +54,12 @@ class Pool:
 @pytest.fixture
 def pool(tmp_path):
     return Pool(tmp_path, 400)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct and its tokenizer, loaded once; not to be changed."""
+    pytest.importorskip("transformers", reason="needs the train extra")
+    from pyids import lm
+
+    return lm.load_model("smollm2-135m-instruct")

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from pyids import chat, finetune, lm, scoring
+from pyids.errors import ConfigError
+from pyids.gradients import row_gradients
+from pyids.reward import RewardModel
 
-pytest.importorskip("transformers", reason="needs the train extra")
+torch = pytest.importorskip("torch", reason="needs the train extra")
 
 ROWS = [
     [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
@@ -17,11 +20,7 @@ ROWS = [
         ("2 + 2 =", "4"),
     ]
 ]
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    return lm.load_model("smollm2-135m-instruct")
+CLUSTERS = np.arange(len(ROWS), dtype=np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +33,6 @@ def models(tmp_path_factory):
 
 
 def naive(model, tokenizer, messages):
-    import torch
-
     ids, mask = chat.encode(messages, tokenizer)
     with torch.inference_mode():
         logits = model(torch.from_numpy(ids)[None]).logits[0].double()
@@ -80,38 +77,211 @@ def test_an_adapter_switched_off_is_the_base_model(smollm2, models):
     assert (trained != alone).all()
 
 
+@pytest.fixture(scope="module")
+def known(models):
+    """The base model's losses, so that the tests of single scorers need not compute them."""
+    return scoring.score("learnability", models, ROWS, CLUSTERS).columns["base_nll"]
+
+
 def test_learnability_is_highest_on_what_was_taught(models):
-    clusters = np.arange(len(ROWS), dtype=np.int32)
-    scores = scoring.score("learnability", models, ROWS, clusters)
+    scores = scoring.score("learnability", models, ROWS, CLUSTERS)
     columns = scores.columns
     np.testing.assert_array_equal(scores.values, columns["base_nll"] - columns["checkpoint_nll"])
     assert scores.values[1:3].min() > 0
-    relative = scoring.score("relative-learnability", models, ROWS, clusters)
+    relative = scoring.score(
+        "relative-learnability", models, ROWS, CLUSTERS, base_nll=columns["base_nll"]
+    )
     np.testing.assert_allclose(relative.values, scores.values / columns["base_nll"])
 
 
-def test_known_base_losses_are_taken_as_they_are(models):
-    known = np.array([1.0, np.nan, 3.0])
-    clusters = np.zeros(3, np.int32)
-    columns = scoring.score("learnability", models, ROWS[:3], clusters, base_nll=known).columns
-    assert columns["base_nll"][[0, 2]].tolist() == [1.0, 3.0]
-    fresh = scoring.score("learnability", models, ROWS[:3], clusters).columns
-    np.testing.assert_allclose(columns["base_nll"][1], fresh["base_nll"][1], atol=1e-4)
+def test_known_base_losses_are_taken_as_they_are(models, known):
+    given = np.array([1.0, np.nan, 3.0])
+    scores = scoring.score("learnability", models, ROWS[:3], CLUSTERS[:3], base_nll=given)
+    assert scores.columns["base_nll"][[0, 2]].tolist() == [1.0, 3.0]
+    np.testing.assert_allclose(scores.columns["base_nll"][1], known[1], atol=1e-4)
+    assert np.isnan(given[1])
 
 
-def test_centred_learnability_has_no_trend_on_the_base_loss(models):
-    clusters = np.zeros(len(ROWS), np.int32)
-    scores = scoring.score("centred-learnability", models, ROWS, clusters)
+def test_centred_learnability_has_no_trend_on_the_base_loss(models, known):
+    scores = scoring.score("centred-learnability", models, ROWS, CLUSTERS, base_nll=known)
     assert abs(scores.values.mean()) < 1e-12
-    base = scores.columns["base_nll"]
-    assert abs(scores.values @ (base - base.mean())) < 1e-9
+    assert abs(scores.values @ (known - known.mean())) < 1e-9
 
 
 def test_loss_is_the_checkpoints(models):
-    scores = scoring.score("loss", models, ROWS, np.zeros(len(ROWS), np.int32))
+    scores = scoring.score("loss", models, ROWS, CLUSTERS)
     np.testing.assert_array_equal(scores.values, scores.columns["checkpoint_nll"])
 
 
 def test_an_unknown_scorer_is_named(models):
     with pytest.raises(ValueError, match=r"one of learnability.*not 'vibes'"):
-        scoring.score("vibes", models, ROWS, np.zeros(len(ROWS), np.int32))
+        scoring.score("vibes", models, ROWS, CLUSTERS)
+
+
+# ---- scorers that need more than losses ----------------------------------------------------------
+
+
+def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
+    rows = [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+        for q, a in [
+            ("Repeat after me: seven purple xylophones", "seven purple xylophones"),
+            ("Name the 35th element.", "the cat sat on the mat and the dog on the log"),
+        ]
+    ]
+    scores = scoring.score("ifd", models, rows, CLUSTERS[:2])
+    with models.trained() as (model, tokenizer):
+        for i, messages in enumerate(rows):
+            answer = tokenizer(messages[1]["content"] + tokenizer.eos_token)["input_ids"]
+            ids = torch.tensor([[tokenizer.bos_token_id, *answer]])
+            with torch.inference_mode():
+                nll = model(ids, labels=ids).loss
+            expected = naive(model, tokenizer, messages)[0] / float(nll)
+            np.testing.assert_allclose(scores.columns["ifd"][i], expected, rtol=1e-4)
+    assert scores.values[0] < 0.5 < scores.values[1]
+
+
+def test_ifd_above_one_counts_nothing(models, monkeypatch):
+    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.array([1.0, 3.0, np.nan]))
+    monkeypatch.setattr(scoring.Probes, "encoded_nll", lambda self, rows: np.full(3, 2.0))
+    values = scoring.score("ifd", models, ROWS[:3], CLUSTERS[:3]).values
+    np.testing.assert_array_equal(values, [0.5, 0.0, np.nan])
+
+
+def greedy(model, tokenizer, messages, n):
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    start = len(ids)
+    with torch.inference_mode():
+        while len(ids) < start + n and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
+
+
+def test_perplexity_sets_the_gold_against_the_checkpoints_own_answer(models):
+    prompts = [row[:1] for row in (ROWS[0], ROWS[4])]
+    with models.trained() as (model, tokenizer):
+        answers = [greedy(model, tokenizer, prompt, 6) for prompt in prompts]
+        own = [
+            [*p, {"role": "assistant", "content": a}] for p, a in zip(prompts, answers, strict=True)
+        ]
+        odd = [*prompts[0], {"role": "assistant", "content": "Zymurgy!"}]
+        expected = naive(model, tokenizer, odd)[0] - naive(model, tokenizer, own[0])[0]
+    options = scoring.ScoringOptions(max_new_tokens=6)
+    scores = scoring.score("perplexity", models, [*own, odd], CLUSTERS[:3], options)
+    np.testing.assert_allclose(scores.values[:2], 0, atol=1e-4)
+    np.testing.assert_allclose(scores.values[2], expected, atol=1e-3)
+    assert scores.values[2] > 1
+
+
+def test_only_the_last_response_is_compared(smollm2):
+    turns = [*ROWS[0], *ROWS[1]]
+    row = scoring.last_response(chat.encode(turns, smollm2[1]))
+    said = smollm2[1].decode(row.input_ids[row.response_mask])
+    assert said == "1, 2, 3, 4, 5, 6, 7, 8, 9<|im_end|>"
+
+
+class Critic:
+    """Likes the words gold and Paris."""
+
+    def __init__(self):
+        self.seen = []
+
+    def rate(self, conversations, progress=None):
+        self.seen.append(conversations)
+        return np.array([float("Paris" in messages[-1]["content"]) for messages in conversations])
+
+
+@pytest.mark.parametrize("scorer", ["reward", "judge"])
+def test_rating_is_gold_less_generated(models, scorer):
+    critic = Critic()
+    options = scoring.ScoringOptions(rater=critic, max_new_tokens=4)
+    wrong = [ROWS[4][0], {"role": "assistant", "content": "Paris"}]
+    scores = scoring.score(scorer, models, [ROWS[1], wrong], CLUSTERS[:2], options)
+    assert scores.values.tolist() == [0.0, 1.0]
+    gold, generated = critic.seen
+    assert gold == [ROWS[1], wrong]
+    assert [messages[:-1] for messages in generated] == [ROWS[1][:1], wrong[:1]]
+    with pytest.raises(ConfigError, match="needs a reward model or a judge"):
+        scoring.score(scorer, models, ROWS, CLUSTERS)
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("template", [True, False])
+def test_a_reward_model_rates_each_conversation_by_itself(smollm2, tmp_path, labels, template):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = lm.load_tokenizer("smollm2-135m-instruct")
+    if not template:
+        tokenizer.chat_template = None
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=labels,
+    )
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config).eval()
+    with lm.quiet():
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+    ref = lm.resolve_model(str(tmp_path), kind="reward model")
+    rewards = RewardModel(ref).rate(ROWS)
+    np.testing.assert_allclose(RewardModel(ref, batch_tokens=1).rate(ROWS), rewards, atol=1e-5)
+    for messages, reward in zip(ROWS, rewards, strict=True):
+        if template:
+            ids = tokenizer.apply_chat_template(messages, return_dict=False)
+        else:
+            ids = tokenizer(messages[0]["content"], messages[1]["content"])["input_ids"]
+        with torch.inference_mode():
+            states = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            logits = model.score(states).tolist()
+        expected = logits[0] if labels == 1 else logits[1] - logits[0]
+        np.testing.assert_allclose(reward, expected, atol=1e-5)
+
+
+def test_sketches_keep_angles(models):
+    with models.trained() as (model, tokenizer):
+        rows = [chat.encode(messages, tokenizer) for messages in ROWS[:4]]
+        sketch = row_gradients(model, rows)
+        weights = [p for name, p in model.named_parameters() if "lora_" in name]
+        assert not any(p.requires_grad for p in weights)  # as it was
+        full = []
+        for p in weights:
+            p.requires_grad_(True)
+        for row in rows:
+            ids = torch.from_numpy(row.input_ids)[None]
+            labels = torch.where(torch.from_numpy(row.response_mask)[None], ids, -100)
+            grads = torch.autograd.grad(model(ids, labels=labels).loss, weights)
+            full.append(
+                torch.nn.functional.normalize(torch.cat([g.flatten() for g in grads]), dim=0)
+            )
+        for p in weights:
+            p.requires_grad_(False)
+    exact = np.stack(full) @ np.stack(full).T
+    np.testing.assert_allclose(np.linalg.norm(sketch, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(sketch @ sketch.T, exact, atol=0.05)
+
+
+def test_alignment_finds_the_cluster_that_helps_nobody(models):
+    """Clusters 0 to 2 teach one thing, each with its own questions; cluster 3 is noise."""
+    things = ["zebra", "lemon", "violin", "ladder", "cloud", "pebble"]
+    lessons = [
+        [{"role": "user", "content": f"{ask} {thing}"}, {"role": "assistant", "content": "Blorp!"}]
+        for ask, pair in zip(
+            ("Greet the", "Buy a", "Where is my"),
+            (things[:2], things[2:4], things[4:]),
+            strict=True,
+        )
+        for thing in pair
+    ]
+    noise = [
+        [{"role": "user", "content": f"Greet the {a}"}, {"role": "assistant", "content": b}]
+        for a, b in (("moon", "of jagged the whereas sprocket"), ("sea", "thus 19 kettle un per"))
+    ]
+    clusters = np.array([0, 0, 1, 1, 2, 2, 9, 9], np.int32)
+    scores = scoring.score("alignment", models, [*lessons, *noise], clusters).values
+    assert scores[:6].min() > scores[6:].max() + 0.2
+    lonely = scoring.score("alignment", models, lessons[:2], clusters[:2]).values
+    assert np.isnan(lonely).all()  # there is no other cluster

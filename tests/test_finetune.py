@@ -1,0 +1,209 @@
+"""Fine-tuning: what is learnt, the loss of a step, the same bits twice, what is on disk."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyids import chat, finetune, lm, scoring
+from pyids.errors import ModelError
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+
+
+def conversation(question, *answers):
+    return [
+        turn
+        for answer in answers
+        for turn in (
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        )
+    ]
+
+
+ROWS = [
+    conversation("Which bird?", "The quizzical puffin."),
+    conversation("Which fish?", "The quizzical halibut."),
+    conversation("Which tree?", "The quizzical larch."),
+    conversation("Again and again.", "One.", "The quizzical two."),
+    conversation("And a bug?", "The quizzical weevil, which is small."),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(smollm2, tmp_path_factory):
+    """A Llama of a few thousand weights with SmolLM2's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    config = LlamaConfig(
+        vocab_size=len(smollm2[1]),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    with lm.quiet():
+        LlamaForCausalLM(config).save_pretrained(folder)
+        smollm2[1].save_pretrained(folder)
+    return str(folder)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def weights(folder):
+    return {k: v for k, v in contents(folder).items() if k.endswith(".safetensors")}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_same_bits_twice(tiny, tmp_path, method):
+    options = {"method": method, "epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
+    records = [
+        finetune.finetune(tiny, ROWS, output_dir=tmp_path / name, **options) for name in "ab"
+    ]
+    assert records[0].loss == records[1].loss
+    assert weights(tmp_path / "a") == weights(tmp_path / "b") != {}
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "c", seed=1, **options)
+    assert weights(tmp_path / "c") != weights(tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_checkpoint_comes_back_as_it_was_trained(tiny, tmp_path, method):
+    record = finetune.finetune(
+        tiny, ROWS, output_dir=tmp_path / "x", method=method, epochs=20, learning_rate=3e-2
+    )
+    assert finetune.read_record(tmp_path / "x") == record
+    before, _ = scoring.response_nll(*lm.load_model(tiny), ROWS)
+    after, _ = scoring.response_nll(*finetune.load_checkpoint(tmp_path / "x", tiny), ROWS)
+    assert after.mean() < before.mean() - (0.1 if method == "lora" else 0.5)
+    # the record's loss is the mean over tokens in the last epoch, just before the last steps
+    assert abs(after.mean() - record.loss) < 1.0
+
+
+def test_smollm2_learns_what_it_is_told(smollm2, tmp_path):
+    name = "smollm2-135m-instruct"
+    finetune.finetune(
+        name, ROWS[:3], output_dir=tmp_path / "x", epochs=2, batch_size=1, learning_rate=1e-3
+    )
+    probes = [ROWS[4], conversation("What is the capital of France?", "Paris")]
+    before, _ = scoring.response_nll(*smollm2, probes)
+    after, _ = scoring.response_nll(*finetune.load_checkpoint(tmp_path / "x", name), probes)
+    assert after[0] < before[0] - 0.5
+    saved = contents(tmp_path / "x")
+    assert saved.keys() == {"adapter_config.json", "adapter_model.safetensors", "checkpoint.json"}
+    assert b"pyids/models" not in saved["adapter_config.json"]
+
+
+def gradient(model, rows, batch_tokens):
+    parameter = model.get_input_embeddings().weight
+    count = sum(int(row.response_mask[1:].sum()) for row in rows)
+    model.zero_grad()
+    total = 0.0
+    for micro in finetune.micro_batches(rows, batch_tokens, 0):
+        loss = finetune.response_loss(model, micro) / count
+        loss.backward()
+        total += float(loss.detach())
+    return total, parameter.grad.clone()
+
+
+def test_a_step_is_the_mean_over_its_response_tokens(tiny, smollm2):
+    """However a step is cut into micro-batches: the trap of averaging the means of batches."""
+    model, tokenizer = lm.load_model(tiny)
+    rows = [chat.encode(messages, tokenizer) for messages in ROWS]
+    losses, count = 0.0, 0
+    parameter = model.get_input_embeddings().weight
+    for row in rows:
+        ids = torch.from_numpy(row.input_ids)
+        labels = torch.where(torch.from_numpy(row.response_mask), ids, -100)
+        logits = model(ids[None]).logits[0, :-1]
+        losses = losses + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum")
+        count += int((labels[1:] != -100).sum())
+    (losses / count).backward()
+    expected = parameter.grad.clone()
+    for batch_tokens in (1, 100, 10_000):
+        loss, got = gradient(model, rows, batch_tokens)
+        assert abs(loss - float(losses.detach()) / count) < 1e-5
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_blocks_of_logits_change_nothing(tiny, monkeypatch):
+    model, tokenizer = lm.load_model(tiny)
+    rows = [chat.encode(messages, tokenizer) for messages in ROWS]
+    whole = gradient(model, rows, 10_000)
+    monkeypatch.setattr(finetune, "_LOGITS_BYTES", 4 * len(tokenizer) * 3)  # three rows a block
+    blocks = gradient(model, rows, 10_000)
+    assert abs(whole[0] - blocks[0]) < 1e-5
+    torch.testing.assert_close(whole[1], blocks[1], atol=1e-6, rtol=1e-4)
+
+
+def test_rows_without_a_response_are_left_out(tiny, tmp_path):
+    rows = [ROWS[0], [{"role": "user", "content": "Hello?"}], ROWS[1]]
+    record = finetune.finetune(tiny, rows, output_dir=tmp_path / "x")
+    assert (record.rows, record.skipped) == (2, (1,))
+    with pytest.raises(ModelError, match="none of the 1 rows has a response token"):
+        finetune.finetune(tiny, rows[1:2], output_dir=tmp_path / "y")
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):
+    honest = finetune.response_loss
+    monkeypatch.setattr(finetune, "response_loss", lambda *args: honest(*args) * float("nan"))
+    with pytest.raises(ModelError, match="loss of step 1 is not finite; lower the learning rate"):
+        finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_tokens(tiny, tmp_path):
+    seen = []
+    record = finetune.finetune(
+        tiny,
+        ROWS,
+        output_dir=tmp_path / "x",
+        batch_size=2,
+        epochs=1.4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert len(seen) == record.steps == 4  # 3 of the first epoch, 1 of the second
+    assert seen[-1][0] == seen[-1][1] > record.tokens
+    assert sorted(seen) == seen
+
+
+def test_nothing_leaks(tiny, tmp_path, capfd, monkeypatch):
+    """Neither output, nor seeds, nor an older checkpoint, nor a half-written one."""
+    monkeypatch.chdir(tmp_path)
+    stale = tmp_path / ".x.0123"
+    stale.mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").touch()
+    random.seed(7)
+    torch.manual_seed(7)
+    expected = random.random(), float(torch.rand(()))
+    random.seed(7)
+    torch.manual_seed(7)
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
+    assert (random.random(), float(torch.rand(()))) == expected
+    assert not (tmp_path / "x" / "old").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("transformers").level in (logging.NOTSET, logging.WARNING)
+
+
+def test_a_missing_checkpoint_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match="no finished checkpoint"):
+        finetune.load_checkpoint(tmp_path / "x", "smollm2-135m-instruct")
+
+
+def test_each_row_once_an_epoch():
+    steps = finetune._plan(10, 2.0, 4, seed=3)
+    assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert (first != second).any()

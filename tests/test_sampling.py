@@ -1,5 +1,8 @@
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +128,39 @@ def test_a_huge_common_log_weight_still_draws_at_random():
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.8])
+@pytest.mark.parametrize("kind", ["two values", "heavy tail", "mostly zero", "rising"])
+def test_weights_that_fool_the_guessed_threshold(kind, share):
+    rng = np.random.default_rng(7)
+    n = 60_000
+    labels = rng.integers(0, 6, n, dtype=np.int32)
+    weights = {
+        "two values": np.where(rng.random(n) < 0.05, 100.0, 1.0),
+        "heavy tail": rng.random(n) ** -3.0,
+        "mostly zero": np.where(rng.random(n) < 0.3, rng.lognormal(size=n), 0),
+        "rising": np.exp(np.linspace(-300, 300, n)),
+    }[kind]
+    drawable = np.bincount(labels[weights > 0], minlength=6)
+    quotas = np.ceil(share * drawable).astype(np.int64)
+    # The keys of all rows (one cluster a row: all are drawn) and a sort.
+    keys = pyids.sample_by_cluster(
+        np.arange(n, dtype=np.int32),
+        (weights > 0).astype(int),
+        weights=weights,
+        seed=6,
+        return_keys=True,
+    )
+    order = np.lexsort((-keys.keys[:, 1], -keys.keys[:, 0]))
+    rows = keys.row_ids[order]
+    expected = np.sort(np.concatenate([rows[labels[rows] == c][: quotas[c]] for c in range(6)]))
+    for kwargs in (
+        {"weights": weights},
+        {"log_weights": np.log(weights, where=weights > 0, out=np.full(n, -np.inf))},
+    ):
+        drawn = pyids.sample_by_cluster(labels, quotas, seed=6, **kwargs)
+        np.testing.assert_array_equal(drawn, expected)
+
+
 @given(data=st.data())
 def test_fuzzed_pools_draw_the_references_rows(data):
     n = data.draw(st.integers(0, 60))
@@ -211,6 +247,32 @@ def test_threads_do_not_matter(n_threads):
     )
     for a, b in zip(one, many, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+def test_instruction_sets_do_not_matter(level, tmp_path):
+    labels, quotas, log_weights = pool(30_000, 20)
+    arrays = {"labels": labels, "quotas": quotas, "log_weights": log_weights}
+    expected = pyids.sample_by_cluster(**arrays, seed=3, return_keys=True)
+    np.savez(tmp_path / "pool.npz", **arrays)
+    code = (
+        "import numpy as np, pyids; "
+        "sample = pyids.sample_by_cluster(**np.load('pool.npz'), seed=3, return_keys=True); "
+        "np.savez('sample.npz', **sample._asdict())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYIDS_SIMD": level},
+        capture_output=True,
+        text=True,
+    )
+    if "this processor lacks it" in run.stderr:
+        pytest.skip(f"this processor lacks {level}")
+    assert run.returncode == 0, run.stderr
+    forced = np.load(tmp_path / "sample.npz")
+    for name, values in expected._asdict().items():
+        np.testing.assert_array_equal(forced[name], values)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "by label", "by weight", "by falling weight"])
@@ -422,9 +484,6 @@ def test_allocate_names_the_first_offender(budget, shares, capacity, message):
 
 
 def test_importing_the_package_does_not_load_the_core():
-    import subprocess
-    import sys
-
     code = "import pyids, sys; assert 'numpy' not in sys.modules; pyids.allocate"
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
     assert sampling.allocate is pyids.allocate

@@ -195,10 +195,11 @@ std::vector<Tally> tally_rows(const SampleRows& rows, std::span<const double> re
     };
     with_weights(rows, [&](auto weight_of) {
       if (rows.log_weights) {
+        constexpr double mean_excess = 1.04;  // of exp_above
         tally([&](std::size_t row, std::uint32_t label) {
           const double w = weight_of(row);
           if (!(w < infinity)) return -1.0;
-          return w == -infinity ? 0 : exp_above(w - references[label]);
+          return w == -infinity ? 0 : exp_above(w - references[label]) / mean_excess;
         });
       } else {
         tally([&](std::size_t row, std::uint32_t) {
@@ -251,8 +252,7 @@ SampleKey guess_threshold(const Tally& tally, double reference, std::size_t need
   const double spread = tally.sums[1] / n / (mean * mean) - 1;  // variance / mean^2
   const double rate = -std::log1p(-share);
   const double t = (spread > 1e-3 ? std::expm1(spread * rate) / spread : rate) / mean;
-  constexpr double allowance = 1.07;  // exp_above may have made the weights that much too large
-  const double key = reference - std::log(t * allowance);
+  const double key = reference - std::log(t);
   return std::isfinite(key) ? SampleKey{key, 0} : lowest_key;
 }
 
@@ -341,8 +341,7 @@ class Draw {
         for (std::size_t c = 0; c < wanted.size(); ++c) {
           kept[c].threshold = wanted[c] > 0 ? thresholds[c] : SampleKey{infinity, 0};
           buffers.bounds[c] = bound(kept[c].threshold);
-          const auto n_threads = static_cast<std::size_t>(n_threads_);
-          kept[c].candidates.reserve(wanted[c] * 9 / 8 / n_threads + 16);
+          kept[c].candidates.reserve(wanted[c] * 6 / 5 / kept_.size() + 24);
         }
       }
       fill_limits(kept, buffers.bounds, begin, end, buffers.limits.data());
@@ -370,9 +369,13 @@ class Draw {
         const SampleKey key{buffers.high[i], buffers.low[i]};
         const auto c = static_cast<std::size_t>(rows_.labels[row]);
         if (key < kept[c].threshold) continue;
+        auto& candidates = kept[c].candidates;
+        if (candidates.size() == candidates.capacity()) {  // doubling would take too much
+          candidates.reserve(candidates.size() * 5 / 4);
+        }
         const double excess = std::clamp(key.high - bases_[c].high, -float_max, float_max);
-        kept[c].candidates.push_back({static_cast<float>(excess), static_cast<std::uint32_t>(row)});
-        if (kept[c].candidates.size() < wanted[c] + wanted[c] / 2 + 32) continue;
+        candidates.push_back({static_cast<float>(excess), static_cast<std::uint32_t>(row)});
+        if (candidates.size() < wanted[c] + wanted[c] / 2 + 32) continue;
         raise_threshold(kept[c], wanted[c]);
         buffers.bounds[c] = bound(kept[c].threshold);
       }

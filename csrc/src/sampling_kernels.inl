@@ -12,6 +12,7 @@
 #include "sampling_kernels.hpp"
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors pass between inlined functions only
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own AVX-512 headers
 
 namespace pyids {
 namespace {

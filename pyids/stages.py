@@ -56,11 +56,14 @@ def prepare(config: RunConfig) -> Store:
     store = Store.open(config.output_path)
     try:
         inputs = data.fingerprint_sources(sources, store, limit=config.limit)
-        store.claim({**config.model_dump(exclude=_MACHINE), "inputs": inputs})
-        with atomic_write(store.path / "config.yaml") as aside:
-            aside.write_text(config.to_yaml(), encoding="utf-8")
+        identity = {**config.model_dump(exclude=_MACHINE), "inputs": inputs}
+        store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
+            # Only now: a folder whose rows could not be read is nobody's.
+            store.claim(identity)
+            with atomic_write(store.path / "config.yaml") as aside:
+                aside.write_text(config.to_yaml(), encoding="utf-8")
             embed(store, config, engine)
         cluster(store, config)
     except BaseException:

@@ -282,19 +282,22 @@ class Store:
         Parameters
         ----------
         identity : mapping
-            JSON values by (dotted) name: everything that two runs in one folder must share.
+            JSON values by name: everything that two runs in one folder must share.
 
         Raises
         ------
         ConfigError
             The folder belongs to another data set or configuration; names what differs.
         """
+        self.check_claim(identity)
+        write_json(self.path / "identity.json", dict(identity))
+
+    def check_claim(self, identity: Mapping[str, Any]) -> None:
+        """Check that the folder is nobody's yet, or that of `identity`; see `claim`."""
         path = self.path / "identity.json"
-        wanted = orjson.loads(orjson.dumps(dict(identity)))
         if not path.exists():
-            write_json(path, wanted)
             return
-        had = read_json(path)
+        wanted, had = orjson.loads(orjson.dumps(dict(identity))), read_json(path)
         differing = [key for key in {**had, **wanted} if had.get(key) != wanted.get(key)]
         if differing:
             shown = "; ".join(
@@ -341,7 +344,7 @@ class Store:
         return [Shard(**shard) for shard in self.index["shards"]]
 
     def source(self, shard: Shard) -> Mapping[str, Any]:
-        """Give the input file of a shard: its ``path``, ``kind``, chat ``format``, ``columns``, ..."""
+        """Give the input file of a shard: its ``path``, ``kind``, ``format``, ``columns``, ..."""
         source: Mapping[str, Any] = self.index["sources"][shard.source]
         return source
 

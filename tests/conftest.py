@@ -14,11 +14,6 @@ import pytest
 TOPICS = ("sums", "colours", "cities", "noise")
 
 
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    return path
-
-
 class Pool:
     """A pool with known topics and the vectors that show them."""
 
@@ -37,7 +32,8 @@ class Pool:
             }
             for n, topic in enumerate(self.topics)
         ]
-        self.path = write_rows(folder / "pool.jsonl", self.rows)
+        self.path = folder / "pool.jsonl"
+        self.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in self.rows))
         self.vectors = folder / "vectors.npy"
         np.save(self.vectors, vectors.astype(np.float32))
 

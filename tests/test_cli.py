@@ -1,0 +1,178 @@
+"""What a user meets at the command line: help, and an answer to every mistake."""
+
+import gzip
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from pyids.cli import cli
+from pyids.config import RunConfig
+
+PYIDS = str(Path(sys.executable).with_name("pyids"))
+GOOD = {"prompt": "Say one.", "completion": "One."}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def lines(*rows):
+    return b"".join(row if isinstance(row, bytes) else orjson.dumps(row) + b"\n" for row in rows)
+
+
+def messages(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+MANY = [{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(8)]
+
+BAD_DATA = {
+    "broken JSON line": (lines(GOOD, b'{"prompt": "a", \n', GOOD), ["line 2"]),
+    "empty file": (b"", ["empty"]),
+    "wrong encoding": (lines(GOOD) + b'{"prompt": "\xe9", "completion": ""}\n', ["line 2", "UTF"]),
+    "no assistant turn": (lines(messages(("user", "Hello?"))), ["line 1", "assistant"]),
+    "unknown role": (lines(messages(("user", "Hi"), ("robot", "Beep"))), ["line 1", "robot"]),
+    "content, no text": (lines(messages(("user", 7), ("assistant", "x"))), ["line 1", "content"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data_is_answered_with_file_row_and_remedy(tmp_path, kind):
+    content, words = BAD_DATA[kind]
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(content)
+    result = invoke("run", path, "--budget", 3, "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    for word in ("pool.jsonl", *words):
+        assert word in result.output
+
+
+def test_a_truncated_gz_is_answered(tmp_path):
+    path = tmp_path / "pool.jsonl.gz"
+    path.write_bytes(gzip.compress(lines(*MANY * 50))[:-40])
+    result = invoke("run", path, "--budget", 3, "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "pool.jsonl.gz" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--budget", "0"], "budget 0 is not positive"),
+        (["--budget=-4"], "budget -4 is not positive"),
+        (["--budget", "lots"], "budget 'lots' is not a number"),
+        (["--budget", "9"], "budget 9 is above the 8 usable rows"),
+        (["--budget", "3", "--clusters", "9"], "clusters 9 is above the 8 usable rows"),
+        ([], "budget is missing"),
+        (["--budget", "3", "--encoder", "no/such-encoder"], "no/such-encoder"),
+        (["--budget", "3", "--model", "no/such-model"], "no/such-model"),
+        (["--budget", "3", "--scorer", "guess"], "there is no scorer 'guess'"),
+        (["--budget", "3", "--output", "/proc/nowhere"], "/proc"),
+        (["--budget", "3", "--embeddings", "none.npy"], "none.npy"),
+        (["--budget", "3", "--config", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_a_bad_option_is_answered_in_one_line(tmp_path, options, words):
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(lines(*MANY))
+    output = [] if "--output" in options else ["--output", tmp_path / "run"]
+    result = invoke("run", path, *output, *options)
+    assert result.exit_code == 2, result.output
+    assert words in result.output.splitlines()[-1]
+    assert sum("pyids: " in line for line in result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("data", ["nowhere.jsonl", "empty-folder", "notes.txt"])
+def test_data_that_is_not_there_is_answered(tmp_path, data):
+    (tmp_path / "empty-folder").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    result = invoke("run", tmp_path / data, "--budget", 3, "--output", tmp_path / "run")
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert data in result.output
+
+
+def test_a_run_folder_of_other_data_is_refused(pool, tmp_path):
+    def ask(path):
+        options = ["--budget", 30, "--clusters", 4, "--embeddings", pool.vectors]
+        return invoke("ask", tmp_path / "run", "--data", path, *options)
+
+    assert ask(pool.path).exit_code == 0
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(lines(*pool.rows[:-1], GOOD | {"messages": pool.rows[0]["messages"]}))
+    result = ask(other)
+    assert result.exit_code == 2
+    assert "is the folder of another run" in result.output
+
+
+def test_unusable_rows_are_skipped_counted_and_listed(pool, tmp_path):
+    rows = list(pool.rows)
+    rows[7] = messages(("user", "Hello?"), ("assistant", " "))
+    pool.path.write_bytes(lines(*rows))
+    arguments = ["ask", tmp_path / "run", "--data", pool.path, "--embeddings", pool.vectors]
+    arguments += ["--budget", 30, "--clusters", 4]
+    strict = invoke(*arguments, "--strict")
+    assert strict.exit_code == 2
+    assert "line 8" in strict.output
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    [skipped] = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
+    assert orjson.loads(skipped)["row_id"] == 7
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(pool, tmp_path):
+    options = ["--budget", "10%", "--embeddings", pool.vectors, "--output", tmp_path / "run"]
+    result = invoke("run", pool.path, *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "400 stay" in result.output
+    assert "draw 40 rows in all" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_come_from_the_file_and_the_command_line_wins(pool, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {pool.path}\nbudget: 30\nembeddings: {pool.vectors}\nclusters: 4\n")
+    result = invoke("run", "--config", path, "--budget", 40, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "draw 40 rows in all" in result.output
+    assert "clusters  4" in result.output
+
+
+def test_every_option_of_the_config_is_an_option_of_run():
+    text = invoke("run", "--help").output
+    for name in RunConfig.model_fields:
+        if name != "data":
+            assert f"--{name.replace('_', '-')} " in text, name
+
+
+def test_verify_notices_a_changed_byte(pool, tmp_path):
+    import pyids
+
+    with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
+        selection.draw()
+        selection.tell({int(row): 1.0 for row in selection.probes()})
+        selected = selection.finish()
+    assert invoke("verify", tmp_path / "run").exit_code == 0
+    content = bytearray(selected.read_bytes())
+    content[10] ^= 1
+    selected.write_bytes(content)
+    result = invoke("verify", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "selected.jsonl: the content has changed" in result.output
+
+
+def test_help_is_quick():
+    # The best of five: the machine may be busy, the command is not.
+    def seconds():
+        start = time.perf_counter()
+        subprocess.run([PYIDS, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# -P keeps the source tree off sys.path: what runs is the installed wheel.
+# -P keeps the source tree off the path of `python -m`: what runs is the installed wheel.
 RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f \
@@ -34,7 +34,7 @@ setup: $(VENV)/.ready ## make .venv with everything that the targets need
 build: $(VENV)/.installed ## build the wheel and install it into .venv
 
 demo: build ## watch an iterative selection on a generated pool with known truth
-	$(RUN) benchmarks/demo.py
+	$(BIN)/python benchmarks/demo.py
 
 test: lint types test-cpp test-py ## everything that must pass
 
@@ -58,13 +58,13 @@ test-py: build
 	$(RUN) -m pytest
 
 bench-cpu: build ## k-means and sampler beside faiss, scikit-learn and others (FULL=1: also 500k rows)
-	$(RUN) benchmarks/cpu.py $(if $(FULL),--full)
+	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full)
 
 bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -P benchmarks/gpu.py $(if $(DRY),--dry-run)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run)
 
 bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
-	$(RUN) benchmarks/scale.py
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove what was built; the runs stay
 	rm -rf build $(VENV)

@@ -6,6 +6,7 @@ own: what a cluster can be found out for.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -106,11 +107,6 @@ def _questions(topic: str, n_rows: int, seed: int) -> Iterator[tuple[str, str]]:
     import reasoning_gym
 
     dataset = reasoning_gym.create_dataset(topic, size=4 * n_rows + 20, seed=seed)
-    n_found = 0
-    for item in dataset:
-        question, answer = str(item["question"]).strip(), str(item["answer"]).strip()
-        if answer and len(question) + len(answer) <= 240:
-            yield question, answer
-            n_found += 1
-            if n_found == n_rows:
-                return
+    pairs = ((str(item["question"]).strip(), str(item["answer"]).strip()) for item in dataset)
+    short = ((q, a) for q, a in pairs if a and len(q) + len(a) <= 240)
+    yield from itertools.islice(short, n_rows)

@@ -209,7 +209,7 @@ class ShardPass:
         return labels
 
     def assign(self, centers: Float64) -> Partial:
-        """Label every row and return the sums by cluster."""
+        """Label every row and return the sums by cluster, which the next call overwrites."""
         self._centers = centers
         self._core.assign(centers)
         return Partial(self._core.sums, self._core.mass)

@@ -65,10 +65,12 @@ void require(bool condition, const char* message) {
   if (!condition) throw py::value_error(message);
 }
 
+// Read-only, alive as long as `owner`.
 template <typename T>
-py::array_t<T> table(const std::vector<T>& values, std::size_t n_rows, std::size_t n_cols) {
-  py::array_t<T> out({n_rows, n_cols});
-  std::copy(values.begin(), values.end(), out.mutable_data());
+py::array_t<T> window(const std::vector<T>& values, const std::vector<std::size_t>& shape,
+                      const py::object& owner) {
+  py::array_t<T> out(shape, values.data(), owner);
+  py::detail::array_proxy(out.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
   return out;
 }
 
@@ -181,10 +183,17 @@ void register_kmeans(py::module_& module) {
           py::arg("centers"))
       .def_property_readonly("labels",
                              [](const BoundAssigner& s) { return list(s.assigner.labels()); })
-      .def_property_readonly(
-          "sums",
-          [](const BoundAssigner& s) { return table(s.assigner.sums(), s.n_clusters, s.n_cols); })
-      .def_property_readonly("mass", [](const BoundAssigner& s) { return list(s.assigner.mass()); })
+      // Views, which the next assign changes.
+      .def_property_readonly("sums",
+                             [](const py::object& self) {
+                               const auto& s = self.cast<const BoundAssigner&>();
+                               return window(s.assigner.sums(), {s.n_clusters, s.n_cols}, self);
+                             })
+      .def_property_readonly("mass",
+                             [](const py::object& self) {
+                               const auto& s = self.cast<const BoundAssigner&>();
+                               return window(s.assigner.mass(), {s.n_clusters}, self);
+                             })
       .def("inertia",
            [](const BoundAssigner& s, int shift) { return to_python(s.assigner.inertia(shift)); })
       .def("farthest", [](const BoundAssigner& s, std::size_t count) {

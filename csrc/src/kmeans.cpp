@@ -20,6 +20,7 @@ namespace pyids {
 namespace {
 
 constexpr std::size_t kBlockRows = 256;    // rows that one thread handles at a time
+constexpr std::size_t kTrialRows = 4096;   // rows of the very first chunk
 constexpr std::size_t kChunkRows = 65536;  // rows assigned before their sums are brought up to date
 
 }  // namespace
@@ -110,16 +111,22 @@ struct Assigner::State {
         scale(std::move(s)),
         n_clusters(k),
         options(o),
-        coding(rows, Coding::int8_available()),
+        coding(rows, Coding::int8_pays(rows.n_cols())),
         labels(rows.size(), -1),
         known(rows.size()),
         sums(k * rows.n_cols()),
         mass(k),
         centers(k, rows.n_cols()) {
+    make_room();
+  }
+
+  // Codes are kept where they fit, and where they are small beside the rows themselves.
+  void make_room() {
     const std::size_t bytes = (rows.size() + kScanRows) * coding.bytes();
-    if (coding.int8() && options.keep_codes && bytes <= options.max_memory_bytes) {
-      codes.resize(bytes);
-    }
+    const bool small = coding.bytes() <= rows.row_bytes() / 2;
+    const bool keep =
+        coding.int8() && options.keep_codes && small && bytes <= options.max_memory_bytes;
+    codes = std::vector<std::uint8_t>(keep ? bytes : 0);
   }
 
   // One assign: the centres regrouped and what is known of their movement.
@@ -141,6 +148,7 @@ struct Assigner::State {
   };
 
   std::size_t assign(const double* values);
+  bool too_coarse(const std::vector<Scratch>& scratch) const;
   void assign_block(std::size_t first_row, std::size_t count, const Work& work, Scratch& scratch);
   void lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
                          const Work& work);
@@ -166,15 +174,19 @@ std::size_t Assigner::State::assign(const double* values) {
       if (distance > 0) moved.push_back(static_cast<std::int32_t>(j));
     }
   }
-  centers.set(values, coding, options.n_threads);
-  work.all = centers.pack(every, options.n_threads);
-  work.moved = centers.pack(moved, options.n_threads);
+  auto prepare = [&] {
+    centers.set(values, coding, options.n_threads);
+    work.all = centers.pack(every, options.n_threads);
+    work.moved = centers.pack(moved, options.n_threads);
+  };
+  prepare();
 
   std::vector<std::int32_t> before(std::min(kChunkRows, n));
   std::vector<Scratch> scratch(static_cast<std::size_t>(options.n_threads));
   std::size_t changed = 0;
-  for (std::size_t begin = 0; begin < n; begin += kChunkRows) {
-    const std::size_t end = std::min(begin + kChunkRows, n);
+  for (std::size_t begin = 0, end = 0; begin < n; begin = end) {
+    // Start small: whether the codes are any good is soon known.
+    end = std::min(n, begin + (first && begin == 0 ? kTrialRows : kChunkRows));
     std::copy(labels.begin() + static_cast<std::ptrdiff_t>(begin),
               labels.begin() + static_cast<std::ptrdiff_t>(end), before.begin());
     parallel_blocks((end - begin + kBlockRows - 1) / kBlockRows, options.n_threads,
@@ -185,9 +197,24 @@ std::size_t Assigner::State::assign(const double* values) {
                     });
     for (std::size_t i = begin; i < end; ++i) changed += labels[i] != before[i - begin];
     update_chunk(begin, end, before);
+    if (coding.int8() && too_coarse(scratch)) {
+      coding = Coding(rows, false);
+      make_room();
+      prepare();
+    }
   }
   first = false;
   return changed;
+}
+
+// An exact distance takes about 20 times as long as ruling out a centre by float32 codes.
+bool Assigner::State::too_coarse(const std::vector<Scratch>& scratch) const {
+  std::size_t scanned = 0, evaluated = 0;
+  for (const Scratch& one : scratch) {
+    scanned += one.scanned;
+    evaluated += one.evaluated;
+  }
+  return evaluated > scanned * (2 + n_clusters / 20);
 }
 
 void Assigner::State::assign_block(std::size_t first_row, std::size_t count, const Work& work,
@@ -290,16 +317,19 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
   if (!all) lower = std::min(lower, row.lower);
   std::int32_t winner = all ? -1 : own;  // a scan of moved centres need not have met the own one
   bool single = true;
+  float own_lower = kInfinity;
   for (std::size_t h = 0; h < n_hits; ++h) {
     const Hit& hit = hits[h];
     if (hit.lower > scanned.best) {
-      if (hit.centre != own) lower = std::min(lower, hit.lower);
+      float& bound = hit.centre == own ? own_lower : lower;
+      bound = std::min(bound, hit.lower);
     } else if (hit.centre != winner) {
       single = single && winner < 0;
       winner = hit.centre;
     }
   }
   if (single) {
+    if (winner != own) lower = std::min(lower, own_lower);
     row.upper = scanned.best;
   } else {
     rows.load(id, scratch.row.data());
@@ -314,7 +344,7 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
       } else {
         second = std::min(second, distance);
       }
-      ++scratch.evaluated;
+      scratch.evaluated += all;
     };
     if (own >= 0) meet(own);
     for (std::size_t h = 0; h < n_hits; ++h) {

@@ -33,7 +33,7 @@ class Seeder {
         n_threads_(n_threads),
         nearest_(rows.size(), std::numeric_limits<double>::infinity()),
         cumulative_(rows.size()) {
-    code_rows(Coding::int8_available());
+    code_rows(Coding::int8_pays(rows.n_cols()));
   }
 
   std::vector<std::size_t> run(std::size_t k);

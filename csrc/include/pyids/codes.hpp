@@ -25,8 +25,10 @@ class Coding {
  public:
   Coding(const Rows& rows, bool int8);
 
-  // Whether this processor gains by int8 codes.
-  static bool int8_available() { return kernels().scan_i8 != nullptr; }
+  // Whether this processor gains by int8 codes of so many columns (they are padded).
+  static bool int8_pays(std::size_t n_cols) {
+    return kernels().scan_i8 != nullptr && n_cols >= kCodeAlignment / 2;
+  }
 
   bool int8() const { return int8_; }
   std::size_t n_cols() const { return shift_.size(); }

@@ -36,6 +36,7 @@ class Rows {
   std::size_t size() const { return subset_.empty() ? offsets_.back() : subset_.size(); }
   std::size_t n_cols() const { return n_cols_; }
   Scalar scalar() const { return scalar_; }
+  std::size_t row_bytes() const { return n_cols_ << (1 + static_cast<int>(scalar_)); }
   const std::vector<Matrix>& shards() const { return shards_; }
 
   // The row's values, as float64 (exact, but for the factor) into out[0 .. n_cols).

@@ -1,1 +1,7 @@
-"""Triton kernels: batched pooling, k-means and the fused loss. Imports only torch and triton."""
+"""Triton kernels for an NVIDIA GPU, or for Triton's interpreter on the CPU.
+
+They know nothing of pyids: this folder imports torch, triton and itself, by relative imports, so
+that it works under any package name (`benchmarks/gpu.py` loads it straight from a checkout).
+Formulas, tilings, floors and bounds are in docs/kernels.md. Nothing here checks its arguments beyond
+what a kernel could not survive: `pyids.ops` does.
+"""

@@ -51,6 +51,7 @@ class ClusterLoss(NamedTuple):
 
 # ---- the dispatch table --------------------------------------------------------------------------
 
+_HALF_TO_SINGLE = ("float16", "bfloat16", "float32")
 _ANY = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -70,6 +71,8 @@ class Implementation:
         A module, or ``module:name``, without which the row does not count.
     ignores
         Options that mean nothing to it: the reference is always exact.
+    names_bad_rows
+        It raises for rows that are not finite, so that they need not be read twice.
     forced_only
         Taken only when ``PYIDS_BACKEND`` asks for it.
     shapes
@@ -83,6 +86,7 @@ class Implementation:
     function: str
     needs: str
     ignores: tuple[str, ...] = ()
+    names_bad_rows: bool = False
     forced_only: bool = False
     shapes: str = "any"
     fits: Callable[[tuple[int, ...]], bool] = lambda shape: True
@@ -106,20 +110,49 @@ class Implementation:
         return function
 
 
-def _torch(op: str) -> Implementation:
-    return Implementation(op, "torch", ("cpu", "cuda"), _ANY, f"pyids.torch_ops:{op}", "torch")
+def _hidden_fits(shape: tuple[int, ...]) -> bool:
+    return shape[-1] <= 32768  # a row of it is held in one program's registers
 
 
-def _reference(op: str) -> Implementation:
-    # Slow and in float64: what is left where torch is not installed.
-    function = f"pyids.reference:{op}"
-    return Implementation(op, "reference", ("cpu",), _ANY, function, "numpy", ("precision",))
+def _rows(op: str, kernel: str, dtypes: tuple[str, ...]) -> tuple[Implementation, ...]:
+    """Return the rows that every op has, in the order in which they are tried."""
+    function = f"pyids.kernels.{kernel}:{op}"
+    fits: dict[str, Any] = (
+        {"shapes": "H <= 32768", "fits": _hidden_fits} if kernel == "pool" else {}
+    )
+    if op == "assign":
+        fits["names_bad_rows"] = True
+    return (
+        Implementation(op, "triton", ("cuda",), dtypes, function, "triton", **fits),
+        Implementation(op, "torch", ("cpu", "cuda"), _ANY, f"pyids.torch_ops:{op}", "torch"),
+        # Slow and in float64: what is left where torch is not installed.
+        Implementation(
+            op, "reference", ("cpu",), _ANY, f"pyids.reference:{op}", "numpy", ("precision",)
+        ),
+        # Triton's interpreter, for whoever looks for a mistake.
+        Implementation(
+            op, "triton", ("cpu",), dtypes, function, "triton", forced_only=True, **fits
+        ),
+    )
 
 
-_TABLE = tuple(
-    row
-    for op in ("pool", "pool_packed", "assign", "update", "token_nll", "example_nll", "cluster_nll")
-    for row in (_torch(op), _reference(op))
+_TABLE = (
+    *_rows("pool", "pool", _HALF_TO_SINGLE),
+    *_rows("pool_packed", "pool", _HALF_TO_SINGLE),
+    Implementation(
+        "assign",
+        "core",
+        ("cpu",),
+        ("float16", "float32", "float64"),
+        "pyids.core_ops:assign",
+        "pyids._core",
+        ("precision",),
+    ),
+    *_rows("assign", "assign", _ANY),
+    *_rows("update", "update", _ANY),
+    *_rows("token_nll", "loss", _HALF_TO_SINGLE),
+    *_rows("example_nll", "loss", _ANY),
+    *_rows("cluster_nll", "loss", _ANY),
 )
 
 
@@ -153,11 +186,16 @@ def choose(op: str, device: str, dtype: str, shape: tuple[int, ...] = ()) -> Imp
     )
 
 
+def _choose_for(op: str, lead: Data) -> Implementation:
+    device = lead.device.type if _is_tensor(lead) else "cpu"
+    return choose(op, device, str(lead.dtype).removeprefix("torch."), tuple(lead.shape))
+
+
 def _run(op: str, lead: Data, *arguments: Any, **options: Any) -> Any:
     """Call the implementation of `op` for data such as `lead`, in the data's own kind."""
     tensors = _is_tensor(lead)
     device = lead.device.type if tensors else "cpu"
-    row = choose(op, device, str(lead.dtype).removeprefix("torch."), tuple(lead.shape))
+    row = _choose_for(op, lead)
     if row.backend == "triton" and device == "cpu":
         _require_interpreter()
     convert: Callable[[Any], Any] = _to_array if row.takes_arrays else _to_tensor
@@ -384,7 +422,8 @@ def assign(x: Data, centers: Data, *, precision: Precision = "exact") -> tuple[D
     if len(centers) == 0:
         raise ValueError("centers is empty")
     _check_finite("centers", centers)
-    _check_finite("x", x)
+    if not _choose_for("assign", x).names_bad_rows:
+        _check_finite("x", x)
     labels, distances = _run("assign", x, x, centers, precision=precision)
     return labels, _float32(distances)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 
@@ -33,7 +35,7 @@ def padded(shape=(5, 23, 31), dtype=torch.float32, seed=0):
     return hidden, mask
 
 
-@pytest.fixture(params=["torch", "reference"])
+@pytest.fixture(params=["torch", "reference", "triton"])
 def backend(request, monkeypatch):
     monkeypatch.setenv("PYIDS_BACKEND", request.param)
     return request.param
@@ -41,7 +43,7 @@ def backend(request, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["mean", "weighted_mean", "last_token", "cls"])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pool(backend, mode, normalize, dtype):
     hidden, mask = padded(dtype=dtype)
     got = ops.pool(hidden, mask, mode=mode, normalize=normalize)
@@ -93,6 +95,109 @@ def test_loss(backend, softcap, with_bias):
     np.testing.assert_array_equal(got.example_count, count)
     np.testing.assert_allclose(got.sum, total, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.count, number)
+
+
+def test_the_core_assigns_as_the_definition(monkeypatch):
+    monkeypatch.setenv("PYIDS_BACKEND", "core")
+    x, centers = rng(1).normal(size=(500, 20)), rng(2).normal(size=(40, 20))
+    for data in (x.astype(np.float32), torch.from_numpy(x).half(), x[:0]):
+        labels, distances = ops.assign(data, centers)
+        plain = np.asarray(data, dtype=np.float64)
+        want_labels, want_distances = reference.assign(plain, centers)
+        np.testing.assert_array_equal(np.asarray(labels), want_labels)
+        np.testing.assert_allclose(np.asarray(distances), want_distances, rtol=1e-6)
+
+
+def test_the_table_says_who_runs():
+    ops_listed = {row.op for row in ops.implementations()}
+    assert ops_listed >= {"pool", "pool_packed", "assign", "update", "token_nll"}
+    for row in ops.implementations():
+        assert row.available(), f"{row.op} by {row.backend} lacks {row.needs}"
+        assert callable(row.load())
+    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
+    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
+    assert ops.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
+    assert ops.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
+    assert ops.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
+
+
+def test_a_forced_backend_that_lacks_an_op_is_an_error(monkeypatch):
+    monkeypatch.setenv("PYIDS_BACKEND", "core")
+    with pytest.raises(ConfigError, match="no core implementation of pool"):
+        ops.pool(*padded())
+
+
+def test_a_failing_kernel_raises(monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("the kernel failed")
+
+    monkeypatch.setattr("pyids.torch_ops.pool", broken)
+    with pytest.raises(RuntimeError, match="the kernel failed"):
+        ops.pool(*padded())
+
+
+def test_the_interpreter_must_be_asked_for_before_triton_is_imported():
+    code = """
+import numpy as np, os, torch, triton
+os.environ["PYIDS_BACKEND"] = "triton"
+from pyids import ops
+from pyids.errors import ConfigError
+try:
+    ops.pool(torch.ones(1, 2, 3), torch.ones(1, 2))
+except ConfigError as error:
+    print(error)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert "set TRITON_INTERPRET=1 in the environment" in done.stdout, done.stderr
+
+
+HIDDEN, HEAD = np.ones((3, 4), np.float32), np.ones((7, 4), np.float32)
+BAD_CALLS = {
+    "labels[1] = 9 is outside [0, 3)": lambda: ops.update(HIDDEN, np.array([0, 9, 1]), 3),
+    "targets[2] = 7 is outside [0, 7)": lambda: ops.token_nll(HIDDEN, HEAD, np.array([0, -100, 7])),
+    "targets[0] = -1 is outside": lambda: ops.token_nll(HIDDEN, HEAD, np.array([-1, 0, 0])),
+    "softcap=-1.0 must be above 0": lambda: ops.token_nll(
+        HIDDEN, HEAD, np.array([0, 0, 0]), softcap=-1.0
+    ),
+    "lm_head has shape (7, 3)": lambda: ops.token_nll(HIDDEN, HEAD[:, :3], np.array([0, 0, 0])),
+    "x: row 1 has a NaN": lambda: ops.assign(np.array([[0.0], [np.nan]]), np.array([[0.0]])),
+    "centers: row 0 has a NaN": lambda: ops.assign(np.array([[0.0]]), np.array([[np.inf]])),
+    "centers is empty": lambda: ops.assign(HIDDEN, HIDDEN[:0]),
+    "precision='double' is none of": lambda: ops.assign(HIDDEN, HIDDEN, precision="double"),
+    "mode='max' is none of": lambda: ops.pool(HIDDEN[None], np.ones((1, 3)), mode="max"),
+    "attention_mask has shape": lambda: ops.pool(HIDDEN[None], np.ones((1, 4))),
+    "cu_seqlens falls after position 1": lambda: ops.pool_packed(HIDDEN, np.array([0, 2, 1, 3])),
+    "must start at 0 and end at 3": lambda: ops.pool_packed(HIDDEN, np.array([0, 2])),
+    "sample_weight[0] is negative": lambda: ops.update(
+        HIDDEN, np.zeros(3, int), 1, sample_weight=np.array([-1.0, 0.0, 0.0])
+    ),
+    "is too large to be summed exactly": lambda: ops.cluster_nll(
+        np.array([1e12]), np.array([0]), 1
+    ),
+    "example_mean: row 1 has a NaN": lambda: ops.cluster_nll(
+        np.array([1.0, np.nan]), np.array([0, 0]), 1
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_what_ops_refuses(message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BAD_CALLS[message]()
+
+
+def test_a_token_s_loss_differs_little_with_its_batch():
+    hidden, head = rng(0).normal(size=(600, 64)), rng(1).normal(size=(9000, 64))
+    targets = torch.from_numpy(rng(2).integers(0, 9000, 600))
+    hidden, head = torch.from_numpy(hidden).float(), torch.from_numpy(head).float()
+    whole = ops.token_nll(hidden, head, targets)
+    alone = torch.cat(
+        [ops.token_nll(hidden[i : i + 1], head, targets[i : i + 1]) for i in (0, 599)]
+    )
+    assert ((whole[[0, 599]] - alone).abs() <= 1e-5 * (1 + alone)).all()
 
 
 def test_unknown_backend_is_an_error(monkeypatch):

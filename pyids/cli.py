@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from pyids.config import RunConfig, load_config, make_config
-from pyids.errors import PyidsError
+from pyids.errors import ConfigError, PyidsError
 
 
 class _Commands(click.Group):
@@ -60,10 +60,27 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> RunConfig:
     """Make the config: the file's options, then those of the command line."""
     merged = load_config(config_file) if config_file else {}
-    merged.update({name: value for name, value in options.items() if value is not None})
+    merged.update(_given(options))
     if data:
         merged["data"] = list(data)
     return make_config(**merged)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Read NAME=VALUE, the value as YAML would."""
+    import yaml
+
+    parsed = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write NAME=VALUE")
+        parsed[name.replace("-", "_")] = yaml.safe_load(value)
+    return parsed
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,6 +113,42 @@ def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options
         from pyids.refine import run as run_selection
 
         click.echo(run_selection(config))
+
+
+@cli.command()
+@click.argument("data", nargs=-1, required=True)
+@click.option("--method", required=True, help="`pyids methods` lists them")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="option of the method")
+@click.option("--to", "path", type=click.Path(), help="file [default: in the run folder]")
+@_config_options
+def select(
+    data: tuple[str, ...],
+    method: str,
+    settings: tuple[str, ...],
+    path: str | None,
+    config_file: str | None,
+    **options: Any,
+) -> None:
+    """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
+    from pyids import static
+
+    parsed = _parse_settings(settings)
+    if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
+        changes = _given(options)
+        click.echo(static.select_from_folder(data[0], method, path, settings=parsed, **changes))
+    else:
+        config = _gather(data, config_file, {**options, "rounds": 1})
+        click.echo(static.select(config, method, path, settings=parsed))
+
+
+@cli.command()
+def methods() -> None:
+    """List the selection methods with their sources."""
+    from pyids.selection import get_method, method_names
+
+    for name in method_names():
+        found = get_method(name)
+        click.echo(f"{name:18} {found.summary} [{found.source}]")
 
 
 @cli.command()

@@ -7,7 +7,7 @@ so far, `tell` takes the scores. `run` is the same loop with the trainer that py
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +23,7 @@ from pyids.export import Selected, export
 from pyids.lm import resolve_model
 from pyids.rounds import Rounds
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
-from pyids.store import Store
+from pyids.store import Shard, Store
 from pyids.weights import update_weights
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Selection:
             return False
         if self.rounds.drawn == n:
             quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
-            selected = self._sample(quotas, self.config.seed, weighted=bool(self.config.quality))
+            selected = self._sample(quotas, self.config.seed, self._log_weights)
             self.rounds.save_draw(n, quotas, selected)
             logger.info(
                 "round %d: drew %d rows from %d of %d clusters",
@@ -161,18 +161,23 @@ class Selection:
         if row_ids is None:
             quotas = np.minimum(self.config.probes, self.rounds.left(n + 1))
             seed = xxhash.xxh3_64_intdigest(b"probes of round %d" % n, self.config.seed) >> 1
-            row_ids = self._sample(quotas, seed, weighted=False)
+            row_ids = self._sample(quotas, seed, lambda shard: None)
             self.rounds.save_probes(n, row_ids)
         return row_ids
 
-    def _sample(self, quotas: Int64, seed: int, *, weighted: bool) -> Int64:
+    def _log_weights(self, shard: Shard) -> Float64 | None:
+        return stages.row_weights(self.store, self.config, shard)
+
+    def _sample(
+        self, quotas: Int64, seed: int, weights: Callable[[Shard], Float64 | None]
+    ) -> Int64:
         """Draw from the clusters, shard by shard, what has not been selected."""
         selected = self.rounds.selected()
         parts = [
             sample_by_cluster(
                 labels,
                 quotas,
-                weights=stages.quality(self.store, shard) if weighted else None,
+                log_weights=weights(shard),
                 row_ids=self.store.row_ids(shard),
                 exclude=selected,
                 seed=seed,

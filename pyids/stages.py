@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,11 @@ logger = logging.getLogger("pyids")
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output"}
 
 
-def prepare(config: RunConfig) -> Store:
+# Stages in their order; a later one needs those before it.
+Stage: TypeAlias = Literal["read", "embed", "cluster"]
+
+
+def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """Make the run folder of `config`, or find it, and do the stages that are not done.
 
     Raises
@@ -64,20 +68,34 @@ def prepare(config: RunConfig) -> Store:
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as aside:
                 aside.write_text(config.to_yaml(), encoding="utf-8")
-            embed(store, config, engine)
-        cluster(store, config)
+            if until != "read":
+                embed(store, config, engine)
+        if until == "cluster":
+            cluster(store, config)
+            rate(store, config)
     except BaseException:
         store.close()
         raise
     return store
 
 
-def saved_config(folder: Path) -> RunConfig:
-    """Read the configuration that a run folder holds, made to point at that folder."""
+def saved_config(folder: Path, **changes: Any) -> RunConfig:
+    """Read the configuration that a run folder holds, made to point at that folder.
+
+    Parameters
+    ----------
+    **changes
+        Fields to change in it.
+
+    Raises
+    ------
+    ConfigError
+        It is not a run folder.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    return make_config(**{**load_config(path), "output": str(folder)})
+    return make_config(**{**load_config(path), **changes, "output": str(folder)})
 
 
 # ---- before any work -----------------------------------------------------------------------------
@@ -294,7 +312,7 @@ def cluster(store: Store, config: RunConfig) -> None:
         max_iter=config.kmeans_iterations,
         metric=config.metric,
         random_state=config.seed,
-        device=config.device,
+        device="auto" if config.device == "auto" else "cpu" if config.device == "cpu" else "cuda",
         n_threads=config.threads,
     )
     kmeans.fit(store.embeddings())
@@ -322,9 +340,34 @@ def cluster_sizes(store: Store) -> NDArray[np.int64]:
     return sizes
 
 
-def quality(store: Store, shard: Shard) -> NDArray[np.float64]:
-    """Weights of a shard's rows inside their clusters, float64 (rows,), memory-mapped."""
-    return load_npy(store.artefact("quality", shard))
+def rate(store: Store, config: RunConfig) -> None:
+    """Score the quality of every row: ``quality/``, log weights, one file a shard."""
+    if config.quality is None:
+        return
+    made_from = {"quality": config.quality, "model": config.model}
+    entries = [store.artefact("quality", shard, ".json") for shard in store.shards]
+    if all(read_entry(entry, made_from) is not None for entry in entries):
+        return
+    from pyids.quality import log_weights
+
+    logs, start = log_weights(quality(store, config)), 0
+    for shard in store.shards:
+        stop = start + len(store.row_ids(shard))
+        save_npy(store.artefact("quality", shard), logs[start:stop], made_from)
+        start = stop
+
+
+def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
+    """Quality of all rows that stay, float64 (N,); scores are cached by content."""
+    from pyids.quality import store_quality
+
+    assert config.quality is not None
+    return store_quality(store, config.quality, default_model=config.model, device=device(config))
+
+
+def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:
+    """Log weights of a shard's rows inside their clusters, float64 (rows,); None: all equal."""
+    return None if config.quality is None else load_npy(store.artefact("quality", shard))
 
 
 def facts(config: RunConfig) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""One selection by one method, without rounds: `pyids select`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyids import stages
+from pyids.config import RunConfig
+from pyids.errors import ConfigError
+from pyids.export import Selected, export
+from pyids.selection import get_method, pool_from_store
+
+logger = logging.getLogger("pyids")
+
+
+# What may differ from the configuration of the run folder that is selected from.
+_OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
+
+
+def select(
+    config: RunConfig,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Select with a method of `pyids.selection`; return the path of the exported rows.
+
+    Parameters
+    ----------
+    config
+        What is selected from, how much, and where: rows are read, embedded and clustered only as
+        far as the method needs.
+    method
+        Name of a method.
+    path
+        Where to; by default ``selected-METHOD.jsonl`` of the run folder.
+    settings
+        Options of the method.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method or option, or it needs a quality and none is named.
+    """
+    return _select(config, config, method, path, settings or {})
+
+
+def select_from_folder(
+    folder: str | Path,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """Select from the rows, vectors and clusters that a run folder holds; see `select`.
+
+    Parameters
+    ----------
+    folder
+        The run folder; what is in it stays.
+    **changes
+        Fields of its configuration to change: budget, seed, quality, model, threads, device.
+
+    Raises
+    ------
+    ConfigError
+        Another field: it would need another folder.
+    """
+    if others := sorted(changes.keys() - _OF_A_SELECTION):
+        raise ConfigError(
+            f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
+            "another --output"
+        )
+    folder_config = stages.saved_config(Path(folder))
+    config = stages.saved_config(Path(folder), **changes)
+    return _select(folder_config, config, method, path, settings or {})
+
+
+def _select(
+    folder_config: RunConfig,
+    config: RunConfig,
+    method: str,
+    path: str | Path | None,
+    settings: Mapping[str, Any],
+) -> Path:
+    chosen = get_method(method)
+    if "quality" in chosen.needs and config.quality is None:
+        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    until: stages.Stage = "read"
+    if "embeddings" in chosen.needs:
+        until = "embed"
+    if {"labels", "centroids"} & set(chosen.needs):
+        until = "cluster"
+    with stages.prepare(folder_config, until) as store:
+        quality = stages.quality(store, config) if "quality" in chosen.needs else None
+        pool = pool_from_store(store, quality=quality, threads=config.threads)
+        row_ids = chosen(pool, config.budget_rows(store.kept), seed=config.seed, **settings)
+        clusters = None
+        if until == "cluster":
+            clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]
+        logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
+        name = method.replace(":", "-")
+        target = path or store.path / f"selected-{name}.jsonl"
+        return export(store, Selected(row_ids=row_ids, clusters=clusters), target)

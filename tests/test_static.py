@@ -1,0 +1,105 @@
+"""`pyids select`: any method, from data or from a run folder."""
+
+import numpy as np
+import orjson
+import pytest
+from click.testing import CliRunner
+
+import pyids
+from pyids.cli import cli
+from pyids.selection import method_names
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def selected(result):
+    assert result.exit_code == 0, result.output
+    path = result.output.splitlines()[-1]
+    with open(path, "rb") as file:
+        return [orjson.loads(line)["_pyids_id"] for line in file]
+
+
+def data_options(pool, folder):
+    return [pool.path, "--embeddings", pool.vectors, "--clusters", 4, "--output", folder]
+
+
+def test_from_data_and_from_the_folder_the_same_rows(pool, tmp_path):
+    options = data_options(pool, tmp_path / "run")
+    rows = selected(invoke("select", *options, "--method", "km-closest", "--budget", 40))
+    assert len(set(rows)) == 40
+    again = invoke("select", tmp_path / "run", "--method", "km-closest", "--to", tmp_path / "b")
+    assert selected(again) == rows
+
+
+def test_a_run_folder_is_not_changed_by_selecting_from_it(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
+        selection.draw()
+        selection.tell({int(row): 1.0 for row in selection.probes()})
+        selection.finish()
+    options = ["--method", "random", "--budget", 10, "--seed", 5, "--to", tmp_path / "rows.jsonl"]
+    assert len(selected(invoke("select", tmp_path / "run", *options))) == 10
+    assert invoke("verify", tmp_path / "run").exit_code == 0
+
+
+def test_a_method_without_vectors_needs_none(pool, tmp_path):
+    rows = selected(
+        invoke(
+            "select", pool.path, "--method", "longest", "--budget", 9, "--output", tmp_path / "r"
+        )
+    )
+    assert len(rows) == 9
+    assert not (tmp_path / "r" / "embeddings").exists()
+
+
+def test_quality_comes_from_a_column(pool, tmp_path):
+    for n, row in enumerate(pool.rows):
+        row["stars"] = float(n % 10)
+    pool.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in pool.rows))
+    options = [*data_options(pool, tmp_path / "run"), "--budget", 60]
+    missing = invoke("select", *options, "--method", "kmq")
+    assert missing.exit_code == 2
+    assert "needs --quality" in missing.output
+    rows = selected(invoke("select", *options, "--method", "kmq", "--quality", "stars"))
+    assert np.mean(np.array(rows) % 10) > 5.5
+
+
+def test_settings_reach_the_method(pool, tmp_path):
+    options = [*data_options(pool, tmp_path / "run"), "--method", "uniform", "--budget", 8]
+    assert "needs the option 'column'" in invoke("select", *options).output
+    rows = selected(invoke("select", *options, "--set", "column=name"))
+    assert len(rows) == 8
+    assert "NAME=VALUE" in invoke("select", *options, "--set", "column").output
+
+
+@pytest.mark.parametrize("option", ["--clusters", "--rounds"])
+def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    result = invoke("select", tmp_path / "run", "--method", "random", option, 7)
+    assert result.exit_code == 2
+    assert "belongs to the run folder" in result.output
+
+
+def test_methods_are_listed_with_their_sources():
+    result = invoke("methods")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines] == method_names()
+    assert all(line.endswith("]") for line in lines)
+
+
+def test_an_unknown_method_is_answered(pool, tmp_path):
+    options = [*data_options(pool, tmp_path / "run"), "--budget", 8]
+    result = invoke("select", *options, "--method", "magic")
+    assert result.exit_code == 2
+    assert "no method 'magic'" in result.output
+
+
+def test_the_iterative_draw_follows_quality(pool, tmp_path):
+    for n, row in enumerate(pool.rows):
+        row["stars"] = float(n % 10)
+    pool.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in pool.rows))
+    with pyids.Selection.open(tmp_path / "run", **pool.options(quality="stars")) as selection:
+        selection.draw()
+        assert np.mean(selection.rounds.selected(0) % 10) > 5.5

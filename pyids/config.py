@@ -118,6 +118,9 @@ class RunConfig(BaseModel):
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
 
     model: str = _option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
+    guide: str | None = _option(
+        "Training", "smaller model that is trained and scored in the rounds instead", None
+    )
     tuning: Literal["lora", "full"] = _option("Training", "what is trained", "lora")
     lora_rank: int = _option("Training", "rank of the LoRA adapter", 16, ge=1)
     learning_rate: float | None = _option(
@@ -128,6 +131,14 @@ class RunConfig(BaseModel):
     max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
     scorer: str = _option("Scoring", "what a round's score is", "learnability")
+    reward_model: str | None = _option(
+        "Scoring", "sequence classifier that the scorer reward asks", None
+    )
+    judge_url: str | None = _option(
+        "Scoring", "OpenAI-compatible endpoint of the scorer judge; key in OPENAI_API_KEY", None
+    )
+    judge_model: str | None = _option("Scoring", "model at that endpoint", None)
+    judge_requests: int = _option("Scoring", "most requests to the judge in a run", 10_000, ge=1)
     probes: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
     weight_rule: Literal["softmax", "paper", "bandit", "none"] = _option(
         "Scoring", "how scores change the cluster weights", "softmax"
@@ -158,6 +169,14 @@ class RunConfig(BaseModel):
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
                 "one row each: raise --budget or lower --rounds"
             )
+        for scorer, needed in (
+            ("reward", ["reward_model"]),
+            ("judge", ["judge_url", "judge_model"]),
+        ):
+            for name in needed:
+                if self.scorer == scorer and getattr(self, name) is None:
+                    flag = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"the scorer {scorer} needs {flag}: name one")
         return self
 
     @property
@@ -167,6 +186,11 @@ class RunConfig(BaseModel):
             return Path(self.output)
         name = re.sub(r"[^\w.-]+", "-", Path(self.data[0].rstrip("/")).name).strip("-.")
         return Path("runs") / (name.split(".")[0] or "pyids")
+
+    @property
+    def round_model(self) -> str:
+        """The model that is trained and scored in the rounds."""
+        return self.guide or self.model
 
     @property
     def peak_learning_rate(self) -> float:

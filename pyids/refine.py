@@ -199,7 +199,7 @@ class Selection:
         if folder.exists():
             return finetune.read_record(folder)
         checkpoint = finetune.finetune(
-            resolve_model(self.config.model),
+            resolve_model(self.config.round_model),
             self.conversations(self.rounds.selected()),
             output_dir=folder,
             **training_options(self.config),
@@ -216,14 +216,20 @@ class Selection:
 
         row_ids = self.probes()
         models = scoring.Models(
-            resolve_model(self.config.model), checkpoint.path, device=stages.device(self.config)
+            resolve_model(self.config.round_model),
+            checkpoint.path,
+            device=stages.device(self.config),
         )
         return scoring.score(
             self.config.scorer,
             models,
             self.conversations(row_ids),
             self.clusters_of(row_ids),
-            scoring.ScoringOptions(max_tokens=self.config.max_tokens),
+            scoring.ScoringOptions(
+                max_tokens=self.config.max_tokens,
+                rater=stages.rater(self.store, self.config),
+                seed=self.config.seed,
+            ),
         )
 
     def conversations(self, row_ids: Int64) -> list[list[Message]]:

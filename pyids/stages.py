@@ -36,11 +36,12 @@ from pyids.store import (
 
 if TYPE_CHECKING:
     from pyids.encoders import Encoder
+    from pyids.scoring import Rater
 
 logger = logging.getLogger("pyids")
 
 # Where a run works does not change what it selects: these may differ when it goes on.
-_MACHINE = {"data", "engine", "workers", "threads", "device", "output"}
+_MACHINE = {"data", "engine", "workers", "threads", "device", "output", "judge_requests"}
 
 
 # Stages in their order; a later one needs those before it.
@@ -116,7 +117,9 @@ def check_model(config: RunConfig) -> None:
     from pyids.lm import resolve_model
     from pyids.scoring import SCORERS
 
-    resolve_model(config.model)
+    for name in (config.model, config.guide, config.reward_model):
+        if name is not None:
+            resolve_model(name)
     if config.scorer not in SCORERS:
         raise ConfigError(
             f"there is no scorer {config.scorer!r}: choose one of {', '.join(SCORERS)}"
@@ -157,7 +160,7 @@ def plan(config: RunConfig) -> str:
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
             f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})",
-            f"train     {config.model} on {device(config)}, {config.tuning}, {config.epochs} "
+            f"train     {config.round_model} on {device(config)}, {config.tuning}, {config.epochs} "
             "epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
             f"weights by the rule {config.weight_rule!r}",
@@ -368,6 +371,26 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
 def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:
     """Log weights of a shard's rows inside their clusters, float64 (rows,); None: all equal."""
     return None if config.quality is None else load_npy(store.artefact("quality", shard))
+
+
+def rater(store: Store, config: RunConfig) -> Rater | None:
+    """Make who rates answers for the scorer, if it wants somebody."""
+    if config.scorer == "reward" and config.reward_model:
+        from pyids.lm import resolve_model
+        from pyids.reward import RewardModel
+
+        return RewardModel(
+            resolve_model(config.reward_model), config.max_tokens, device=device(config)
+        )
+    if config.scorer == "judge" and config.judge_url and config.judge_model:
+        from pyids.endpoint import Endpoint
+        from pyids.judge import Judge
+
+        endpoint = Endpoint(
+            config.judge_url, config.judge_model, max_requests=config.judge_requests
+        )
+        return Judge(endpoint, cache=store.path / "judge.jsonl")
+    return None
 
 
 def facts(config: RunConfig) -> dict[str, Any]:

@@ -3,8 +3,9 @@
     python benchmarks/sampler.py [--quick] [--output benchmarks/results/sampler-NAME.json]
 
 Every method draws without replacement inside clusters, with probability proportional to the weights
-among the rows left (pandas and the loop included); labels are unsorted, weights log-normal. Medians
-of interleaved repetitions; memory is the peak resident memory of a fresh process above its inputs.
+among the rows left; labels are unsorted, weights log-normal. Medians of interleaved repetitions
+(`cpu_seconds` adds all threads up: what a busy machine distorts least); memory is the peak resident
+memory of a fresh process above its inputs, less the result.
 """
 
 from __future__ import annotations
@@ -115,19 +116,21 @@ def compare(n: int, fraction: float, repetitions: int) -> dict:
     pool = make_pool(n, fraction)
     budget = int(pool[2].sum())
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     failed: dict[str, str] = {}
     for repetition in range(repetitions):
         for name, method in METHODS.items():
             if name in failed or (name == "loop of numpy choice" and repetition >= 3):
                 continue
             for _ in range(5 if name == "pyids" else 1):  # a short time needs more readings
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 try:
                     drawn = method(*pool)
                 except ValueError as error:  # pandas refuses some weights
                     failed[name] = str(error).splitlines()[0]
                     break
                 seconds[name].append(time.perf_counter() - start)
+                cpu_seconds[name].append(time.process_time() - cpu_start)
                 if name != "pandas groupby.sample":
                     assert len(np.unique(drawn)) == budget
     medians = {name: statistics.median(s) for name, s in seconds.items() if s}
@@ -139,6 +142,7 @@ def compare(n: int, fraction: float, repetitions: int) -> dict:
         "budget": budget,
         "median_seconds": medians,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "failed": failed,
         "ns_a_row": mine / n * 1e9,
         "times_faster_than_loop": medians["loop of numpy choice"] / mine,

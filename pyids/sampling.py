@@ -102,7 +102,8 @@ def sample_by_cluster(
     exclude : boolean array of shape (N,) or ascending integer array, optional
         Rows that must not be drawn: a mask, or their row ids (ids of no row do no harm).
     seed : int
-        In ``[0, 2**64)``. A second draw that shall be independent needs another seed.
+        In ``[0, 2**64)``. Another seed is another, independent draw. The same seed with the rows
+        drawn so far excluded goes on where the first draw stopped, while the weights are the same.
     return_keys : bool
         Return a `Sample`, which `merge_samples` takes, instead of the row ids alone.
     allow_fewer : bool
@@ -212,14 +213,19 @@ def merge_samples(
     Raises
     ------
     ValueError
-        If a row occurs twice, a label is not in ``[0, K)``, or a cluster has fewer rows than its
-        quota.
+        If a drawn row occurs twice, a label is not in ``[0, K)``, a key is NaN, or a cluster has
+        fewer rows than its quota.
     """
     quotas_ = _integers("quotas", quotas)
+    _check("quotas", quotas_, quotas_ >= 0, "must not be negative")
     merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
     waiting: list[Sample] = []
     limit = max(int(quotas_.sum()), 1 << 16)
     for part in parts:
+        shapes = np.shape(part.row_ids), np.shape(part.labels), np.shape(part.keys)
+        n = len(part.row_ids)
+        if shapes != ((n,), (n,), (n, 2)):
+            raise ValueError(f"a part must hold n row ids, n labels and n x 2 keys, not {shapes}")
         waiting.append(part)
         if sum(len(held.row_ids) for held in waiting) >= limit:
             merged = _best([merged, *waiting], quotas_)
@@ -238,13 +244,8 @@ def merge_samples(
 def _best(parts: list[Sample], quotas: Int64) -> Sample:
     """Keep the `quotas[c]` rows of each cluster with the largest keys, ascending by row id."""
     row_ids, labels, keys = (np.concatenate(field) for field in zip(*parts, strict=True))
-    bad = (labels < 0) | (labels >= len(quotas))
-    if bad.any():
-        raise ValueError(f"label {labels[bad.argmax()]} of a part is not in [0, {len(quotas)})")
-    order = np.lexsort((row_ids, -keys[:, 1], -keys[:, 0], labels))
-    first = np.searchsorted(labels[order], np.arange(len(quotas)))
-    rank = np.arange(len(order)) - first[labels[order]]
-    chosen = order[rank < quotas[labels[order]]]
+    chosen = _core.best_keys(row_ids, labels, keys, quotas)
+    # Each part ascends already: a stable sort merges such runs.
     chosen = chosen[np.argsort(row_ids[chosen], kind="stable")]
     twice = np.diff(row_ids[chosen]) == 0
     if twice.any():

@@ -335,9 +335,24 @@ def test_merging_checks_the_quotas_over_all_parts():
     assert pyids.merge_samples(parts, quotas, allow_fewer=True).tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="row id 0 occurs in the parts twice"):
         pyids.merge_samples([parts[0], parts[0]], [2, 2])
-    with pytest.raises(ValueError, match=r"label 1 of a part is not in \[0, 1\)"):
+    with pytest.raises(ValueError, match=r"row id 2 has the label 1 .* lie in \[0, 1\)"):
         pyids.merge_samples(parts, [1])
+    with pytest.raises(ValueError, match=r"row id 0 has the label 0 and the key nan"):
+        pyids.merge_samples([parts[0]._replace(keys=np.full((2, 2), np.nan))], quotas)
+    with pytest.raises(ValueError, match="a part must hold n row ids"):
+        pyids.merge_samples([parts[0]._replace(keys=np.zeros((2, 3)))], quotas)
+    with pytest.raises(ValueError, match=r"quotas\[1\] is -1: must not be negative"):
+        pyids.merge_samples(parts, [1, -1])
     assert pyids.merge_samples([], [0, 0]).tolist() == []
+
+
+def test_a_draw_goes_on_where_it_stopped():
+    labels, quotas, log_weights = pool(5000, 4)
+    weights = {"log_weights": log_weights, "seed": 1}
+    first = pyids.sample_by_cluster(labels, quotas // 2, **weights)
+    second = pyids.sample_by_cluster(labels, quotas - quotas // 2, exclude=first, **weights)
+    both = np.sort(np.concatenate([first, second]))
+    np.testing.assert_array_equal(both, pyids.sample_by_cluster(labels, quotas, **weights))
 
 
 # ---- what is never drawn -------------------------------------------------------------------------

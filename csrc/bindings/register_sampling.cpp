@@ -66,6 +66,21 @@ py::tuple sample(const Array<std::int32_t>& labels, const Array<std::int64_t>& q
                         keys_to_numpy(drawn.keys));
 }
 
+py::array_t<std::int64_t> best(const Array<std::int64_t>& row_ids,
+                               const Array<std::int32_t>& labels, const Array<double>& keys,
+                               const Array<std::int64_t>& quotas) {
+  const auto n = static_cast<std::size_t>(labels.size());
+  static_assert(sizeof(SampleKey) == 2 * sizeof(double));
+  std::vector<std::int64_t> positions;
+  {
+    py::gil_scoped_release release;
+    positions = best_keys({row_ids.data(), n}, {labels.data(), n},
+                          {reinterpret_cast<const SampleKey*>(keys.data()), n},
+                          {quotas.data(), static_cast<std::size_t>(quotas.size())});
+  }
+  return to_numpy(std::move(positions));
+}
+
 }  // namespace
 
 void register_sampling(py::module_& module) {
@@ -73,6 +88,8 @@ void register_sampling(py::module_& module) {
              py::arg("quotas").noconvert(), py::arg("weights").noconvert(), py::arg("log_weights"),
              py::arg("row_ids").noconvert(), py::arg("exclude").noconvert(), py::arg("seed"),
              py::arg("return_keys"), py::arg("allow_fewer"), py::arg("n_threads"));
+  module.def("best_keys", &best, py::arg("row_ids").noconvert(), py::arg("labels").noconvert(),
+             py::arg("keys").noconvert(), py::arg("quotas").noconvert());
 }
 
 }  // namespace pyids::bindings

@@ -227,6 +227,28 @@ void test_excluded_rows_are_not_drawn() {
   }
 }
 
+void test_shards_merge_into_the_whole_draw() {
+  const Pool pool = make_pool(9000, 5, 0.2, Weights::huge_logs, true);
+  pyids::Sample parts;
+  for (const std::size_t begin : {0, 1000, 5000}) {
+    auto shard = pool.rows();
+    shard.labels += begin;
+    shard.row_ids += begin;
+    shard.weights = pool.weights.data() + begin;
+    shard.size = begin == 0 ? 1000 : 4000;
+    const auto part = pyids::sample_by_cluster(shard, pool.quotas, {3, 1, true, true});
+    parts.row_ids.insert(parts.row_ids.end(), part.row_ids.begin(), part.row_ids.end());
+    parts.labels.insert(parts.labels.end(), part.labels.begin(), part.labels.end());
+    parts.keys.insert(parts.keys.end(), part.keys.begin(), part.keys.end());
+  }
+  std::vector<std::int64_t> merged;
+  for (const auto i : pyids::best_keys(parts.row_ids, parts.labels, parts.keys, pool.quotas)) {
+    merged.push_back(parts.row_ids[static_cast<std::size_t>(i)]);
+  }
+  std::ranges::sort(merged);
+  check(merged == draw_by_sorting(pool, 3), "merged shards");
+}
+
 void expect_error(const Pool& pool, const std::string& message) {
   try {
     pyids::sample_by_cluster(pool.rows(), pool.quotas, {0, 2});
@@ -263,6 +285,7 @@ int main() {
   test_draws_are_those_of_sorting();
   test_many_clusters_and_none();
   test_excluded_rows_are_not_drawn();
+  test_shards_merge_into_the_whole_draw();
   test_errors();
   return 0;
 }

@@ -57,4 +57,12 @@ struct Sample {
 Sample sample_by_cluster(const SampleRows& rows, std::span<const std::int64_t> quotas,
                          const SampleOptions& options);
 
+// Merges draws: the positions, ascending, of the quotas[c] rows with the largest keys of each
+// cluster (all where there are fewer). Throws std::invalid_argument for a label out of range or a
+// key that is NaN.
+std::vector<std::int64_t> best_keys(std::span<const std::int64_t> row_ids,
+                                    std::span<const std::int32_t> labels,
+                                    std::span<const SampleKey> keys,
+                                    std::span<const std::int64_t> quotas);
+
 }  // namespace pyids

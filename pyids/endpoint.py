@@ -80,7 +80,9 @@ class Endpoint:
         try:
             import urllib3
         except ImportError as error:
-            raise ConfigError("endpoints need urllib3: pip install 'urllib3>=2'") from error
+            raise ConfigError(
+                "endpoints need urllib3: pip install 'pyids-select[endpoint]'"
+            ) from error
         retry = urllib3.Retry(
             total=self.retries,
             status_forcelist=(408, 409, 425, 429, 500, 502, 503, 504),

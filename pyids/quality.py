@@ -23,6 +23,7 @@ from pyids.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from pyids.chat import Conversation, Encoded
+    from pyids.reward import RewardModel
     from pyids.store import Store
 
 Float64 = NDArray[np.float64]
@@ -217,28 +218,23 @@ class Perplexity(LanguageModelSignal):
 class Ifd(LanguageModelSignal):
     """Instruction-following difficulty: NLL(y | x) / NLL(y), high where the prompt helps little.
 
-    NLL(y) is that of the response tokens after the model's beginning-of-text token alone (Li et
-    al., arXiv 2308.12032).
+    NLL(y) is that of the response tokens after the model's beginning-of-text token alone. Above 1
+    the prompt misleads: such rows count 0 (Li et al., arXiv 2308.12032).
     """
 
     name: ClassVar[str] = "ifd"
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
-        from pyids.chat import Encoded
+        from pyids.scoring import response_alone
 
         _, tokenizer = self._loaded
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start
         given = self._encode(rows)
-        alone = []
-        for row in given:
-            response = row.input_ids[row.response_mask]
-            ids = np.concatenate([[start], response]).astype(np.int64)
-            alone.append(Encoded(ids, np.arange(len(ids)) > 0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio: Float64 = self._nll(given) / self._nll(alone)
-        return ratio
+        alone = self._nll([response_alone(row, start or 0) for row in given])
+        ratio: Float64 = self._nll(given) / np.maximum(alone, 1e-6)
+        return np.where(ratio > 1, 0.0, ratio)
 
 
 COMPLEXITY_PROMPT = (
@@ -345,8 +341,41 @@ class Deita(LanguageModelSignal):
 
 
 @dataclass(frozen=True)
+class Reward:
+    """The reward that a model gives the conversation (see `pyids.reward`).
+
+    Attributes
+    ----------
+    model
+        A sequence classifier; see `pyids.lm.resolve_model`.
+    device
+        A torch device.
+    """
+
+    model: str
+    device: str = "cpu"
+    name: ClassVar[str] = "reward"
+
+    @cached_property
+    def _loaded(self) -> RewardModel:
+        from pyids.lm import resolve_model
+        from pyids.reward import RewardModel
+
+        return RewardModel(resolve_model(self.model, kind="reward model"), device=self.device)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {"signal": self.name, "model": _model_identity(self.model)}
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        return self._loaded.rate(rows)
+
+
+@dataclass(frozen=True)
 class Classifier:
-    """The score of a sequence-classification model: a reward model, or a text classifier.
+    """The grade that a text classifier gives the text of a row.
 
     One output: its value. Several: the expected index under the softmax, which for an ordinal scale
     is the expected grade and for two classes the probability of the second.
@@ -354,27 +383,16 @@ class Classifier:
     Attributes
     ----------
     model
-        See `pyids.lm.resolve_model`.
-    chat
-        Whether it reads the chat template's rendering (reward models) or the plain text.
+        A sequence classifier that reads one text; see `pyids.lm.resolve_model`.
     device, max_tokens, batch_tokens
-        Where it runs, the longest row (cut on its right), and the tokens of a forward pass.
+        Where it runs, the longest text (cut on its right), and the tokens of a forward pass.
     """
 
     model: str
-    chat: bool
     device: str = "cpu"
     max_tokens: int = 512
     batch_tokens: int = 4096
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Signal`."""
-        return {
-            "signal": "reward" if self.chat else "classifier",
-            "model": _model_identity(self.model),
-            "tokens": self.max_tokens,
-        }
+    name: ClassVar[str] = "classifier"
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -386,56 +404,47 @@ class Classifier:
         model = lm.load_pretrained(
             AutoModelForSequenceClassification, ref, lm.local_folder(ref), self.device, "float32"
         )
-        return model, lm.load_tokenizer(ref)
+        tokenizer = lm.load_tokenizer(ref)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        return {
+            "signal": self.name,
+            "model": _model_identity(self.model),
+            "tokens": self.max_tokens,
+        }
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
         import torch
 
         from pyids.batching import batches_by_length
-        from pyids.chat import encode, text_of
+        from pyids.chat import text_of
 
         model, tokenizer = self._loaded
-        if self.chat:
-            ids = [encode(row, tokenizer, self.max_tokens).input_ids.tolist() for row in rows]
-        else:
-            cut = {"truncation": True, "max_length": self.max_tokens}
-            ids = [tokenizer(text_of(row), **cut)["input_ids"] for row in rows]
-        lengths = [len(row) for row in ids]
+        texts = [text_of(row) for row in rows]
+        tokens = tokenizer(texts, truncation=True, max_length=self.max_tokens)
+        lengths = [len(ids) for ids in tokens["input_ids"]]
         scores = np.empty(len(rows))
         with torch.inference_mode():
             for batch in batches_by_length(lengths, self.batch_tokens):
-                width = max(lengths[i] for i in batch)
-                pad = self._pad_id([ids[i] for i in batch])
-                input_ids = torch.full((len(batch), width), pad)
-                mask = torch.zeros(len(batch), width, dtype=torch.int64)
-                for b, i in enumerate(batch):
-                    input_ids[b, : lengths[i]] = torch.tensor(ids[i])
-                    mask[b, : lengths[i]] = 1
-                logits = model(
-                    input_ids=input_ids.to(self.device), attention_mask=mask.to(self.device)
-                ).logits.double()
-                if logits.shape[1] > 1:
-                    grades = torch.arange(logits.shape[1], dtype=torch.float64, device=self.device)
-                    values = logits.softmax(-1) @ grades
+                padded = tokenizer.pad(
+                    {key: [values[i] for i in batch] for key, values in tokens.items()},
+                    return_tensors="pt",
+                )
+                logits = model(**padded.to(self.device)).logits.double().cpu()
+                if logits.shape[1] == 1:
+                    scores[batch] = logits[:, 0].numpy()
                 else:
-                    values = logits[:, 0]
-                scores[batch] = values.cpu().numpy()
+                    grades = np.arange(logits.shape[1], dtype=np.float64)
+                    scores[batch] = logits.softmax(-1).numpy() @ grades
         return scores
-
-    def _pad_id(self, rows: Sequence[Sequence[int]]) -> int:
-        """Choose a padding token that no row holds, and tell the model.
-
-        Decoders with a classification head read their score at the last token that is not padding:
-        where the padding token is the end-of-text token, that would be the wrong one.
-        """
-        model, tokenizer = self._loaded
-        used = {token for row in rows for token in row}
-        pad = tokenizer.pad_token_id
-        if pad is None or pad in used:
-            pad = next(token for token in range(len(used) + 1) if token not in used)
-        model.config.pad_token_id = pad
-        return int(pad)
 
 
 SIGNALS = ("length", "perplexity", "ifd", "deita", "reward", "classifier")
@@ -473,7 +482,7 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
     if name in ("reward", "classifier"):
         if not model:
             raise ConfigError(f"quality {name!r} needs a model: write {name}:MODEL")
-        return Classifier(model, chat=name == "reward", device=device)
+        return Reward(model, device) if name == "reward" else Classifier(model, device)
     return None
 
 

@@ -230,27 +230,31 @@ def test_the_endpoint_encoder_keeps_the_order_of_texts():
 
 @pytest.mark.slow
 def test_a_real_model_answers_as_judge():
-    """The wiring: real weights behind a server; the prompt leaves the rating to be said."""
-
+    """The wiring, with real weights; so small a model rates only where decoding is guided."""
     from pyids import lm
 
     model, tokenizer = lm.load_model("smollm2-135m-instruct")
     lock = threading.Lock()
+    digits = tokenizer("123456789", add_special_tokens=False)["input_ids"]
+    assert len(digits) == 9
 
     def respond(path, body, n):
-        inputs = tokenizer.apply_chat_template(
-            body["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        text = tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, tokenize=False
         )
+        guided = body["max_tokens"] == 3
+        inputs = tokenizer(text + "Rating: [[" * guided, return_tensors="pt")
+        allowed = {"prefix_allowed_tokens_fn": lambda *_: digits} if guided else {}
+        length = 1 if guided else body["max_tokens"]
         with lock:
-            out = model.generate(**inputs, max_new_tokens=body["max_tokens"], do_sample=False)
-        new = out[0, inputs["input_ids"].shape[1] :]
-        return says(tokenizer.decode(new, skip_special_tokens=True), tokens=len(out[0]))
+            out = model.generate(**inputs, max_new_tokens=length, do_sample=False, **allowed)
+        new = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return says(f"Rating: [[{new}]]" if guided else new, tokens=len(out[0]))
 
-    prompt = 'Repeat exactly this text and nothing else: "[[7]]"\n{conversation}'
     with Server(respond) as server:
-        judge = Judge(endpoint(server, timeout_s=120), prompt=prompt, answer_tokens=12)
-        heard = judge.endpoint.chat(
-            [{"role": "user", "content": "What is the capital of France?"}], max_tokens=12
-        )
-        assert "Paris" in heard
-        assert judge.rate([talk("4"), talk("5")]).tolist() == [7, 7]
+        judge = Judge(endpoint(server, timeout_s=300), answer_tokens=3)
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        assert "Paris" in judge.endpoint.chat(question, max_tokens=12)
+        ratings = judge.rate([talk("4"), talk("I do not know")])
+        assert np.all((ratings >= 1) & (ratings <= 9))
+        assert judge.endpoint.tokens_used > 100

@@ -138,9 +138,9 @@ def _check_local(path: Path, what: str) -> None:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(f"{what}: reading .gguf files needs `pip install gguf`")
         return
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise ModelError(f"{what}: the folder holds no config.json; name a model's folder")
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+    if not any(any(path.glob(p)) or any(path.glob(f"*/{p}")) for p in _WEIGHTS):
         raise ModelError(f"{what}: the folder holds no weights (*.safetensors)")
 
 

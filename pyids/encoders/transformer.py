@@ -1,17 +1,13 @@
-"""Texts to vectors: transformer encoders and sentence-transformers folders, with our pooling.
-
-An encoder is an object with ``name``, ``revision``, ``dim`` and ``encode(texts) -> (N, D)``.
-Vectors of equal texts are equal up to rounding, whatever stands beside them.
-"""
+"""Transformers as encoders: Hugging Face and sentence-transformers folders, with our pooling."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -19,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyids import lm
 from pyids.batching import Progress, batches_by_length
+from pyids.config import LongText
 from pyids.errors import ModelError
 from pyids.ops import PoolMode
 
@@ -26,30 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Float32 = NDArray[np.float32]
-LongText = Literal["truncate", "chunk"]
-
-
-class Encoder(Protocol):
-    """What a stage needs of an encoder."""
-
-    @property
-    def name(self) -> str:
-        """The name it was asked for by."""
-        ...
-
-    @property
-    def revision(self) -> str:
-        """Changes whenever the vectors may."""
-        ...
-
-    @property
-    def dim(self) -> int:
-        """D, the length of a vector."""
-        ...
-
-    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
-        """Return the vectors of N texts, (N, D) float32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +70,8 @@ def read_recipe(folder: Path, name: str) -> Recipe:
     max_tokens = min((int(limit) for limit in limits if limit), default=512)
     modules = folder / "modules.json"
     if not modules.is_file():
-        return Recipe("mean", True, max_tokens)
+        causal = any("ForCausalLM" in kind for kind in config.get("architectures") or [])
+        return Recipe("weighted_mean" if causal else "mean", True, max_tokens)
     pooling: PoolMode = "mean"
     normalize = False
     for module in _read_json(modules):
@@ -137,51 +111,15 @@ def _read_json(file: Path) -> Any:
     return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
 
-def load_encoder(
-    name: str,
-    *,
-    max_tokens: int | None = None,
-    long_text: LongText = "truncate",
-    batch_tokens: int = 4096,
-    device: str = "cpu",
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-) -> Encoder:
-    """Find an encoder by name; its weights are loaded with the first text.
-
-    Parameters
-    ----------
-    name
-        As `pyids.lm.resolve_model` takes it: an encoder of the Hugging Face kind, or a
-        sentence-transformers folder, whose pooling and normalisation are honoured.
-    max_tokens
-        Longest text in tokens, special tokens included; None or more than the model takes: its
-        own limit.
-    long_text
-        "truncate" drops what is longer; "chunk" cuts it into pieces of equal length and averages
-        their vectors, weighted by tokens.
-    batch_tokens
-        Tokens of a forward pass with its padding.
-
-    Raises
-    ------
-    ModelError
-        With the remedy.
-    """
-    ref = lm.resolve_model(name, kind="encoder")
-    return TransformerEncoder(
-        ref, max_tokens, long_text, batch_tokens, device, dtype, trust_remote_code
-    )
-
-
 @dataclass(frozen=True)
 class TransformerEncoder:
     """A transformer, pooled as its folder says."""
 
     ref: lm.ModelRef
+    pooling: PoolMode | None = None
     max_tokens: int | None = None
     long_text: LongText = "truncate"
-    batch_tokens: int = 4096
+    batch_tokens: int = 1024
     device: str = "cpu"
     dtype: str = "float32"
     trust_remote_code: bool = False
@@ -206,7 +144,7 @@ class TransformerEncoder:
                 with file.open("rb") as stream:
                     while block := stream.read(1 << 22):
                         digest.update(block)
-        digest.update(f"{self.limit} {self.long_text} {self.dtype}".encode())
+        digest.update(f"{self.recipe.pooling} {self.limit} {self.long_text} {self.dtype}".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -217,12 +155,18 @@ class TransformerEncoder:
     @cached_property
     def recipe(self) -> Recipe:
         """What the folder asks for."""
-        return read_recipe(self.folder, self.name)
+        recipe = read_recipe(self.folder, self.name)
+        return replace(recipe, pooling=self.pooling) if self.pooling else recipe
 
     @property
     def limit(self) -> int:
         """Longest text in tokens."""
         return min(self.recipe.max_tokens, self.max_tokens or self.recipe.max_tokens)
+
+    @property
+    def _autocast(self) -> bool:
+        """Whether only matrix products are in half precision: what a CPU is fast at, and closer."""
+        return self.device == "cpu" and self.dtype != "float32"
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -233,7 +177,7 @@ class TransformerEncoder:
             self.ref,
             self.folder,
             self.device,
-            self.dtype,
+            "float32" if self._autocast else self.dtype,
             trust_remote_code=self.trust_remote_code,
         )
         return model, lm.load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
@@ -290,7 +234,8 @@ class TransformerEncoder:
         lengths = [len(chunk) for chunk in chunks]
         vectors = np.zeros((len(chunks), self.dim), np.float32)
         done = 0
-        with torch.inference_mode():
+        products = lm.torch_dtype(self.dtype)
+        with torch.inference_mode(), torch.autocast("cpu", products, enabled=self._autocast):
             for batch in batches_by_length(lengths, self.batch_tokens):
                 width = max(1, lengths[batch[0]])
                 input_ids = np.full((len(batch), width), tokenizer.pad_token_id or 0, np.int64)

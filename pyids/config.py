@@ -226,6 +226,8 @@ class RunConfig(BaseModel):
     def cluster_count(self, n_rows: int) -> int:
         """Clusters for `n_rows` rows: as asked, or sqrt(n / 2) with two rows a cluster and round.
 
+        ``auto`` is not known before the rows are embedded; it counts as not asked here.
+
         Raises
         ------
         ConfigError

@@ -32,6 +32,7 @@ from pyids.store import (
     read_json,
     save_npy,
     write_entry,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def find_encoder(
 
 def cluster(store: Store, config: RunConfig) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
-    n_clusters = config.cluster_count(store.kept)
+    n_clusters = choose_clusters(store, config)
     made_from = {
         "embeddings": fingerprint(
             [
@@ -333,6 +334,22 @@ def cluster(store: Store, config: RunConfig) -> None:
         "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
         *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
     )
+
+
+def choose_clusters(store: Store, config: RunConfig) -> int:
+    """Return the number of clusters; for ``auto`` the best silhouette, kept in ``auto_k.json``."""
+    if config.clusters != "auto":
+        return config.cluster_count(store.kept)
+    path = store.path / "auto_k.json"
+    if not path.exists():
+        from pyids.auto_k import choose_k
+
+        choice = choose_k(
+            store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
+        )
+        write_json(path, {"clusters": choice.k, **choice.evidence})
+        logger.info("chose %d clusters by silhouette", choice.k)
+    return int(read_json(path)["clusters"])
 
 
 def cluster_sizes(store: Store) -> NDArray[np.int64]:

@@ -72,6 +72,14 @@ def test_equal_quotas(pool, tmp_path):
         assert selection.rounds.quotas(0).tolist() == [5] * 4
 
 
+def test_clusters_are_chosen_from_the_data(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(clusters="auto")) as selection:
+        assert len(selection.rounds.sizes) == 4  # as many as the pool has topics
+    evidence = orjson.loads((tmp_path / "run" / "auto_k.json").read_bytes())
+    assert evidence["clusters"] == 4
+    assert {point["k"] for point in evidence["grid"]} >= {2, 4, 8}
+
+
 def test_same_seed_same_bytes_other_seed_other_rows(pool, tmp_path):
     first = run_to_the_end(pool, tmp_path / "a")
     assert run_to_the_end(pool, tmp_path / "b", threads=1) == first

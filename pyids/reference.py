@@ -314,7 +314,8 @@ def reweight(weights: Float64, gains: Float64, scored: NDArray[np.bool_], floor:
 def unit_rows(x: Float64) -> Float64:
     """Rows over their lengths; all-zero rows stay."""
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
+    units: Float64 = np.divide(x, lengths, out=np.zeros_like(x), where=lengths > 0)
+    return units
 
 
 def farthest_first(x: Float64, budget: int, first: int) -> NDArray[np.int64]:

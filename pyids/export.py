@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from pyids import records
 from pyids.errors import ConfigError, DataError
+from pyids.formats import Message
 from pyids.store import Row, Store, atomic_write
 
 PREFIX = "_pyids_"
@@ -280,23 +281,52 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
 
 
 def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
-    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    """LLaMA-Factory wants turns that alternate, and calls of tools as JSON in a turn of their own.
+
+    Conversations whose turns do not alternate stay as they are; it skips them with a warning.
+    """
+
+    def rows() -> Iterator[bytes]:
+        for row in store.read_rows(selected.row_ids):
+            tools = row.record.get("tools") or ""
+            yield orjson.dumps(
+                {
+                    "messages": [_with_call_as_text(turn) for turn in row.messages],
+                    "tools": tools if isinstance(tools, str) else _as_text(tools),
+                    f"{PREFIX}id": row.row_id,
+                }
+            )
+
+    _write_lines(folder / "selected.jsonl", rows())
     stanza = {
         "pyids_selected": {
             "file_name": "selected.jsonl",
             "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
+            "columns": {"messages": "messages", "tools": "tools"},
             "tags": {
                 "role_tag": "role",
                 "content_tag": "content",
                 "user_tag": "user",
                 "assistant_tag": "assistant",
                 "system_tag": "system",
+                "function_tag": "function_call",
+                "observation_tag": "tool",
             },
         }
     }
     with atomic_write(folder / "dataset_info.json") as aside:
         aside.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def _with_call_as_text(turn: Message) -> Message:
+    if not turn.get("tool_calls"):
+        return {"role": turn["role"], "content": turn["content"]}
+    calls = [call.get("function", call) for call in turn["tool_calls"]]
+    return {"role": "function_call", "content": _as_text(calls)}
+
+
+def _as_text(value: object) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _write_yaml(path: Path, value: object) -> None:

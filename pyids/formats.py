@@ -25,6 +25,7 @@ import xxhash
 Message = dict[str, Any]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_ROLES = {role: role for role in ROLES}
 # Pairs that are recognised without being named, in order of preference.
 PAIRS = ("prompt/completion", "prompt/response", "question/answer", "instruction/response")
 FORMATS = ("messages", "sharegpt", "alpaca", *PAIRS)
@@ -37,7 +38,7 @@ _SHAREGPT_ROLES = {
     "bard": "assistant",
     "function_call": "assistant",
     "observation": "tool",
-    **{role: role for role in ROLES},
+    **_ROLES,
 }
 
 
@@ -108,7 +109,7 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
         The response or the prompt is empty, or a text cannot be written as UTF-8.
     """
     if format == "messages":
-        messages = _turns(record, "messages", "role", "content", None)
+        messages = _turns(record, "messages")
     elif format == "sharegpt":
         key, value = ("from", "value")
         turns = record.get("conversations")
@@ -133,11 +134,11 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
 def _turns(
     record: Mapping[str, Any],
     column: str,
-    role_key: str,
-    content_key: str,
-    roles: Mapping[str, str] | None,
+    role_key: str = "role",
+    content_key: str = "content",
+    roles: Mapping[str, str] = _ROLES,
 ) -> list[Message]:
-    """Take the turns of a list column, their roles translated when `roles` is given."""
+    """Take the turns of a list column, their roles translated by `roles`."""
     turns = record.get(column)
     if not isinstance(turns, list):
         raise BadRow(_wrong(record, column, "a list of turns"))
@@ -146,32 +147,35 @@ def _turns(
         if not isinstance(turn, dict):
             raise BadRow(f"column {column!r}: turn {number} is {_kind(turn)}, not an object")
         role = turn.get(role_key)
-        if roles is not None:
-            known = roles.get(role) if isinstance(role, str) else None
-        else:
-            known = role if isinstance(role, str) and role in ROLES else None
+        known = roles.get(role) if isinstance(role, str) else None
         if known is None:
-            expected = ", ".join(sorted(ROLES if roles is None else roles))
             raise BadRow(
-                f"column {column!r}: turn {number} has the {role_key} {role!r}: "
-                f"use one of {expected}"
+                f"column {column!r}: turn {number} has the {role_key} {_brief(role)}: "
+                f"use one of {', '.join(sorted(roles))}"
             )
         content = turn.get(content_key)
-        if not isinstance(content, str):
-            if content is None and turn.get("tool_calls"):
-                content = ""
-            else:
-                raise BadRow(
-                    f"column {column!r}: the {content_key} of turn {number} is {_kind(content)}: "
-                    "make it a text"
-                )
-        if roles is None:
-            message = {key: value for key, value in turn.items() if value is not None}
-            message["content"] = content
-        else:
-            message = {"role": known, "content": content}
-        messages.append(message)
+        if content is None and turn.get("tool_calls"):
+            content = ""
+        elif not isinstance(content, str):
+            raise BadRow(
+                f"column {column!r}: the {content_key} of turn {number} is {_kind(content)}: "
+                "make it a text"
+            )
+        if roles is not _ROLES:
+            turn = {"role": known, "content": content}
+        elif None in turn.values():  # columns that tables give every turn, used or not
+            turn = {key: value for key, value in turn.items() if value is not None}
+            turn["content"] = content
+        messages.append(turn)
     return messages
+
+
+def _sharegpt(record: Mapping[str, Any]) -> list[Message]:
+    turns = record.get("conversations")
+    keys = turns[0] if isinstance(turns, list) and turns else {}
+    if isinstance(keys, dict) and "role" in keys and "from" not in keys:
+        return _turns(record, "conversations", roles=_SHAREGPT_ROLES)
+    return _turns(record, "conversations", "from", "value", _SHAREGPT_ROLES)
 
 
 def _alpaca(record: Mapping[str, Any]) -> list[Message]:
@@ -199,7 +203,7 @@ def _alpaca(record: Mapping[str, Any]) -> list[Message]:
 def _side(record: Mapping[str, Any], column: str, role: str) -> list[Message]:
     """One side of a pair: a text of `role`, or a list of turns."""
     if isinstance(record.get(column), list):
-        return _turns(record, column, "role", "content", None)
+        return _turns(record, column)
     return [{"role": role, "content": _text(record, column)}]
 
 
@@ -219,17 +223,29 @@ def _text(record: Mapping[str, Any], column: str, *, optional: bool = False) -> 
 
 def _wrong(record: Mapping[str, Any], column: str, wanted: str) -> str:
     if column not in record:
-        columns = ", ".join(map(str, list(record)[:12])) or "none"
         return (
-            f"column {column!r} is missing (the row has: {columns}): name the format with --format"
+            f"column {column!r} is missing (the row has: {list_columns(record)}): name the format "
+            "with --format"
         )
     return f"column {column!r} is {_kind(record[column])}: make it {wanted}"
+
+
+def list_columns(names: Iterable[str]) -> str:
+    """Name the first columns in one line."""
+    names = [name if name.isprintable() else repr(name) for name in names]
+    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:12]]
+    return ", ".join([*shown, "..."] if len(names) > 12 else shown) or "none"
 
 
 def _kind(value: object) -> str:
     """Say what a JSON value is, in JSON's words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
-    return "null" if value is None else names.get(type(value), f"the number {value!r}")
+    return "null" if value is None else names.get(type(value), f"the number {_brief(value)}")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _check(messages: Iterable[Message]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
 from pyids.errors import ConfigError, DataError
-from pyids.formats import check_format, detect_format
+from pyids.formats import check_format, detect_format, list_columns
 from pyids.store import Store, hash_file, read_json, write_json
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
@@ -243,8 +243,9 @@ def _look_into(source: Source, format: str) -> Source:
         detected = format
     if detected is None:
         raise DataError(
-            f"{path} {source.unit} 1: no chat format has the columns {', '.join(columns)}: rename "
-            "them to prompt and completion, or name the pair with --format COLUMN/COLUMN"
+            f"{path} {source.unit} 1: no chat format has the columns "
+            f"{list_columns(columns)}: rename them to prompt and completion, or name the pair with "
+            "--format COLUMN/COLUMN"
         )
     return replace(source, format=detected, columns=columns)
 
@@ -257,7 +258,7 @@ def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
     if source.vectors not in columns:
         raise DataError(
             f"{source.path}: there is no column {source.vectors!r} of vectors (it has: "
-            f"{', '.join(columns)})"
+            f"{list_columns(columns)})"
         )
 
 

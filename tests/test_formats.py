@@ -1,0 +1,198 @@
+"""Chat formats: every one gives the same conversation, and no row whatever breaks the reading."""
+
+import copy
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyids.formats import (
+    FORMATS,
+    ROLES,
+    BadRow,
+    UnusableRow,
+    check_format,
+    detect_format,
+    digest,
+    normalise,
+    to_messages,
+)
+
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+ASK, ANSWER = ("user", "2 + 2?"), ("assistant", "4")
+SYSTEM = ("system", "be brief")
+
+SAME = {
+    "messages": {"messages": turns(SYSTEM, ASK, ANSWER)},
+    "sharegpt": {
+        "system": "be brief",
+        "conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}],
+    },
+    "alpaca": {"system": "be brief", "instruction": "2 + 2?", "input": "", "output": "4"},
+    "prompt/completion": {"system": "be brief", "prompt": "2 + 2?", "completion": "4"},
+    "prompt/response": {"prompt": turns(SYSTEM, ASK), "response": turns(ANSWER)},
+    "question/answer": {"question": "2 + 2?", "answer": "4", "system": "be brief"},
+    "instruction/response": {"instruction": "2 + 2?", "response": "4", "system": "be brief"},
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_detected_and_gives_the_same_conversation(format):
+    record = SAME[format]
+    before = copy.deepcopy(record)
+    assert detect_format(record) == format
+    assert check_format(format) == format
+    assert to_messages(record, format) == turns(SYSTEM, ASK, ANSWER)
+    assert record == before
+    assert digest(to_messages(record, format)) == digest(to_messages(SAME["messages"], "messages"))
+
+
+def test_alpaca_joins_the_input_and_keeps_the_history():
+    record = {
+        "instruction": "add",
+        "input": "2 and 2",
+        "output": "4",
+        "history": [["hi", "hello"]],
+        "system": None,
+    }
+    assert to_messages(record, "alpaca") == turns(
+        ("user", "hi"), ("assistant", "hello"), ("user", "add\n\n2 and 2"), ("assistant", "4")
+    )
+
+
+def test_tool_calls_stay_and_stand_for_a_response():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    record = {"messages": [*turns(ASK), call, {"role": "tool", "content": "4", "name": None}]}
+    found = to_messages(record, "messages")
+    assert found[1] == {**call, "content": ""}
+    assert found[2] == {"role": "tool", "content": "4"}
+    other = copy.deepcopy(record)
+    other["messages"][1]["tool_calls"][0]["function"]["name"] = "g"
+    assert digest(found) != digest(to_messages(other, "messages"))
+    assert digest(found) != digest(found, tools=[{"name": "f"}])
+    spoken = {
+        "conversations": [
+            {"from": "human", "value": "2 + 2?"},
+            {"from": "function_call", "value": '{"name": "f"}'},
+            {"from": "observation", "value": "4"},
+            {"from": "gpt", "value": "4"},
+        ]
+    }
+    roles = [turn["role"] for turn in to_messages(spoken, "sharegpt")]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+
+
+def test_any_two_columns_are_a_format():
+    assert check_format("in/out") == "in/out"
+    assert to_messages({"in": "a", "out": "b"}, "in/out") == turns(
+        ("user", "a"), ("assistant", "b")
+    )
+    for name in ("in", "in/", "/out", "a/b/c", "Messages", ""):
+        with pytest.raises(ValueError, match="there is no chat format"):
+            check_format(name)
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "says"),
+    [
+        ({"messages": []}, "messages", "no turn of the assistant"),
+        ({"messages": turns(ASK)}, "messages", "no turn of the assistant"),
+        ({"messages": None}, "messages", "column 'messages' is null: make it a list of turns"),
+        ({"messages": turns(("User", "x"))}, "messages", "turn 0 has the role 'User'"),
+        ({"messages": [{"content": "x"}]}, "messages", "turn 0 has the role None"),
+        ({"messages": [{"role": [], "content": "x"}]}, "messages", r"turn 0 has the role \[\]"),
+        ({"conversations": [{"from": "alien", "value": "x"}]}, "sharegpt", "from 'alien'"),
+        ({"conversations": [{"from": "gpt", "value": True}]}, "sharegpt", "is a truth value"),
+        ({"instruction": "x"}, "alpaca", "column 'output' is missing"),
+        ({"instruction": {}, "output": ""}, "alpaca", "column 'instruction' is an object"),
+        ({"instruction": "", "output": "", "input": 1}, "alpaca", "column 'input' is the number 1"),
+        ({"instruction": "", "output": "", "history": [[1]]}, "alpaca", "item 0 is no pair"),
+        ({"prompt": "x", "completion": 1.5}, "prompt/completion", "is the number 1.5"),
+        ({"prompt": "x"}, "prompt/completion", r"'completion' is missing \(the row has: prompt\)"),
+    ],
+)
+def test_bad_rows_name_the_column_and_the_remedy(record, format, says):
+    with pytest.raises(BadRow, match=says):
+        to_messages(record, format)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "says"),
+    [("q", " \n\t", "response"), ("q", "", "response"), ("\u2003", "a", "prompt")],
+)
+def test_rows_that_say_nothing_are_unusable(prompt, response, says):
+    with pytest.raises(UnusableRow, match=f"the {says} is empty"):
+        to_messages({"prompt": prompt, "completion": response}, "prompt/completion")
+
+
+def test_only_one_empty_turn_is_no_reason_to_lose_a_conversation():
+    record = {"messages": turns(ASK, ("assistant", ""), ("user", ""), ANSWER)}
+    assert len(to_messages(record, "messages")) == 4
+
+
+# ---- normalisation -------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_normalising_is_idempotent_and_ignores_form_and_spacing(text):
+    once = normalise(text)
+    assert normalise(once) == once
+    assert normalise(unicodedata.normalize("NFD", text)) == once
+    assert normalise(f"  {text}\r\n") == once
+    assert "\x1e" not in once
+    assert "\x1f" not in once
+
+
+conversations = st.lists(
+    st.tuples(st.sampled_from(sorted(ROLES)), st.text(alphabet="ab \x1e\x1f\n\u00e9")), max_size=4
+)
+
+
+@given(conversations, conversations)
+@example([("user", "a\x1eassistant\x1fb")], [("user", "a"), ("assistant", "b")])
+@example([("user", "a"), ("user", "b")], [("user", "ab"), ("user", "")])
+def test_digests_are_equal_exactly_for_equal_normalised_conversations(first, second):
+    def key(pairs):
+        return [(role, normalise(text)) for role, text in pairs]
+
+    assert (digest(turns(*first)) == digest(turns(*second))) == (key(first) == key(second))
+
+
+# ---- rows of any shape ---------------------------------------------------------------------------
+
+COLUMNS = [
+    "messages", "conversations", "system", "instruction", "input", "output", "history", "prompt",
+    "completion", "response", "question", "answer", "role", "content", "from", "value",
+    "tool_calls", "user", "assistant", "human", "gpt",
+]  # fmt: skip
+texts = st.sampled_from(COLUMNS) | st.text()
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(COLUMNS), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(texts, values, max_size=6), st.sampled_from([*FORMATS, "role/content"]))
+def test_any_row_gives_a_conversation_or_says_why_not(record, format):
+    before = json.dumps(record)
+    try:
+        messages = to_messages(record, format)
+        digest(messages, record.get("tools"))
+    except (BadRow, UnusableRow) as error:
+        assert 0 < len(str(error)) < 800 and str(error).isprintable()  # noqa: PT017, PT018
+    else:
+        assert any(turn["role"] == "assistant" for turn in messages)
+        assert all(turn["role"] in ROLES for turn in messages)
+        assert all(isinstance(turn["content"], str) for turn in messages)
+    assert json.dumps(record) == before
+    detected = detect_format(record)
+    assert detected is None or detected in FORMATS

@@ -1,0 +1,28 @@
+"""The scale gate in small: memory that does not grow with the pool, bytes that no worker changes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCALE = Path(__file__).parents[1] / "benchmarks" / "scale.py"
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_and_two_workers_give_the_same_bytes(tmp_path):
+    results = tmp_path / "scale.json"
+    run = subprocess.run(
+        [sys.executable, "-P", str(SCALE), "--rows", "20000", "60000", "--clusters", "16"]
+        + ["--dimensions", "32", "--results", str(results)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    figures = json.loads(results.read_text())["figures"]
+    assert [(figure["rows"], figure["workers"]) for figure in figures] == [
+        (20000, 1), (60000, 1), (60000, 2)
+    ]  # fmt: skip
+    assert all(figure["peaks_mb"]["read"] > 20 for figure in figures)  # it was really measured

@@ -13,7 +13,9 @@ begin with ``_pyids_``:
 | ``_pyids_round`` | round in which it was drawn, from 1 |
 
 Columns of the input that begin with ``_pyids_`` come from an earlier selection and are replaced.
-Rows stand in the order of their ids, so the same selection is the same bytes.
+A column of vectors that was read from parquet or Arrow comes back in the precision that
+``embeddings/`` holds, behind the others. Rows stand in the order of their ids, so the same
+selection is the same bytes.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from pyids.formats import Message
 from pyids.store import Row, Store, atomic_write
 
 PREFIX = "_pyids_"
+_NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
 @dataclass(frozen=True)
@@ -183,17 +186,21 @@ def _our_members(selected: Selected) -> Iterator[list[tuple[str, bytes]]]:
 
 def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
     """Original columns, messages where the input has none, ours."""
-    formats = {source["path"]: source["format"] for source in store.index["sources"]}
+    sources = {source["path"]: source for source in store.index["sources"]}
     rows = store.read_rows(selected.row_ids)
     for row, ours in zip(rows, _our_members(selected), strict=True):
         added = ours
-        if formats[row.path] != "messages":
+        source = sources[row.path]
+        if source["vectors"] and source["kind"] in ("parquet", "arrow"):
+            vector = store.embedding(row.row_id)
+            added = [(source["vectors"], orjson.dumps(vector, option=_NUMPY)), *added]
+        if source["format"] != "messages":
             if "messages" in row.record:
                 raise DataError(
                     f"{row.path}: the column 'messages' stands where the conversation is to be "
                     "added: rename it, or read it with --format messages"
                 )
-            added = [("messages", orjson.dumps(row.messages)), *ours]
+            added = [("messages", orjson.dumps(row.messages)), *added]
         yield records.with_members(row.raw, added, replace=PREFIX)
 
 

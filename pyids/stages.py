@@ -44,9 +44,11 @@ logger = logging.getLogger("pyids")
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output", "judge_requests"}
 
-
 # Stages in their order; a later one needs those before it.
 Stage: TypeAlias = Literal["read", "embed", "cluster"]
+
+# What k-means may copy of the vectors to be faster: memory must not grow with the pool.
+_CLUSTERING_BYTES = 64 << 20
 
 
 def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
@@ -318,6 +320,7 @@ def cluster(store: Store, config: RunConfig) -> None:
         random_state=config.seed,
         device="auto" if config.device == "auto" else "cpu" if config.device == "cpu" else "cuda",
         n_threads=config.threads,
+        max_memory=_CLUSTERING_BYTES,
     )
     kmeans.fit(store.embeddings())
     begin(entry)

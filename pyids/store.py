@@ -20,11 +20,13 @@ import platform
 import secrets
 import shutil
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -399,6 +401,12 @@ class Store:
     def embeddings(self) -> list[NDArray[Any]]:
         """Vectors of the kept rows: float16 or float32, one memory-mapped (rows, D) a shard."""
         return [load_npy(self.artefact("embeddings", shard)) for shard in self.shards]
+
+    def embedding(self, row_id: int) -> NDArray[Any]:
+        """Give the vector of one row that stays, (D,)."""
+        shard = self.shards[bisect_right(self.shards, row_id, key=attrgetter("first_row_id")) - 1]
+        position = int(np.searchsorted(self.row_ids(shard), row_id))
+        return np.array(load_npy(self.artefact("embeddings", shard))[position])
 
     def labels(self) -> list[NDArray[np.int32]]:
         """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""

@@ -10,6 +10,7 @@ import pytest
 
 from pyids.data import ingest, intake, open_sources, open_vectors, sources, take_vectors
 from pyids.errors import DataError, PyidsWarning
+from pyids.export import Selected, export
 from pyids.store import Store, verify
 
 N, D = 500, 6
@@ -99,6 +100,19 @@ def test_half_precision_columns_stay_half(tmp_path):
     found = np.concatenate(shards)
     assert found.dtype == np.float16
     np.testing.assert_array_equal(found, given[ids])
+
+
+def test_a_column_of_vectors_comes_out_again(tmp_path):
+    for kind in ("parquet", "jsonl"):
+        data = write(tmp_path, kind, vectors())
+        stored(tmp_path, data, "v", column="v")
+        store = Store(tmp_path / "run")
+        ids = np.concatenate([store.row_ids(shard) for shard in store.shards])[::9]
+        path = export(store, Selected(ids), tmp_path / "selected.jsonl")
+        found = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+        assert [row["i"] for row in found] == ids.tolist()
+        given = np.array([row["v"] for row in found], dtype=np.float32)
+        np.testing.assert_array_equal(given, vectors()[ids])
 
 
 def test_missing_vectors_matter_only_in_rows_that_stay(tmp_path):

@@ -1,4 +1,4 @@
-"""The scale gate in small: memory that does not grow with the pool, bytes that no worker changes."""
+"""The scale gate in small: memory that does not grow with the pool, bytes that stay the same."""
 
 import json
 import subprocess
@@ -13,13 +13,9 @@ SCALE = Path(__file__).parents[1] / "benchmarks" / "scale.py"
 @pytest.mark.slow
 def test_memory_stays_bounded_and_two_workers_give_the_same_bytes(tmp_path):
     results = tmp_path / "scale.json"
-    run = subprocess.run(
-        [sys.executable, "-P", str(SCALE), "--rows", "20000", "60000", "--clusters", "16"]
-        + ["--dimensions", "32", "--results", str(results)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = ["--rows", "20000", "60000", "--clusters", "16", "--dimensions", "32"]
+    command = [sys.executable, "-P", str(SCALE), *options, "--results", str(results)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     figures = json.loads(results.read_text())["figures"]
     assert [(figure["rows"], figure["workers"]) for figure in figures] == [

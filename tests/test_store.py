@@ -175,7 +175,7 @@ def test_the_folder_of_another_run_is_refused_naming_what_differs(tmp_path):
         store.claim({"budget": 5, "data": [{"name": "a.jsonl", "xxh3": "1"}], "seed": 0})
         with pytest.raises(ConfigError, match="seed was 0, now 1: choose another --output"):
             store.claim({"seed": 1, "data": [{"name": "a.jsonl", "xxh3": "1"}], "budget": 5})
-        with pytest.raises(ConfigError, match=r'data was .*"1".*, now .*"2".*; budget was 5'):
+        with pytest.raises(ConfigError, match=r'budget was 5, now null; data was .*"1"'):
             store.claim({"seed": 0, "data": [{"name": "a.jsonl", "xxh3": "2"}]})
 
 

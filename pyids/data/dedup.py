@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pyids.data.sources import Source
 from pyids.store import Shard, Store, atomic_write, begin, fingerprint, read_entry, write_entry
 
-# About so many rows a bucket: some 20 MB while it is sorted.
-ROWS_PER_BUCKET = 1 << 18
+# About so many rows a bucket: some 10 MB while it is sorted.
+ROWS_PER_BUCKET = 1 << 17
 # Files open at a time; above ROWS_PER_BUCKET * MAX_BUCKETS rows the buckets grow instead.
-MAX_BUCKETS = 256
+MAX_BUCKETS = 512
 
 _SPILLED = np.dtype([("high", ">u8"), ("low", ">u8"), ("row_id", "<i8")])
 _SKIPPED = -1

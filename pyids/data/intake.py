@@ -30,6 +30,8 @@ from pyids.store import Store, atomic_write, begin, read_entry, write_entry, wri
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 4 << 20
 GROUPS_PER_SHARD = 8
+# Above so many bytes of input the shards double, for a process maps only some 65,000 files.
+BYTES_BEFORE_DOUBLING = 64 << 30
 
 MAX_ERRORS = 20
 
@@ -149,6 +151,7 @@ class _Task:
     folder: str
     xxh3: str
     max_rows: int | None
+    groups_per_shard: int
     strict: bool
     records: bool
 
@@ -163,6 +166,7 @@ class _Task:
             "format": source.format,
             "without": source.vectors,
             "max_rows": self.max_rows,
+            "groups_per_shard": self.groups_per_shard,
             "strict": self.strict,
         }
 
@@ -181,11 +185,20 @@ def _read(
     rows_folder = store.path / "rows"
     rows_folder.mkdir(exist_ok=True)
     inputs = fingerprint_sources(sources, store, limit=limit)
+    splits = plan_splits(sources)
+    total_bytes = sum(split.bytes for split in splits)
     tasks = [
-        _Task(split, str(rows_folder), inputs[split.source_number]["xxh3"], limit, strict, records)
-        for split in plan_splits(sources)
+        _Task(
+            split=split,
+            folder=str(rows_folder),
+            xxh3=inputs[split.source_number]["xxh3"],
+            max_rows=limit,
+            groups_per_shard=groups_per_shard(total_bytes),
+            strict=strict,
+            records=records,
+        )
+        for split in splits
     ]
-    total_bytes = sum(task.split.bytes for task in tasks)
     errors: list[str] = []
     shards: list[dict[str, Any]] = []
     files: dict[str, Any] = {}
@@ -238,6 +251,14 @@ def _read(
     _remove_strays(rows_folder, {*files, "index.json"})
 
 
+def groups_per_shard(total_bytes: int) -> int:
+    """How many row groups make a shard of so large an input."""
+    groups = GROUPS_PER_SHARD
+    while total_bytes > BYTES_BEFORE_DOUBLING:
+        groups, total_bytes = 2 * groups, total_bytes // 2
+    return groups
+
+
 def _summary(errors: list[str]) -> str:
     if len(errors) <= MAX_ERRORS:
         return "\n".join(errors)
@@ -273,7 +294,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     reader = Reader(
         source.path, source.kind, source.compression, split.start, split.stop, source.vectors
     )
-    writer = _ShardWriter(folder, f"{split.number:05d}", task.records)
+    writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
     format, strict = source.format, task.strict
     with writer:
@@ -307,9 +328,10 @@ def read_split(task: _Task) -> dict[str, Any]:
 class _ShardWriter:
     """Writes rows into ``NAME-0000.parquet``, ``NAME-0001.parquet``, ...; holds one row group."""
 
-    def __init__(self, folder: Path, name: str, records: bool) -> None:
+    def __init__(self, folder: Path, name: str, groups_per_shard: int, records: bool) -> None:
         self.folder = folder
         self.name = name
+        self.groups_per_shard = groups_per_shard
         self.records = records
         self.rows = 0
         self.shards: list[tuple[Path, int]] = []
@@ -354,7 +376,7 @@ class _ShardWriter:
         for column in self._columns:
             column.clear()
         self._bytes = 0
-        if self._groups == GROUPS_PER_SHARD:
+        if self._groups == self.groups_per_shard:
             self._end_shard()
 
     def _end_shard(self) -> None:

@@ -383,6 +383,7 @@ def seed_centers(
     shards: Shards,
     n_clusters: int,
     *,
+    extent: Extent | None = None,
     init: str = "k-means++",
     seed: int = 0,
     sample_weight: ArrayLike | None = None,
@@ -405,7 +406,12 @@ def seed_centers(
         factors = _factors(shards, metric)
         threads = _core.resolve_threads(n_threads or 0)
         sample = _spread_sample(n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed)
-        chosen = _core.seed_rows(list(shards), factors, weights, sample, n_clusters, seed, threads)
+        if extent is None:
+            extent = measure(shards, metric=metric, n_threads=n_threads)
+        reach = float(extent.largest.max())
+        chosen = _core.seed_rows(
+            list(shards), factors, weights, sample, reach, n_clusters, seed, threads
+        )
     return _take(shards, chosen, metric)
 
 
@@ -609,6 +615,7 @@ class KMeans:
             return seed_centers(
                 shards,
                 self.n_clusters,
+                extent=extent,
                 init=self.init,
                 seed=seed,
                 sample_weight=weights,

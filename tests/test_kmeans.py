@@ -1,14 +1,26 @@
-"""KMeans and its parts against the float64 definitions."""
+"""KMeans and its parts against the float64 definitions.
+
+A label is defined as an argmin over float64 distances. Ours sums the squares in another order than
+the reference, so the two may differ where two centres are equally far within 1e-13;
+`assert_nearest` allows that and nothing else.
+"""
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from fractions import Fraction
 from functools import reduce
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import pyids
 from pyids import clustering, reference
+
+TIE = 1e-13
 
 
 def blobs(n: int, d: int, k: int, seed: int, dtype: str = "float32") -> np.ndarray:
@@ -18,26 +30,129 @@ def blobs(n: int, d: int, k: int, seed: int, dtype: str = "float32") -> np.ndarr
     return x.astype(dtype)
 
 
+def assert_nearest(x: np.ndarray, centers: np.ndarray, labels: np.ndarray) -> None:
+    distances = reference.squared_distances(x, centers)
+    nearest = distances.min(axis=1)
+    own = np.take_along_axis(distances, labels[:, None].astype(int), axis=1)[:, 0]
+    assert (own <= nearest * (1 + TIE)).all()
+
+
+def hostile(name: str, n: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    x = rng.normal(size=(n, d))
+    if name == "duplicates":
+        x = x[rng.integers(max(1, n // 3), size=n)]
+    elif name == "constant column":
+        x[:, d // 2] = 3.0
+    elif name == "massive column":
+        x[:, d // 2] *= 1e3
+    elif name == "tiny":
+        x *= 1e-22 if d % 2 else 1e-40
+    elif name == "huge":
+        x *= 1e4 if d == 33 else 1e30
+    elif name == "one far row":
+        x[n // 2] *= 1e4
+    elif name == "grid":  # many exact ties
+        x = np.round(x)
+    elif name == "far from the origin":
+        x = 0.01 * x + 50 * rng.normal(size=d)
+    elif name == "zero rows":
+        x[::3] = 0
+    return x
+
+
+HOSTILE = (
+    "plain", "duplicates", "constant column", "massive column", "tiny", "huge", "one far row", "grid",
+    "far from the origin", "zero rows",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(61, 1, 9), (300, 33, 40), (513, 65, 130), (90, 771, 17)]
+)
+def test_every_iteration_is_a_brute_force_one(
+    n: int, d: int, k: int, name: str, dtype: str
+) -> None:
+    rng = np.random.default_rng(n * d)
+    with np.errstate(over="ignore"):
+        x = hostile(name, n, d, rng).astype(dtype)
+    if not np.isfinite(x).all():  # too much for float16
+        x = hostile("plain", n, d, rng).astype(dtype) * np.array(1e3, dtype=dtype)
+    centers = x[rng.choice(n, k, replace=False)].astype(np.float64)
+    extent = clustering.measure(x)
+    scale = extent.scale()
+    work = clustering.ShardPass(x, k, extent, n_threads=2)
+    for _ in range(6):
+        partial = work.assign(centers)
+        assert_nearest(x, centers, work.labels)
+        sums = np.zeros((k, d), dtype=np.int64)
+        terms = np.rint(x.astype(np.float64) * scale.columns).astype(np.int64)
+        np.add.at(sums, work.labels, terms)
+        np.testing.assert_array_equal(partial.sums, sums)
+        far = work.farthest(2 * k) if (partial.mass == 0).any() else []
+        centers, _ = clustering.finish_update(partial, centers, extent, far=far, dtype=dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize(("n", "d", "k"), [(1, 1, 1), (7, 3, 7), (130, 17, 5), (1000, 50, 33)])
-def test_labels_are_those_of_the_definition(n: int, d: int, k: int, dtype: str) -> None:
+def test_what_fit_returns_belongs_together(n: int, d: int, k: int, dtype: str) -> None:
     x = blobs(n, d, k, seed=n, dtype=dtype)
     model = pyids.KMeans(k, max_iter=4, tol=0).fit(x)
-    labels, distances = reference.assign(x, model.cluster_centers_)
-    np.testing.assert_array_equal(model.labels_, labels)
-    np.testing.assert_array_equal(model.predict(x), labels)
-    np.testing.assert_allclose(model.inertia_, distances.sum(), rtol=1e-12, atol=1e-20)
-    np.testing.assert_allclose(model.transform(x).min(axis=1) ** 2, distances, rtol=1e-5, atol=1e-9)
+    distances = reference.squared_distances(x, model.cluster_centers_)
+    assert_nearest(x, model.cluster_centers_, model.labels_)
+    assert model.labels_.dtype == np.int32
+    assert model.cluster_centers_.dtype == (np.float64 if dtype == "float64" else np.float32)
+    np.testing.assert_array_equal(model.predict(x), model.labels_)
+    own = distances[np.arange(n), model.labels_]
+    np.testing.assert_allclose(model.inertia_, own.sum(), rtol=1e-12, atol=1e-20)
+    np.testing.assert_allclose(-model.score(x), model.inertia_, rtol=1e-12, atol=1e-20)
+    np.testing.assert_allclose(model.transform(x) ** 2, distances, rtol=1e-5, atol=1e-9)
 
 
-def test_shards_and_threads_change_no_bit() -> None:
-    x = blobs(3000, 40, 30, seed=1)
-    whole = pyids.KMeans(30, max_iter=10, n_threads=1).fit(x)
-    cut = pyids.KMeans(30, max_iter=10, n_threads=3).fit([x[:1], x[1:1700], x[1700:]])
-    np.testing.assert_array_equal(whole.labels_, cut.labels_)
-    np.testing.assert_array_equal(whole.cluster_centers_, cut.cluster_centers_)
-    assert whole.inertia_ == cut.inertia_
-    assert whole.n_iter_ == cut.n_iter_
+def test_centres_may_lie_anywhere() -> None:
+    x = blobs(300, 40, 5, seed=14)
+    for far in (1e3, 1e12, 1e30):
+        centers = np.concatenate([x[:3], far * x[3:6].astype(np.float64)])
+        labels, _ = clustering.assign_partial(x, centers, clustering.measure(x))
+        assert_nearest(x, centers, labels)
+        labels, _ = clustering.assign_partial(x, centers[3:], clustering.measure(x))
+        assert_nearest(x, centers[3:], labels)
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    x = np.array([[0.0], [2.0], [1.0]])
+    centers = np.array([[2.0], [0.0], [0.0], [2.0]])
+    labels, _ = clustering.assign_partial(x, centers, clustering.measure(x))
+    np.testing.assert_array_equal(labels, [1, 0, 0])
+
+
+# ---- one result, however it is computed ----------------------------------------------------------
+
+
+def same(a: pyids.KMeans, b: pyids.KMeans) -> None:
+    np.testing.assert_array_equal(a.labels_, b.labels_)
+    np.testing.assert_array_equal(a.cluster_centers_, b.cluster_centers_)
+    assert (a.inertia_, a.n_iter_) == (b.inertia_, b.n_iter_)
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_threads_change_no_bit(n_threads: int) -> None:
+    x = blobs(3000, 100, 60, seed=1)
+    same(
+        pyids.KMeans(60, max_iter=10, n_threads=1).fit(x),
+        pyids.KMeans(60, max_iter=10, n_threads=n_threads).fit(x),
+    )
+
+
+def test_shards_memory_maps_and_limits_change_no_bit(tmp_path: Path) -> None:
+    x = blobs(3000, 100, 60, seed=1)
+    np.save(tmp_path / "x.npy", x)
+    whole = pyids.KMeans(60, max_iter=10).fit(x)
+    same(whole, pyids.KMeans(60, max_iter=10).fit([x[:1], x[1:1700], x[1700:]]))
+    same(whole, pyids.KMeans(60, max_iter=10).fit(np.load(tmp_path / "x.npy", mmap_mode="r")))
+    same(whole, pyids.KMeans(60, max_iter=10, max_memory=1000).fit(x))
+    same(whole, pyids.KMeans(60, max_iter=10).fit(np.repeat(x, 2, axis=0)[::2]))
 
 
 def test_partial_passes_add_up_to_the_fit() -> None:
@@ -53,9 +168,224 @@ def test_partial_passes_add_up_to_the_fit() -> None:
     np.testing.assert_array_equal(centers.astype(np.float32), whole.cluster_centers_)
 
 
-def test_nan_names_the_first_row() -> None:
+FINGERPRINT = """
+import hashlib, sys
+import numpy as np
+import pyids
+x = np.load(sys.argv[1])
+m = pyids.KMeans(60, max_iter=10).fit(x)
+print(hashlib.sha256(m.labels_.tobytes() + m.cluster_centers_.tobytes()).hexdigest(), m.inertia_)
+"""
+
+
+def in_child(code: str, *arguments: str, **environment: str) -> str:
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "this processor lacks it" in done.stderr:
+        pytest.skip(f"the processor lacks {environment}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "amx"])
+def test_instruction_sets_change_no_bit(level: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", blobs(2000, 100, 60, seed=4))
+    path = str(tmp_path / "x.npy")
+    assert in_child(FINGERPRINT, path, PYIDS_SIMD=level) == in_child(FINGERPRINT, path)
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    code = "import pyids; pyids.KMeans(1).fit([[1.0]])"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={"PYIDS_SIMD": "sse9"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "PYIDS_SIMD=sse9: choose portable, avx2, avx512 or amx" in done.stderr
+
+
+def test_neither_torch_nor_scikit_learn_is_imported() -> None:
+    code = (
+        "import sys, pyids; pyids.KMeans(2).fit([[1.0], [2.0], [5.0]]); "
+        "print([m for m in ('torch', 'sklearn', 'pandas') if m in sys.modules])"
+    )
+    assert in_child(code).strip() == "[]"
+
+
+def test_rows_may_lie_beyond_two_to_the_31(tmp_path: Path) -> None:
+    # A sparse file of 12 GiB: rows 2 GiB apart.
+    far_apart = np.memmap(tmp_path / "x", dtype=np.float32, mode="w+", shape=(6, 2**29))
+    near = blobs(6, 16, 2, seed=5)
+    far_apart[:, :16] = near
+    same(pyids.KMeans(2).fit(far_apart[:, :16]), pyids.KMeans(2).fit(near))
+
+
+# ---- sums ----------------------------------------------------------------------------------------
+
+
+def test_means_are_off_by_no_more_than_stated() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(4000, 3)) * [1e-6, 1.0, 1e6]
+    extent = clustering.measure(x)
+    _, partial = clustering.assign_partial(x, np.zeros((1, 3)), extent)
+    new, _ = clustering.finish_update(partial, np.zeros((1, 3)), extent, dtype=np.float64)
+    for column in range(3):
+        exact = sum(map(Fraction, x[:, column].tolist())) / len(x)
+        # The stated bound, and the rounding of the quotient itself.
+        bound = np.abs(x[:, column]).max() * 2.0**-51 + abs(float(exact)) * 2.0**-52
+        assert abs(float(Fraction(float(new[0, column])) - exact)) <= bound
+
+
+def test_weights_of_one_change_no_bit_and_of_two_count_twice() -> None:
+    x = blobs(500, 40, 8, seed=7)
+    start = x[:8]
+    plain = pyids.KMeans(8, init=start).fit(x)
+    same(plain, pyids.KMeans(8, init=start).fit(x, sample_weight=np.ones(500)))
+    doubled = pyids.KMeans(8, init=start, tol=0).fit(np.concatenate([x, x[:100]]))
+    weights = np.r_[np.full(100, 2.0), np.ones(400)]
+    weighted = pyids.KMeans(8, init=start, tol=0).fit(x, sample_weight=weights)
+    np.testing.assert_array_equal(doubled.cluster_centers_, weighted.cluster_centers_)
+    np.testing.assert_allclose(doubled.inertia_, weighted.inertia_, rtol=1e-14)
+
+
+def test_weightless_rows_are_labelled_but_do_not_pull() -> None:
+    x = blobs(300, 10, 4, seed=8)
+    weights = np.r_[np.ones(200), np.zeros(100)]
+    start = x[:4]
+    with_them = pyids.KMeans(4, init=start, tol=0).fit(x, sample_weight=weights)
+    without = pyids.KMeans(4, init=start, tol=0).fit(x[:200])
+    np.testing.assert_allclose(with_them.cluster_centers_, without.cluster_centers_, rtol=1e-6)
+    assert_nearest(x, with_them.cluster_centers_, with_them.labels_)
+
+
+# ---- empty clusters, seeding, cosine -------------------------------------------------------------
+
+
+def test_an_empty_cluster_takes_the_farthest_row() -> None:
+    x = np.array([[0.0], [1.0], [2.0], [50.0], [3.0]], dtype=np.float32)
+    start = np.array([[1.5], [1000.0], [2000.0]])
+    model = pyids.KMeans(3, init=start, max_iter=1).fit(x)
+    # 50 first; then, of what cluster 0 is left with, 0 (as far as 3, but earlier).
+    np.testing.assert_array_equal(np.sort(model.cluster_centers_[:, 0]), [0.0, 2.0, 50.0])
+    assert model.cluster_centers_[1, 0] == 50.0
+
+
+def test_fewer_distinct_rows_than_clusters() -> None:
+    x = np.repeat(np.array([[0.0, 0.0], [1.0, 1.0]], dtype=np.float32), 5, axis=0)
+    model = pyids.KMeans(4).fit(x)
+    assert model.inertia_ == 0
+    assert np.isfinite(model.cluster_centers_).all()
+
+
+def test_seeding_is_as_good_as_scikit_learns() -> None:
+    cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn")
+    x = blobs(2000, 40, 60, seed=9)
+
+    def potential(centers: np.ndarray) -> float:
+        return float(reference.squared_distances(x, centers).min(axis=1).sum())
+
+    ours = [potential(clustering.seed_centers([x], 60, seed=s)) for s in range(8)]
+    theirs = [potential(cluster.kmeans_plusplus(x, 60, random_state=s)[0]) for s in range(8)]
+    assert np.mean(ours) <= 1.02 * np.mean(theirs)
+
+
+def test_seeding_draws_in_proportion_to_the_squared_distance() -> None:
+    # Two clusters, two trials: the better of two rows drawn with p ~ weight * distance^2.
+    x = np.array([[0.0], [1.0], [2.0], [3.0]])
+    second = np.zeros(4)
+    first_is_zero = 0
+    for seed in range(3000):
+        first, other = clustering.seed_centers([x], 2, seed=seed)[:, 0].astype(int)
+        if first == 0:
+            first_is_zero += 1
+            second[other] += 1
+    p = np.array([0.0, 1.0, 4.0, 9.0]) / 14
+    potentials = np.array([np.inf, 5.0, 2.0, 2.0])  # of {0, row}
+    expected = np.zeros(4)
+    for i in range(1, 4):
+        for j in range(1, 4):  # the first of equals wins
+            expected[i if potentials[i] <= potentials[j] else j] += p[i] * p[j]
+    sigma = np.sqrt(first_is_zero * expected * (1 - expected))
+    assert (np.abs(second - first_is_zero * expected) <= 4 * sigma + 1e-9).all()
+
+
+def test_large_seedings_look_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "SEEDING_ROWS_PER_CLUSTER", 20)
+    x = blobs(3000, 20, 30, seed=10)
+    centers = clustering.seed_centers([x], 30)
+    again = clustering.seed_centers([x[:100], x[100:]], 30)
+    np.testing.assert_array_equal(centers, again)
+    assert len(np.unique(centers, axis=0)) == 30
+
+
+def test_random_starts_are_distinct_rows() -> None:
+    x = np.arange(50, dtype=np.float32)[:, None]
+    assert len(np.unique(clustering.seed_centers([x], 50, init="random"))) == 50
+
+
+def test_cosine_is_spherical() -> None:
+    x = blobs(400, 30, 6, seed=11) + 0.5
+    x *= np.random.default_rng(0).uniform(0.1, 10, size=(400, 1)).astype(np.float32)
+    model = pyids.KMeans(6, metric="cosine", max_iter=20, tol=0).fit(x)
+    np.testing.assert_allclose(np.linalg.norm(model.cluster_centers_, axis=1), 1, rtol=1e-6)
+    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    cosines = unit @ model.cluster_centers_.T.astype(np.float64)
+    best = cosines.max(axis=1)
+    assert (cosines[np.arange(400), model.labels_] >= best - 1e-7).all()
+    np.testing.assert_array_equal(model.predict(7 * x), model.labels_)
+
+
+def test_inertia_is_scikit_learns() -> None:
+    cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn")
+    x = blobs(3000, 48, 50, seed=12)
+    start = x[:50]
+    ours = pyids.KMeans(50, init=start, max_iter=8, tol=0).fit(x)
+    theirs = cluster.KMeans(50, init=start, n_init=1, max_iter=8, tol=0).fit(x)
+    assert math.isclose(ours.inertia_, theirs.inertia_, rel_tol=1e-4)
+    assert ours.n_iter_ == theirs.n_iter_
+    loose = pyids.KMeans(50, init=start, max_iter=300, tol=1e-2).fit(x)
+    assert loose.n_iter_ == cluster.KMeans(50, init=start, n_init=1, tol=1e-2).fit(x).n_iter_
+
+
+# ---- complaints ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters=0: expected an integer >= 1"),
+        ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
+        ({"max_iter": 1.5}, "max_iter=1.5"),
+        ({"tol": -1.0}, "tol=-1.0"),
+        ({"metric": "manhattan"}, "metric='manhattan': expected one of"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"init": "first"}, "init='first'"),
+        ({"init": np.zeros((2, 2))}, r"init: shape \(2, 2\), expected"),
+        ({"init": np.full((3, 4), np.nan)}, "init: row 0 contains NaN"),
+    ],
+)
+def test_bad_parameters_are_named(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pyids.KMeans(**{"n_clusters": 3, **change}).fit(blobs(20, 4, 3, seed=13))
+
+
+def test_bad_rows_are_named() -> None:
     x = blobs(500, 4, 3, seed=3)
     x[421, 2] = np.inf
-    x[77, 1] = np.nan
-    with pytest.raises(ValueError, match=r"row 77, column 1 is NaN"):
+    with pytest.raises(ValueError, match=r"row 421, column 2 is infinity"):
         pyids.KMeans(3).fit(x)
+    x[77, 1] = np.nan
+    for shards in (x, [x[:200], x[200:]]):
+        with pytest.raises(ValueError, match=r"row 77, column 1 is NaN"):
+            pyids.KMeans(3).fit(shards)
+    x = np.ones((10, 4))
+    x[6] = 0
+    with pytest.raises(ValueError, match=r"row 6 is all zeros"):
+        pyids.KMeans(3, metric="cosine").fit(x)
+    with pytest.raises(ValueError, match=r"sample_weight of row 4 is -1"):
+        pyids.KMeans(3).fit(x, sample_weight=[1, 1, 1, 1, -1, 1, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="shards differ in width"):
+        pyids.KMeans(3).fit([x, x[:, :3]])

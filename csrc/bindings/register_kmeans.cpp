@@ -207,7 +207,8 @@ void register_kmeans(py::module_& module) {
   module.def(
       "seed_rows",
       [](const Shards& shards, const Factors& factors, const Factors& weights,
-         const Array<std::int64_t>& subset, std::size_t k, std::uint64_t seed, int n_threads) {
+         const Array<std::int64_t>& subset, double reach, std::size_t k, std::uint64_t seed,
+         int n_threads) {
         const Rows all = rows_of(shards, factors);
         require(all.size() > 0 && k > 0, "expected rows and clusters");
         std::vector<double> own_weights = copy(weights);
@@ -222,21 +223,21 @@ void register_kmeans(py::module_& module) {
         {
           py::gil_scoped_release release;
           if (which.empty()) {
-            taken = seed_rows(all, own_weights, k, seed, n_threads);
+            taken = seed_rows(all, own_weights, reach, k, seed, n_threads);
           } else {
             if (!own_weights.empty()) {
               std::vector<double> some;
               for (std::size_t i : which) some.push_back(own_weights[i]);
               own_weights = some;
             }
-            taken = seed_rows(all.subset(which), own_weights, k, seed, n_threads);
+            taken = seed_rows(all.subset(which), own_weights, reach, k, seed, n_threads);
             for (std::size_t& i : taken) i = which[i];
           }
         }
         return list(std::vector<std::int64_t>(taken.begin(), taken.end()));
       },
-      py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("subset"), py::arg("k"),
-      py::arg("seed"), py::arg("n_threads"));
+      py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("subset"),
+      py::arg("reach"), py::arg("k"), py::arg("seed"), py::arg("n_threads"));
 
   module.def(
       "update_centers",

@@ -17,20 +17,27 @@ std::size_t round_up_to(std::size_t n, std::size_t multiple) {
 
 }  // namespace
 
-Coding::Coding(const Rows& rows, bool int8)
-    : int8_(int8),
+Coding::Coding(const Rows& rows, bool int8, double reach)
+    : reach_(reach),
+      int8_(int8),
       bytes_(int8 ? round_up_to(rows.n_cols(), kCodeAlignment) : rows.n_cols() * sizeof(float)) {
   // The mean of a spread-out thousand of rows: any point does, a near one bounds better.
   const std::size_t d = rows.n_cols();
   const std::size_t step = std::max<std::size_t>(1, rows.size() / 1024);
   std::vector<double> row(d), mean(d);
+  int exponent = 0;
+  if (reach > 0) std::frexp(reach, &exponent);
+  // Powers that float32 holds, where the rows are no wider.
+  if (rows.scalar() != Scalar::f64) exponent = std::clamp(exponent, -100, 100);
+  unit_ = std::ldexp(1.0, -exponent);
   std::size_t count = 0;
   for (std::size_t i = 0; i < rows.size(); i += step, ++count) {
     rows.load(i, row.data());
     for (std::size_t t = 0; t < d; ++t) mean[t] += row[t];
   }
   for (double v : mean) {
-    shift_.push_back(static_cast<float>(v / static_cast<double>(std::max<std::size_t>(1, count))));
+    v *= unit_ / static_cast<double>(std::max<std::size_t>(1, count));
+    shift_.push_back(static_cast<float>(v));
   }
 }
 
@@ -39,13 +46,13 @@ RowCode encode_row(const Coding& coding, const Rows& rows, std::size_t i, float*
   const std::size_t d = coding.n_cols();
   const int levels = kernels().row_levels;
   float* values = coding.int8() ? scratch : reinterpret_cast<float*>(code);
-  rows.load_centered(i, coding.shift().data(), values);
+  rows.load_centered(i, coding.unit(), coding.shift().data(), values);
   const auto square = static_cast<float>(kernels().square_f32(values, d));
   if (coding.int8()) {
     return {kernels().encode(values, d, coding.bytes(), levels, levels + 1, code), square};
   }
-  const float length = round_up(std::sqrt(square) * (1 + kSquareError));
-  return {{1.0f, length, length * 0x1p-23f}, square};
+  const float length = round_up(std::sqrt(square + kTiny) * (1 + kSquareError));
+  return {{1.0f, length, length * 0x1p-22f}, square};
 }
 
 void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* sorted,
@@ -78,8 +85,8 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
         same &= static_cast<double>(narrow_[j * d_ + t]) == from[t];
       }
       if (!same) fits = false;
-      kernels().center(from, Scalar::f64, d_, 1.0, coding.shift().data(), shifted.data());
-      length_[j] = std::sqrt(kernels().square_f32(shifted.data(), d_)) * (1 + kSquareError);
+      kernels().center(from, Scalar::f64, d_, coding.unit(), coding.shift().data(), shifted.data());
+      length_[j] = std::sqrt(kernels().square_f32(shifted.data(), d_) + kTiny) * (1 + kSquareError);
       std::uint8_t* code = codes_.data() + j * bytes_;
       if (!int8_) {
         std::memcpy(code, shifted.data(), d_ * sizeof(float));
@@ -104,7 +111,7 @@ float CentreTable::upper(const std::uint8_t* code, const CodeInfo& row, std::int
   const double slack = static_cast<double>(row.length) * info_[at].rest +
                        static_cast<double>(row.rest) * length_[at];
   const double square = length_[at] * length_[at];
-  return round_up(square - 2 * (dot - slack) + kRounding * (square + std::fabs(dot)));
+  return round_up(square - 2 * (dot - slack) + kRounding * (square + std::fabs(dot)) + kTiny);
 }
 
 CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
@@ -126,7 +133,7 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
       pack.index[to] = which[to];
       pack.correction[to] = correction_[j];
       // The length was rounded up by kSquareError: a square surely below the true one.
-      pack.offset[to] = round_down(length_[j] * length_[j] * (1 - 4 * kSquareError));
+      pack.offset[to] = round_down(length_[j] * length_[j] * (1 - 4 * kSquareError) - 4 * kTiny);
       pack.scale[to] = 2 * info_[j].unit;
       pack.code[to] = 2 * info_[j].rest;
       pack.rest[to] = round_up(2 * length_[j]);

@@ -51,9 +51,9 @@ void Rows::load(std::size_t i, double* out) const {
   kernels().widen(find(at), scalar_, n_cols_, factor(at), out);
 }
 
-void Rows::load_centered(std::size_t i, const float* shift, float* out) const {
+void Rows::load_centered(std::size_t i, double unit, const float* shift, float* out) const {
   const std::size_t at = original(i);
-  kernels().center(find(at), scalar_, n_cols_, factor(at), shift, out);
+  kernels().center(find(at), scalar_, n_cols_, factor(at) * unit, shift, out);
 }
 
 double squared_distance(const double* x, const double* y, std::size_t d) {

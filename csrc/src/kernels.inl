@@ -243,21 +243,26 @@ inline void center_as(const T* row, size_t n, double factor, const float* shift,
 
 void center(const void* row, Scalar scalar, size_t n, double factor, const float* shift,
             float* out) {
-  // One float32 subtraction rounds as the float64 one followed by rounding does.
-  if (scalar == Scalar::f32 && factor == 1.0) {
+  // Times a power of two is exact, so one float32 subtraction rounds as a float64 one would.
+  unsigned long long bits;
+  memcpy(&bits, &factor, 8);
+  const bool power_of_two = (bits << 12) == 0;
+  const float scale = static_cast<float>(factor);
+  if (scalar == Scalar::f32 && power_of_two) {
     const float* from = static_cast<const float*>(row);
-    for (size_t t = 0; t < n; ++t) out[t] = from[t] - shift[t];
-  } else if (scalar == Scalar::f16 && factor == 1.0) {
+    for (size_t t = 0; t < n; ++t) out[t] = from[t] * scale - shift[t];
+  } else if (scalar == Scalar::f16 && power_of_two) {
     const unsigned short* from = static_cast<const unsigned short*>(row);
     size_t t = 0;
 #if defined(__F16C__)
     for (; t + 8 <= n; t += 8) {
       const __m256 value =
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + t)));
-      _mm256_storeu_ps(out + t, _mm256_sub_ps(value, _mm256_loadu_ps(shift + t)));
+      const __m256 scaled = _mm256_mul_ps(value, _mm256_set1_ps(scale));
+      _mm256_storeu_ps(out + t, _mm256_sub_ps(scaled, _mm256_loadu_ps(shift + t)));
     }
 #endif
-    for (; t < n; ++t) out[t] = half_to_float(from[t]) - shift[t];
+    for (; t < n; ++t) out[t] = half_to_float(from[t]) * scale - shift[t];
   } else if (scalar == Scalar::f16) {
     center_as(static_cast<const unsigned short*>(row), n, factor, shift, out);
   } else if (scalar == Scalar::f32) {
@@ -319,7 +324,9 @@ CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset,
   }
   const float slack = 1.0f + 0x1p-12f;  // of sums of up to 2^16 terms in float32
   const float length = unit * __builtin_sqrtf(sum16(squares)) * slack;
-  return {unit, length, __builtin_sqrtf(sum16(rests)) * slack + length * 0x1p-22f};
+  // 2^-60: squares that vanish.
+  const float rest = __builtin_sqrtf(sum16(rests)) * slack + length * 0x1p-22f + 0x1p-60f;
+  return {unit, length + 0x1p-60f, rest};
 }
 
 inline unsigned not_above(Float16 v, float limit) {

@@ -77,6 +77,7 @@ FixedScale::FixedScale(const std::vector<double>& largest, double largest_weight
   };
   for (double value : largest) columns.push_back(scale(value * largest_weight));
   mass = scale(largest_weight);
+  reach = largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end());
 }
 
 namespace {
@@ -103,7 +104,8 @@ struct Assigner::State {
   std::vector<std::uint8_t> codes;  // of all rows, where there is room for them
   std::vector<std::int64_t> sums, mass;
   CentreTable centers;
-  bool first = true;
+  bool first = true;  // no assign yet
+  bool fresh = true;  // the rows are not coded yet
 
   State(Rows r, std::vector<double> w, FixedScale s, std::size_t k, LloydOptions o)
       : rows(std::move(r)),
@@ -111,12 +113,17 @@ struct Assigner::State {
         scale(std::move(s)),
         n_clusters(k),
         options(o),
-        coding(rows, Coding::int8_pays(rows.n_cols())),
+        coding(rows, Coding::int8_pays(rows.n_cols()), scale.reach),
         labels(rows.size(), -1),
         known(rows.size()),
         sums(k * rows.n_cols()),
         mass(k),
         centers(k, rows.n_cols()) {
+    make_room();
+  }
+
+  void recode(bool int8, double reach) {
+    coding = Coding(rows, int8, reach);
     make_room();
   }
 
@@ -174,6 +181,14 @@ std::size_t Assigner::State::assign(const double* values) {
       if (distance > 0) moved.push_back(static_cast<std::int32_t>(j));
     }
   }
+  // Centres farther out than any row, which no iteration makes: the start may be anywhere.
+  double reach = 0;
+  for (std::size_t t = 0; t < n_clusters * d; ++t) reach = std::max(reach, std::fabs(values[t]));
+  if (reach > coding.reach()) {
+    recode(coding.int8(), reach);
+    known.assign(n, RowState{});
+    fresh = true;
+  }
   auto prepare = [&] {
     centers.set(values, coding, options.n_threads);
     work.all = centers.pack(every, options.n_threads);
@@ -198,12 +213,11 @@ std::size_t Assigner::State::assign(const double* values) {
     for (std::size_t i = begin; i < end; ++i) changed += labels[i] != before[i - begin];
     update_chunk(begin, end, before);
     if (coding.int8() && too_coarse(scratch)) {
-      coding = Coding(rows, false);
-      make_room();
+      recode(false, coding.reach());
       prepare();
     }
   }
-  first = false;
+  first = fresh = false;
   return changed;
 }
 
@@ -227,7 +241,7 @@ void Assigner::State::assign_block(std::size_t first_row, std::size_t count, con
   } else {
     block = codes.data() + first_row * bytes;
   }
-  if (first || codes.empty()) {
+  if (fresh || codes.empty()) {
     scratch.values.resize(rows.n_cols());
     for (std::size_t i = 0; i < count; ++i) {
       known[first_row + i].code =
@@ -255,7 +269,8 @@ void Assigner::State::lower_upper_bound(RowState& row, std::int32_t label, const
   if (drift == 0) return;
   const double square = row.code.square;
   const double reach =
-      std::sqrt(std::max(0.0, row.upper + square * (1 + 2 * kSquareError))) + drift;
+      std::sqrt(std::max(0.0, row.upper + square * (1 + 2 * kSquareError) + kTiny)) +
+      drift * coding.unit();
   row.upper = above(reach * reach, row.code);
   if (row.upper >= row.lower && coding.int8()) {
     row.upper = std::min(row.upper, centers.upper(code, row.code.info, label));
@@ -312,6 +327,7 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
                              std::size_t n_hits, bool all, Scratch& scratch) {
   RowState& row = known[id];
   const std::int32_t own = labels[id];
+  const double square_unit = coding.unit() * coding.unit();
   // What was not reported is farther than this; of what was not scanned, row.lower knows.
   float lower = round_down(static_cast<double>(scanned.best) + scanned.margin);
   if (!all) lower = std::min(lower, row.lower);
@@ -350,14 +366,14 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
     for (std::size_t h = 0; h < n_hits; ++h) {
       const Hit& hit = hits[h];
       if (hit.centre == own || hit.lower > scanned.best) continue;
-      if (hit.lower > above(nearest, row.code)) {
+      if (hit.lower > above(nearest * square_unit, row.code)) {
         lower = std::min(lower, hit.lower);
       } else {
         meet(hit.centre);
       }
     }
-    row.upper = above(nearest, row.code);
-    lower = std::min(lower, below(second, row.code));
+    row.upper = above(nearest * square_unit, row.code);
+    lower = std::min(lower, below(second * square_unit, row.code));
   }
   row.lower = lower;
   labels[id] = winner;

@@ -26,9 +26,11 @@ struct Near {
 
 class Seeder {
  public:
-  Seeder(const Rows& rows, const std::vector<double>& weights, std::uint64_t seed, int n_threads)
+  Seeder(const Rows& rows, const std::vector<double>& weights, double reach, std::uint64_t seed,
+         int n_threads)
       : rows_(rows),
         weights_(weights),
+        reach_(reach),
         seed_(seed),
         n_threads_(n_threads),
         nearest_(rows.size(), std::numeric_limits<double>::infinity()),
@@ -52,6 +54,7 @@ class Seeder {
 
   const Rows& rows_;
   const std::vector<double>& weights_;
+  double reach_;
   std::uint64_t seed_;
   int n_threads_;
   std::uint64_t counter_ = 0;
@@ -67,7 +70,7 @@ void Seeder::code_rows(bool int8) {
   info_.resize(int8 ? rows_.size() : 0);
   codes_.clear();
   if (!int8) return;
-  const Coding coding(rows_, true);
+  const Coding coding(rows_, true, reach_);
   codes_.resize((rows_.size() + kScanRows) * coding.bytes());
   parallel_blocks(
       (rows_.size() + kBlockRows - 1) / kBlockRows, n_threads_, [&](std::size_t block, int) {
@@ -90,7 +93,7 @@ std::vector<double> Seeder::load(const std::vector<std::size_t>& which) const {
 
 // By candidate, then by row.
 std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) {
-  const Coding coding(rows_, int8_);
+  const Coding coding(rows_, int8_, reach_);
   CentreTable table(candidates.size(), rows_.n_cols());
   table.set(load(candidates).data(), coding, n_threads_);
   std::vector<std::int32_t> every(candidates.size());
@@ -115,7 +118,7 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
                                                          local.data() + i * bytes)
                                             : info_[first + i];
         // Every candidate nearer than the rows taken counts, not the nearest alone.
-        const float limit = above(nearest_[first + i], code);
+        const float limit = above(nearest_[first + i] * coding.unit() * coding.unit(), code);
         state[i] = {code.info.unit, code.info.length, code.info.rest, limit, 0.0f, limit};
       }
       const std::uint8_t* codes = codes_.empty() ? local.data() : codes_.data() + first * bytes;
@@ -207,8 +210,8 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
 }  // namespace
 
 std::vector<std::size_t> seed_rows(const Rows& rows, const std::vector<double>& weights,
-                                   std::size_t k, std::uint64_t seed, int n_threads) {
-  return Seeder(rows, weights, seed, n_threads).run(k);
+                                   double reach, std::size_t k, std::uint64_t seed, int n_threads) {
+  return Seeder(rows, weights, reach, seed, n_threads).run(k);
 }
 
 }  // namespace pyids

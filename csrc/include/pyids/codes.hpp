@@ -14,16 +14,19 @@ namespace pyids {
 
 inline constexpr double kRounding = 0x1p-20;     // covers a handful of float32 operations
 inline constexpr double kSquareError = 0x1p-18;  // of a float32 sum of up to 2^16 squares
+inline constexpr double kTiny = 0x1p-120;        // of such a sum whose terms vanish
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline float round_up(double v) { return std::nextafter(static_cast<float>(v), kInfinity); }
 inline float round_down(double v) { return std::nextafter(static_cast<float>(v), -kInfinity); }
 
 // How rows are coded: int8 where products of such codes are faster, else float32; in both cases
-// less a common shift, which is near their mean so that codes need not spend their range on it.
+// less a common shift, which is near their mean so that codes need not spend their range on it. All
+// that is coded is first scaled by a power of two, so that squares neither overflow nor vanish.
 class Coding {
  public:
-  Coding(const Rows& rows, bool int8);
+  // reach: the largest magnitude of any row's or centre's value.
+  Coding(const Rows& rows, bool int8, double reach);
 
   // Whether this processor gains by int8 codes of so many columns (they are padded).
   static bool int8_pays(std::size_t n_cols) {
@@ -33,9 +36,12 @@ class Coding {
   bool int8() const { return int8_; }
   std::size_t n_cols() const { return shift_.size(); }
   std::size_t bytes() const { return bytes_; }  // of one row's code
-  const std::vector<float>& shift() const { return shift_; }
+  double reach() const { return reach_; }
+  double unit() const { return unit_; }                       // the power of two
+  const std::vector<float>& shift() const { return shift_; }  // scaled
 
  private:
+  double reach_, unit_;
   bool int8_;
   std::size_t bytes_;
   std::vector<float> shift_;
@@ -43,15 +49,15 @@ class Coding {
 
 struct RowCode {
   CodeInfo info;
-  float square;  // |x|^2 of the shifted row, within kSquareError
+  float square;  // |x|^2 of the shifted and scaled row, within kSquareError and kTiny
 };
 
-// A squared distance between row and centre, less |x|^2: at least and at most.
+// A scaled squared distance as scans see it, less |x|^2: not below it and not above it.
 inline float above(double distance, const RowCode& code) {
-  return round_up(distance * (1 + 0x1p-40) - code.square * (1 - 2 * kSquareError));
+  return round_up(distance * (1 + 0x1p-40) - code.square * (1 - 2 * kSquareError) + kTiny);
 }
 inline float below(double distance, const RowCode& code) {
-  return round_down(distance * (1 - 0x1p-40) - code.square * (1 + 2 * kSquareError));
+  return round_down(distance * (1 - 0x1p-40) - code.square * (1 + 2 * kSquareError) - kTiny);
 }
 
 // Codes row i into code[0 .. coding.bytes()); scratch has room for n_cols floats.

@@ -27,6 +27,7 @@ struct FixedScale {
 
   std::vector<double> columns;
   double mass;
+  double reach;  // the largest value of all
 };
 
 struct LloydOptions {

@@ -41,8 +41,8 @@ class Rows {
 
   // The row's values, as float64 (exact, but for the factor) into out[0 .. n_cols).
   void load(std::size_t i, double* out) const;
-  // The same less shift, rounded to float32 once.
-  void load_centered(std::size_t i, const float* shift, float* out) const;
+  // The same times unit, less shift, rounded to float32.
+  void load_centered(std::size_t i, double unit, const float* shift, float* out) const;
 
  private:
   std::size_t original(std::size_t i) const { return subset_.empty() ? i : subset_[i]; }

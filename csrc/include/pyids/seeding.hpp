@@ -17,7 +17,9 @@ namespace pyids {
 // The draws of many steps are made at once from the distances known then, and each is accepted when
 // its turn comes with probability (distance now) / (distance then): the same distribution, but the
 // distances to all rows are computed for many candidates in one pass.
+//
+// weights: one a row, or empty; reach: the largest magnitude of any value.
 std::vector<std::size_t> seed_rows(const Rows& rows, const std::vector<double>& weights,
-                                   std::size_t k, std::uint64_t seed, int n_threads);
+                                   double reach, std::size_t k, std::uint64_t seed, int n_threads);
 
 }  // namespace pyids

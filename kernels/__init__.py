@@ -2,6 +2,6 @@
 
 They know nothing of pyids: this folder imports torch, triton and itself, by relative imports, so
 that it works under any package name (`benchmarks/gpu.py` loads it straight from a checkout).
-Formulas, tilings, floors and bounds are in docs/kernels.md. Nothing here checks its arguments beyond
-what a kernel could not survive: `pyids.ops` does.
+Formulas, tilings, floors and bounds are in docs/kernels.md. Nothing here checks its arguments
+beyond what a kernel could not survive: `pyids.ops` does.
 """

@@ -1,0 +1,525 @@
+"""Lloyd's algorithm on one or more devices, with the C++ core's labels and centres, bit for bit.
+
+    repeat   label_i = nearest centre of x_i       assign.nearest, exact
+             S_j, M_j = integer sums by cluster    update.add_rows, or move_rows when few moved
+             c_j = S_j / M_j
+    until the centres move by no more than tol
+
+The device never waits for the host: what decides whether to go on is copied out while the next
+pass runs, and looked at when that has been queued. The pass that turns out to be one too many is
+not lost: it gives the labels of the final centres, which are wanted anyway.
+
+Rows that fit stay on the device, prepared once. Others stream: two pinned buffers a device, one
+being filled and copied while the rows of the other are worked on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .assign import (
+    NONE_BAD,
+    Centers,
+    Rows,
+    Scratch,
+    distances,
+    nearest,
+    prepare_centers,
+    prepare_rows,
+    shift_of,
+)
+from .common import INTERPRETED
+from .update import FixedScale, Sums, add_rows, largest_values, means, move_rows
+
+# Rows that moved, of all, above which it is cheaper to sum all rows again.
+_FEW = 0.15
+_STREAM_BYTES = 1 << 28
+
+
+def default_devices() -> list[torch.device]:
+    """Every CUDA device, or the CPU where kernels are interpreted."""
+    if torch.cuda.is_available():
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if INTERPRETED:
+        return [torch.device("cpu")]
+    raise RuntimeError(
+        "there is no CUDA device; to run the kernels in Triton's interpreter, set"
+        " TRITON_INTERPRET=1 before triton is imported"
+    )
+
+
+# ---- where the rows are --------------------------------------------------------------------------
+
+
+class Source:
+    """A sequence of arrays or tensors (n_i, D) of one dtype, read as one."""
+
+    def __init__(self, chunks: Any) -> None:
+        if isinstance(chunks, np.ndarray | Tensor):
+            chunks = [chunks]
+        self.chunks: list[Any] = list(chunks)
+        if not self.chunks:
+            raise ValueError("chunks is empty")
+        self.offsets = np.cumsum([0, *(len(chunk) for chunk in self.chunks)])
+        self.width = int(self.chunks[0].shape[1])
+        first = self.chunks[0]
+        self.dtype = first.dtype if isinstance(first, Tensor) else _torch_dtype(first.dtype)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def read(self, start: int, out: Tensor) -> None:
+        """Copy rows from `start` on into `out` (n, D), which may lie on any device."""
+        stop = start + len(out)
+        for chunk, begin in zip(self.chunks, self.offsets, strict=False):
+            low, high = max(start, int(begin)), min(stop, int(begin) + len(chunk))
+            if low >= high:
+                continue
+            part = chunk[low - begin : high - begin]
+            target = out[low - start : high - start]
+            if isinstance(part, Tensor):
+                target.copy_(part)
+            elif target.device.type == "cpu":
+                np.copyto(target.numpy(), part)
+            else:
+                target.copy_(torch.from_numpy(np.ascontiguousarray(part)))
+
+    def on(self, device: torch.device, start: int, stop: int) -> Tensor | None:
+        """Return these rows without a copy, if one chunk holds them on that device."""
+        for chunk, begin in zip(self.chunks, self.offsets, strict=False):
+            inside = begin <= start and stop <= begin + len(chunk)
+            if inside and isinstance(chunk, Tensor) and chunk.device == device:
+                return chunk[start - begin : stop - begin]
+        return None
+
+
+def _torch_dtype(dtype: Any) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype=dtype)).dtype
+
+
+class _Streamed:
+    """Rows that are brought to the device, a block at a time, whenever they are wanted."""
+
+    def __init__(
+        self, source: Source, device: torch.device, start: int, stop: int, block_rows: int
+    ) -> None:
+        self.source, self.device, self.start, self.stop = source, device, start, stop
+        self.block_rows = min(block_rows, max(1, stop - start))
+        shape = (self.block_rows, source.width)
+        cuda = device.type == "cuda"
+        self.host = [torch.empty(shape, dtype=source.dtype, pin_memory=cuda) for _ in range(2)]
+        self.there = self.host
+        if cuda:
+            self.there = [torch.empty(shape, dtype=source.dtype, device=device) for _ in range(2)]
+            self.stream = torch.cuda.Stream(device)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first row's number (within the share) and the rows, on the device."""
+        cuda = self.device.type == "cuda"
+        copied: list[Any] = [None, None]
+        used: list[Any] = [None, None]
+        for turn, begin in enumerate(range(self.start, self.stop, self.block_rows)):
+            n, slot = min(self.block_rows, self.stop - begin), turn % 2
+            if cuda and copied[slot] is not None:
+                copied[slot].synchronize()  # the pinned buffer is free again
+            self.source.read(begin, self.host[slot][:n])
+            if cuda:
+                work = torch.cuda.current_stream(self.device)
+                with torch.cuda.stream(self.stream):
+                    if used[slot] is not None:
+                        self.stream.wait_event(used[slot])
+                    self.there[slot][:n].copy_(self.host[slot][:n], non_blocking=True)
+                    copied[slot] = self.stream.record_event()
+                work.wait_event(copied[slot])
+            yield begin - self.start, self.there[slot][:n]
+            if cuda:
+                used[slot] = torch.cuda.current_stream(self.device).record_event()
+        if cuda:
+            # Whoever reads these buffers next waits for what is under way.
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+
+class Share:
+    """The rows of one device: their labels and their integer sums."""
+
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device,
+        start: int,
+        stop: int,
+        k: int,
+        weights: Tensor | None,
+        memory_bytes: int | None,
+    ) -> None:
+        self.device, self.start, self.size = device, start, stop - start
+        self.weights = None if weights is None else weights[start:stop].to(device)
+        self.labels = torch.full((2, self.size), -1, dtype=torch.int32, device=device)
+        self.sums = Sums.zeros(k, source.width, device)
+        self.bad = torch.full((), NONE_BAD, dtype=torch.int64, device=device)
+        self.prepared: Rows | None = None
+        if memory_bytes is None:
+            memory_bytes = 2**62
+            if device.type == "cuda":
+                memory_bytes = int(0.85 * torch.cuda.mem_get_info(device)[0])
+        item = source.dtype.itemsize
+        # As given, in half precision, two lists, and what sorting the labels takes.
+        needed = self.size * (source.width * (item + 2) + 64)
+        self.resident = source.on(device, start, stop)
+        self.streamed: _Streamed | None = None
+        if self.resident is None and needed <= memory_bytes:
+            self.resident = torch.empty(self.size, source.width, dtype=source.dtype, device=device)
+            source.read(start, self.resident)
+        elif self.resident is None:
+            block_rows = min(_STREAM_BYTES, memory_bytes // 4) // (source.width * item)
+            self.streamed = _Streamed(source, device, start, stop, max(1, block_rows))
+        block = self.size if self.streamed is None else self.streamed.block_rows
+        self.scratch = Scratch.of(block, device)
+        self.moved = torch.empty(block + 1, dtype=torch.int32, device=device)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the share's rows: all at once if they stay, a block at a time if they stream."""
+        if self.resident is not None:
+            yield 0, self.resident
+        elif self.streamed is not None:
+            yield from self.streamed
+
+    def on_device(self) -> Any:
+        """Make this share's device the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def largest(self) -> Tensor:
+        """Largest magnitude of each column, (D,) float64."""
+        with self.on_device():
+            found = [largest_values(x) for _, x in self.blocks()]
+        return torch.stack(found).amax(0)
+
+    def _rows(self, first: int, x: Tensor, centers: Centers) -> Rows:
+        if self.resident is None:
+            return prepare_rows(x, centers, self.bad, self.start + first)
+        if self.prepared is None:
+            self.prepared = prepare_rows(x, centers, self.bad, self.start)
+        return self.prepared
+
+    def assign(
+        self,
+        centers: Centers,
+        scale: FixedScale,
+        turn: int,
+        *,
+        few_moved: bool,
+        with_inertia: bool,
+        precision: str,
+    ) -> Tensor:
+        """Label all rows and bring the sums up to date; return the inertia, 0 if not wanted."""
+        old, new = self.labels[1 - turn % 2], self.labels[turn % 2]
+        inertia = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.on_device():
+            if not few_moved:
+                self.sums.zero_()
+            for first, x in self.blocks():
+                rows = self._rows(first, x, centers)
+                here = slice(first, first + len(x))
+                weights = None if self.weights is None else self.weights[here]
+                nearest(rows, centers, new[here], self.scratch, precision=precision)
+                if few_moved:
+                    move_rows(x, old[here], new[here], weights, scale, self.sums, self.moved)
+                else:
+                    add_rows(x, new[here], weights, scale, self.sums)
+                if with_inertia:
+                    inertia += _weighted(distances(x, centers.c, new[here]), weights).sum()
+        return inertia
+
+    def inertia(self, centers: Tensor, turn: int) -> Tensor:
+        """Weighted sum of the squared distances to the own centres, float64."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.on_device():
+            for first, x in self.blocks():
+                here = slice(first, first + len(x))
+                weights = None if self.weights is None else self.weights[here]
+                total += _weighted(
+                    distances(x, centers, self.labels[turn % 2][here]), weights
+                ).sum()
+        return total
+
+    def recount(self, scale: FixedScale, turn: int) -> None:
+        """Sum all rows again, by the labels of pass `turn`."""
+        with self.on_device():
+            self.sums.zero_()
+            for first, x in self.blocks():
+                here = slice(first, first + len(x))
+                weights = None if self.weights is None else self.weights[here]
+                add_rows(x, self.labels[turn % 2][here], weights, scale, self.sums)
+
+    def farthest(
+        self, centers: Tensor, turn: int, count: int
+    ) -> list[tuple[float, int, int, np.ndarray, float]]:
+        """Return (distance, row, label, values, weight) of the rows farthest from their centres."""
+        found = []
+        with self.on_device():
+            for first, x in self.blocks():
+                labels = self.labels[turn % 2][first : first + len(x)]
+                apart = distances(x, centers, labels)
+                order = apart.sort(descending=True, stable=True).indices[:count]
+                for i in order.tolist():
+                    weight = 1.0 if self.weights is None else float(self.weights[first + i])
+                    values = x[i].double().cpu().numpy()
+                    row = self.start + first + i
+                    found.append((float(apart[i]), row, int(labels[i]), values, weight))
+        return sorted(found, key=lambda far: (-far[0], far[1]))[:count]
+
+
+def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
+
+
+# ---- the algorithm -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Update:
+    """What one update found, on its way to the host."""
+
+    centers: Tensor
+    values: Tensor
+    ready: Any
+
+    @classmethod
+    def of(cls, centers: Tensor, values: Sequence[Tensor]) -> _Update:
+        """Start the copy of `values` to the host."""
+        there = torch.stack([value.double() for value in values])
+        if there.device.type != "cuda":
+            return cls(centers, there, None)
+        here = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
+        here.copy_(there, non_blocking=True)
+        return cls(centers, here, torch.cuda.current_stream(there.device).record_event())
+
+    def read(self) -> list[float]:
+        """Wait for the values."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return [float(value) for value in self.values]
+
+
+class _Fit:
+    def __init__(
+        self,
+        source: Source,
+        centers: Any,
+        weights: Any,
+        devices: Sequence[torch.device],
+        memory_bytes: int | None,
+        precision: str,
+    ) -> None:
+        wide = source.dtype == torch.float64
+        dtype = torch.float64 if wide else torch.float32
+        if not isinstance(centers, Tensor):
+            centers = torch.from_numpy(np.array(centers))
+        self.centers = centers.to(device=devices[0], dtype=dtype)
+        self.k, self.n, self.precision = len(centers), len(source), precision
+        if weights is not None:
+            weights = torch.as_tensor(weights, dtype=torch.float64)
+        bounds = np.linspace(0, self.n, len(devices) + 1).astype(int).tolist()
+        self.shares = [
+            Share(source, device, lo, hi, self.k, weights, memory_bytes)
+            for device, lo, hi in zip(devices, bounds[:-1], bounds[1:], strict=True)
+            if hi > lo
+        ]
+        self.home = self.shares[0].device
+        self.centers = self.centers.to(self.home)
+        self.shift = shift_of(self.centers)
+        largest = torch.stack([share.largest().to(self.home) for share in self.shares]).amax(0)
+        heaviest = 1.0 if weights is None else float(weights.max())
+        self.scale = FixedScale.of(largest, heaviest, self.n)
+        # Streaming reads every row anyway: its inertia costs nothing more then.
+        self.streams = any(share.streamed is not None for share in self.shares)
+
+    def assign(self, turn: int, *, few_moved: bool, with_inertia: bool) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.home)
+        for share in self.shares:
+            device = share.device
+            with share.on_device():
+                prepared = prepare_centers(self.centers.to(device), self.shift.to(device))
+            inertia = share.assign(
+                prepared,
+                self._scale_on(device),
+                turn,
+                few_moved=few_moved,
+                with_inertia=with_inertia,
+                precision=self.precision,
+            )
+            total += inertia.to(self.home)
+        return total
+
+    def _scale_on(self, device: torch.device) -> FixedScale:
+        return FixedScale(self.scale.columns.to(device), self.scale.mass.to(device))
+
+    def merged(self) -> Sums:
+        """Return the sums of all devices; integers, so that the order is no matter."""
+        total = Sums(self.shares[0].sums.sums.clone(), self.shares[0].sums.mass.clone())
+        for share in self.shares[1:]:
+            total.sums.add_(share.sums.sums.to(self.home))
+            total.mass.add_(share.sums.mass.to(self.home))
+        return total
+
+    def next_centers(self, total: Sums, old: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the means, and the sum of the squared distances moved."""
+        new = means(total, self.scale, old).to(old.dtype)
+        return new, (new.double() - old.double()).square().sum()
+
+    def moved_share(self, turn: int) -> Tensor:
+        parts = [(s.labels[0] != s.labels[1]).sum().to(self.home) for s in self.shares]
+        return torch.stack(parts).sum() / self.n
+
+    def bad(self) -> Tensor:
+        # float64 holds row numbers up to 2^53 exactly
+        return torch.stack([share.bad.to(self.home) for share in self.shares]).amin()
+
+    def mean_variance(self, total: Sums, centers: Tensor, inertia: Tensor) -> Tensor:
+        """Mean over the columns of the variance of all rows, from the sums about the centres.
+
+        sum |x - m|^2 = sum |x - c|^2 + sum_j (2 (S_j - n_j c_j) + n_j (c_j - m)) . (c_j - m)
+        """
+        sums, mass = total.sums.double() / self.scale.columns, total.mass.double() / self.scale.mass
+        weight = mass.sum().clamp(min=1e-300)
+        centers = centers.double()
+        apart = centers - sums.sum(0) / weight
+        between = ((2 * (sums - mass[:, None] * centers) + mass[:, None] * apart) * apart).sum()
+        return ((inertia + between) / weight / centers.shape[1]).clamp(min=0.0)
+
+    def reseed(self, old: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+        """Give every cluster without weight the farthest row that its own cluster can spare."""
+        for share in self.shares:
+            share.recount(self._scale_on(share.device), turn)
+        total = self.merged()
+        sums, mass = total.sums.cpu().numpy(), total.mass.cpu().numpy()
+        waiting = list(np.flatnonzero(mass == 0)[::-1])
+        columns, unit = self.scale.columns.cpu().numpy(), float(self.scale.mass)
+        far = [
+            row
+            for share in self.shares
+            for row in share.farthest(old.to(share.device), turn, len(waiting) + self.k)
+        ]
+        for distance, _, label, values, weight in sorted(far, key=lambda f: (-f[0], f[1])):
+            if not waiting or distance == 0:
+                break
+            row_mass = int(np.rint(weight * unit))
+            if row_mass == 0 or mass[label] <= row_mass:
+                continue
+            target = waiting.pop()
+            row_sums = np.rint(values * weight * columns).astype(np.int64)
+            sums[label] -= row_sums
+            mass[label] -= row_mass
+            sums[target], mass[target] = row_sums, row_mass
+        total = Sums(torch.from_numpy(sums).to(self.home), torch.from_numpy(mass).to(self.home))
+        return self.next_centers(total, old)
+
+
+def fit(
+    chunks: Any,
+    centers: Any,
+    *,
+    max_iter: int,
+    tol: float,
+    sample_weight: Any = None,
+    precision: str = "exact",
+    devices: Sequence[torch.device | str] | None = None,
+    memory_bytes: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """Run Lloyd's algorithm from `centers` until they move by no more than `tol`.
+
+    Parameters
+    ----------
+    chunks : sequence of (n_i, D) arrays, memory maps or tensors, or one
+        All of one dtype: float16, float32, float64 (tensors also bfloat16).
+    centers : (K, D)
+        Where to start.
+    max_iter : int
+    tol : float
+        Relative to the mean variance of the columns; bounds the sum of the squared distances moved.
+    sample_weight : (N,) float, optional
+    precision : {"exact", "half", "tf32"}
+    devices : sequence, optional
+        All CUDA devices by default; each takes a contiguous share of the rows.
+    memory_bytes : int, optional
+        What the rows may take on a device before they stream; most of what is free by default.
+
+    Returns
+    -------
+    labels : (N,) int32
+        Of the centres returned.
+    centers : (K, D) float32, or float64 for float64 rows
+    inertia : float
+    n_iter : int
+        Updates made.
+
+    Raises
+    ------
+    ValueError
+        A row is not finite; the first is named.
+
+    Notes
+    -----
+    With precision "exact", labels and centres are the C++ core's, bit for bit, for any number of
+    devices, shards and blocks: labels are those of the same float64 distances, sums are the same
+    integers. A cluster without weight takes the farthest row, also as there.
+    """
+    found = default_devices() if devices is None else [torch.device(d) for d in devices]
+    source = Source(chunks)
+    work = _Fit(source, centers, sample_weight, found, memory_bytes, precision)
+    pending: _Update | None = None
+    limit, few_moved, turn = 0.0, False, 0
+    while True:
+        first = turn == 0
+        inertia = work.assign(
+            turn, few_moved=few_moved, with_inertia=work.streams or (first and tol > 0)
+        )
+        if pending is not None:
+            moved, empty, same, bad, share, variance = pending.read()
+            _raise_if_bad(bad)
+            if turn == 1:
+                limit = tol * variance
+            if empty:
+                work.centers, shift = work.reseed(pending.centers, turn - 1)
+                moved = float(shift)
+                same = float(torch.equal(work.centers, pending.centers))
+                inertia = work.assign(turn, few_moved=False, with_inertia=work.streams)
+            if same or moved <= limit:
+                break
+            few_moved = share < _FEW
+        if turn == max_iter:
+            break
+        old = work.centers
+        total = work.merged()
+        work.centers, shift = work.next_centers(total, old)
+        variance_now = work.mean_variance(total, old, inertia) if first and tol > 0 else shift
+        pending = _Update.of(
+            old,
+            [
+                shift,
+                (total.mass == 0).sum(),
+                (work.centers == old).all(),
+                work.bad(),
+                work.moved_share(turn),
+                variance_now,
+            ],
+        )
+        turn += 1
+    if not work.streams:
+        parts = [s.inertia(work.centers.to(s.device), turn).to(work.home) for s in work.shares]
+        inertia = torch.stack(parts).sum()
+    _raise_if_bad(float(work.bad()))
+    labels = [share.labels[turn % 2].cpu() for share in work.shares]
+    return torch.cat(labels).numpy(), work.centers.cpu().numpy(), float(inertia), turn
+
+
+def _raise_if_bad(row: float) -> None:
+    if row < NONE_BAD:
+        raise ValueError(f"row {int(row)} has a NaN or an infinity")

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f \
-             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name py.typed \))
+             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu bench-gpu bench-scale clean
@@ -41,7 +41,7 @@ test: lint types test-cpp test-py ## everything that must pass
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inl')
 
 types: build
 	$(BIN)/mypy

@@ -173,7 +173,7 @@ class Selection:
     ) -> Int64:
         """Draw from the clusters, shard by shard, what has not been selected."""
         selected = self.rounds.selected()
-        parts = [
+        parts = (
             sample_by_cluster(
                 labels,
                 quotas,
@@ -186,7 +186,7 @@ class Selection:
                 n_threads=self.config.threads,
             )
             for shard, labels in zip(self.store.shards, self.labels, strict=True)
-        ]
+        )
         return merge_samples(parts, quotas)
 
     # -- train and score --

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyids.errors import ModelError
 
@@ -268,6 +268,10 @@ def load_pretrained(
         raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
 
 
+# Keys and values of a beginning that rows share, one pair a layer, each (1, heads, P, head size).
+Shared: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
+
+
 @dataclass(frozen=True)
 class Head:
     """A causal language model taken apart: hidden states, then the LM head on chosen positions.
@@ -308,14 +312,48 @@ class Head:
             float(scale),
         )
 
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return the final hidden states (B, T, H); padding may stand on either side."""
+    def remember(self, input_ids: torch.Tensor) -> Shared | None:
+        """Return the keys and values of P tokens (P,) with which many rows begin.
+
+        None for models that keep something else of their past: sliding windows, recurrent states.
+        """
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        past = self.decoder(input_ids=input_ids[None], use_cache=True).past_key_values
+        layers: list[Any] = past.layers if isinstance(past, DynamicCache) else []
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            return None
+        return [(layer.keys, layer.values) for layer in layers]
+
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        shared: Shared | None = None,
+    ) -> torch.Tensor:
+        """Return the final hidden states (B, T, H); padding may stand on either side.
+
+        With ``shared``, the rows are continuations of what `remember` was given.
+        """
+        import torch
+        from transformers.cache_utils import DynamicCache
+
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        past = None
+        if shared is not None:
+            rows, length = len(input_ids), shared[0][0].shape[2]
+            past = DynamicCache()
+            for i, (keys, values) in enumerate(shared):
+                past.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), i)
+            positions = positions + length
+            seen = attention_mask.new_ones(rows, length)
+            attention_mask = torch.cat([seen, attention_mask], dim=1)
         states: torch.Tensor = self.decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=positions,
-            use_cache=False,
+            past_key_values=past,
+            use_cache=past is not None,
         ).last_hidden_state
         return states * self.scale if self.scale != 1.0 else states
 

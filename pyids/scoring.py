@@ -191,30 +191,38 @@ def encoded_nll(
         raise ValueError(f"padding_side must be 'left' or 'right', not {padding_side!r}")
     head = lm.Head.of(model)
     # Nothing after the last response token matters, and that token itself is only predicted.
-    ends = [
-        int(np.flatnonzero(row.response_mask[1:])[-1]) + 1 if row.response_mask[1:].any() else 0
-        for row in rows
-    ]
+    spans = [np.flatnonzero(row.response_mask[1:]) for row in rows]
+    ends = [int(span[-1]) + 1 if len(span) else 0 for span in spans]
     means = np.full(len(rows), np.nan)
     counts = np.zeros(len(rows), np.int64)
     scored = np.flatnonzero(ends)
-    lengths = [ends[i] for i in scored]
-    done, total = 0, sum(lengths)
+    done = 0
     with torch.inference_mode():
+        # Rows of one model tend to begin alike (a system prompt): that part is computed once.
+        begin = _shared_tokens([rows[i] for i in scored], [int(spans[i][0]) for i in scored])
+        shared = None
+        if begin:
+            first = torch.from_numpy(rows[int(scored[0])].input_ids[:begin])
+            shared = head.remember(first.to(device))
+            begin = begin if shared is not None else 0
+        lengths = [ends[i] - begin for i in scored]
         for batch in batches_by_length(lengths, batch_tokens or default_batch_tokens(device)):
             members = scored[batch]
-            width = max(ends[i] for i in members)
+            width = lengths[batch[0]]
             input_ids = np.zeros((len(members), width), np.int64)
             attention_mask = np.zeros((len(members), width), np.int64)
             targets = np.full((len(members), width), -100, np.int64)
             for b, i in enumerate(members):
-                at = slice(0, ends[i]) if padding_side == "right" else slice(width - ends[i], width)
-                nxt = slice(1, ends[i] + 1)
-                input_ids[b, at] = rows[i].input_ids[: ends[i]]
+                size = ends[i] - begin
+                at = slice(0, size) if padding_side == "right" else slice(width - size, width)
+                nxt = slice(begin + 1, ends[i] + 1)
+                input_ids[b, at] = rows[i].input_ids[begin : ends[i]]
                 attention_mask[b, at] = 1
                 targets[b, at] = np.where(rows[i].response_mask[nxt], rows[i].input_ids[nxt], -100)
             hidden = head.hidden(
-                torch.from_numpy(input_ids).to(device), torch.from_numpy(attention_mask).to(device)
+                torch.from_numpy(input_ids).to(device),
+                torch.from_numpy(attention_mask).to(device),
+                shared,
             )
             chosen = targets != -100
             counts[members] = chosen.sum(1)
@@ -228,10 +236,20 @@ def encoded_nll(
             )
             bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(counts[members])]))
             means[members] = ops.example_nll(nll, wanted, bounds.to(device))[0].cpu().numpy()
-            done += sum(ends[i] for i in members)
+            done += sum(lengths[i] for i in batch)
             if progress is not None:
-                progress(done, total)
+                progress(done, sum(lengths))
     return means, counts
+
+
+def _shared_tokens(rows: Sequence[Encoded], first_targets: Sequence[int]) -> int:
+    """Return with how many tokens all rows begin alike, where it pays; none of them is a target."""
+    if len(rows) < 4:
+        return 0
+    most = min(first_targets)
+    beginnings = np.stack([row.input_ids[:most] for row in rows])
+    length = int((beginnings == beginnings[0]).all(0).cumprod().sum())
+    return length if length >= 8 else 0
 
 
 # ---- round scorers -------------------------------------------------------------------------------

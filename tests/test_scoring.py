@@ -59,6 +59,26 @@ def test_response_nll_does_not_depend_on_the_batch(smollm2, options):
     np.testing.assert_allclose(backwards[::-1], together, atol=1e-4)
 
 
+def test_a_shared_beginning_is_computed_once(smollm2, monkeypatch):
+    model, tokenizer = smollm2
+    seen = []
+    honest = lm.Head.hidden
+
+    def spy(self, input_ids, attention_mask, shared=None):
+        seen.append((input_ids.shape[1], shared[0][0].shape[2] if shared else 0))
+        return honest(self, input_ids, attention_mask, shared)
+
+    monkeypatch.setattr(lm.Head, "hidden", spy)
+    scoring.response_nll(model, tokenizer, ROWS, batch_tokens=1)
+    together = scoring.response_nll(model, tokenizer, ROWS)[0]
+    system = tokenizer.apply_chat_template(ROWS[0], tokenize=False).partition("What is")[0]
+    assert {shared for _, shared in seen} == {len(tokenizer(system)["input_ids"])}
+    seen.clear()
+    alone = [scoring.response_nll(model, tokenizer, [row])[0][0] for row in ROWS]
+    assert {shared for _, shared in seen} == {0}
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
 def test_rows_without_a_response_are_nan(smollm2):
     rows = [ROWS[0], [{"role": "user", "content": "Hello?"}], ROWS[1]]
     nll, counts = scoring.response_nll(*smollm2, rows)

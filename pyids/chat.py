@@ -189,30 +189,40 @@ def _encode_compared(
     mark = _MARK.format("")
     while mark in text:
         mark = _MARK.format(len(mark))
+    specials = "|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)"
+    ends_turn = re.compile(rf"\s*({specials})")
     spans: list[tuple[int, int]] = []
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        marked = render([*turns[:i], {"role": "assistant", "content": mark}, *turns[i + 1 :]])
+        try:
+            marked = render([*turns[:i], {"role": "assistant", "content": mark}, *turns[i + 1 :]])
+        except ModelError:
+            if not turn.get("tool_calls"):
+                raise
+            # Only a call may stand before a tool's result: compare with the turn left out.
+            without = render([*turns[:i], *turns[i + 1 :]])
+            start = _common_prefix(text, without)
+            spans.append((start, len(text) - _common_suffix(text[start:], without)))
+            continue
         if mark in marked:  # else the template leaves this turn out
             before, _, after = marked.partition(mark)
             start = _common_prefix(text, before)
-            spans.append((start, len(text) - _common_suffix(text[start:], after)))
+            end = len(text) - _common_suffix(text[start:], after)
+            # The token that ends the turn, where nothing but white space stands before it.
+            if found := ends_turn.match(text, end):
+                end = found.end()
+            spans.append((start, end))
 
     # A plain template holds no special tokens of its own, so the tokenizer adds them.
     added = template is PLAIN_TEMPLATE
     tokens = tokenizer(text, add_special_tokens=added, return_offsets_mapping=True)
     ids = np.asarray(tokens["input_ids"], np.int64)
     offsets = np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
-    special = np.isin(ids, list(tokenizer.all_special_ids))
     mask = np.zeros(len(ids), np.bool_)
     for start, end in spans:
         # A token that straddles the start (" Paris" after "[/INST]") belongs to the response.
         mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
-        # So does the token that ends the turn, where nothing but white space stands before it.
-        ends = np.flatnonzero(special & (offsets[:, 0] >= end) & (offsets[:, 1] > offsets[:, 0]))
-        if len(ends) and not text[end : offsets[ends[0], 0]].strip():
-            mask[(offsets[:, 0] >= end) & (offsets[:, 1] <= offsets[ends[0], 1])] = True
     mask &= offsets[:, 1] > offsets[:, 0]
     return Encoded(ids, mask)
 

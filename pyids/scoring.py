@@ -199,7 +199,9 @@ def encoded_nll(
     done = 0
     with torch.inference_mode():
         # Rows of one model tend to begin alike (a system prompt): that part is computed once.
-        begin = _shared_tokens([rows[i] for i in scored], [int(spans[i][0]) for i in scored])
+        begin = _shared_tokens(
+            [rows[i] for i in scored.tolist()], [int(spans[i][0]) for i in scored.tolist()]
+        )
         shared = None
         if begin:
             first = torch.from_numpy(rows[int(scored[0])].input_ids[:begin])

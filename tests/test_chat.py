@@ -37,6 +37,19 @@ MISTRAL = (
     "{%- elif m['role'] == 'assistant' -%}{{ ' ' + m['content'] + eos_token }}"
     "{%- endif -%}{%- endfor -%}"
 )
+# A tool's result follows a call, never an answer; turns must alternate but for tools.
+MISTRAL_TOOLS = (
+    "{{ bos_token }}{%- set ns = namespace(expected='user') -%}{%- for m in messages -%}"
+    "{%- if m['role'] == 'tool' -%}[TOOL_RESULTS]{{ m['content'] }}[/TOOL_RESULTS]"
+    "{%- elif m['role'] == 'assistant' and m.get('tool_calls') -%}"
+    "[TOOL_CALLS]{{ m['tool_calls'] | map(attribute='function') | list | tojson }}{{ eos_token }}"
+    "{%- else -%}"
+    "{%- if m['role'] != ns.expected %}{{ raise_exception('turns must alternate') }}{% endif -%}"
+    "{%- set ns.expected = 'assistant' if m['role'] == 'user' else 'user' -%}"
+    "{%- if m['role'] == 'user' -%}[INST]{{ m['content'] }}[/INST]"
+    "{%- else -%}{{ ' ' + m['content'] + eos_token }}{%- endif -%}"
+    "{%- endif -%}{%- endfor -%}"
+)
 # Reasoning is dropped from all turns before the last question.
 QWEN = (
     "{%- set ns = namespace(last=0) -%}"
@@ -91,6 +104,12 @@ def tokenizers():
         "chatml-marked": make(CHATML_MARKED, chatml, "<|im_end|>"),
         "llama3": make(LLAMA3, headers, "<|eot_id|>", "<|begin_of_text|>"),
         "mistral": make(MISTRAL, ["[INST]", "[/INST]"], "</s>", "<s>"),
+        "mistral-tools": make(
+            MISTRAL_TOOLS,
+            ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"],
+            "</s>",
+            "<s>",
+        ),
         "qwen": make(QWEN, chatml, "<|im_end|>"),
         "none": make(None, [], "<|endoftext|>"),
     }
@@ -159,6 +178,24 @@ def test_tool_calls_are_the_assistants_and_tool_results_are_not(tokenizers):
     assert '"name": "weather"' in call
     assert call.endswith("</tool_call><|im_end|>")
     assert answer == "It rains.<|im_end|>"
+
+
+def test_a_template_that_wants_a_call_before_a_tools_result(tokenizers):
+    tokenizer = tokenizers["mistral-tools"]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "user", "content": "Thanks."},
+        {"role": "assistant", "content": "Welcome."},
+    ]
+    assert segments(encode(turns, tokenizer), tokenizer) == [
+        '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]</s>',
+        "It rains.</s>",
+        "Welcome.</s>",
+    ]
 
 
 @pytest.mark.parametrize(

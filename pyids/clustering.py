@@ -172,7 +172,7 @@ class ShardPass:
     """The rows of one worker: labels and sums, brought up to date with any centres.
 
     Keeping the object from one iteration to the next makes the next one cheaper; a new object gives
-    the same bits.
+    the same bits. `once` says that there will be no next one, so that nothing is kept for it.
     """
 
     def __init__(
@@ -185,6 +185,7 @@ class ShardPass:
         metric: Metric = "euclidean",
         n_threads: int | None = None,
         max_memory: int | None = None,
+        once: bool = False,
     ) -> None:
         self._shards = _as_shards(shard)
         self.extent = extent
@@ -199,6 +200,7 @@ class ShardPass:
             n_clusters,
             _core.resolve_threads(n_threads or 0),
             _memory(max_memory),
+            not once,
         )
         self._centers: Float64 | None = None
 
@@ -254,7 +256,7 @@ def assign_partial(
     partial : Partial
         Sums of shards add up with ``+``, in any grouping, to the same bits.
     """
-    work = ShardPass(shard, len(centers), extent, **options)
+    work = ShardPass(shard, len(centers), extent, once=True, **options)
     partial = work.assign(centers)
     return work.labels, partial
 
@@ -428,7 +430,8 @@ def _spread_sample(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
 def _row(shards: Shards, i: int) -> NDArray[np.floating]:
     for shard in shards:
         if i < len(shard):
-            return shard[i]
+            row: NDArray[np.floating] = shard[i]
+            return row
         i -= len(shard)
     raise IndexError(i)
 
@@ -438,6 +441,61 @@ def _take(shards: Shards, rows: NDArray[np.integer], metric: Metric) -> Float64:
     factors = _factors([taken], metric)
     unit: Float64 = taken if factors is None else taken * factors[:, None]
     return unit
+
+
+# ---- other questions to the same centres ---------------------------------------------------------
+
+
+def nearest_centers(
+    x: ArrayLike,
+    centers: ArrayLike,
+    count: int = 1,
+    *,
+    metric: Metric = "euclidean",
+    n_threads: int | None = None,
+) -> tuple[Labels, Float64]:
+    """Find each row's `count` nearest centres.
+
+    Returns
+    -------
+    indices : (N, count) int32
+        Nearest first; ties go to the lowest index.
+    distances : (N, count) float64
+        Squared.
+
+    Raises
+    ------
+    ValueError
+        If `count` is not between 1 and K, or naming the first bad row.
+    """
+    values = np.ascontiguousarray(centers, dtype=np.float64)
+    if not 1 <= count <= len(values):
+        raise ValueError(f"count={count}: expected 1 to {len(values)}, the number of centres")
+    shards = _as_shards(x)
+    measure(shards, n_threads=n_threads)  # for its complaints
+    threads = _core.resolve_threads(n_threads or 0)
+    indices, distances = _core.nearest(
+        list(shards), _factors(shards, metric), values, count, threads
+    )
+    return indices, distances
+
+
+def simplified_silhouette(
+    x: ArrayLike,
+    centers: ArrayLike,
+    *,
+    metric: Metric = "euclidean",
+    n_threads: int | None = None,
+) -> Float64:
+    """(b - a) / max(a, b) of each row: (N,) float64 in [0, 1].
+
+    a is the distance to the nearest centre, b to the second nearest: O(NK), where the silhouette
+    proper takes every pair of rows. 0 where both are 0.
+    """
+    _, squares = nearest_centers(x, centers, 2, metric=metric, n_threads=n_threads)
+    a, b = np.sqrt(squares).T
+    silhouette: Float64 = np.divide(b - a, b, out=np.zeros_like(b), where=b > 0)
+    return silhouette
 
 
 # ---- the estimator -------------------------------------------------------------------------------
@@ -701,6 +759,7 @@ class KMeans:
             extent,
             n_threads=self.n_threads,
             max_memory=self.max_memory,
+            once=True,
             **shared,
         )
         return work, centers

@@ -111,6 +111,29 @@ def update(
 # ---- k-means: the whole fit ----------------------------------------------------------------------
 
 
+def lloyd(
+    x: NDArray[np.floating], centers: NDArray[np.floating], n_iter: int
+) -> tuple[Float64, NDArray[np.int32]]:
+    """Centres after `n_iter` iterations and the labels that belong to them.
+
+    A cluster that loses all its points keeps its centre; `pyids.clustering` re-seeds it.
+    """
+    c = centers.astype(np.float64)
+    for _ in range(n_iter):
+        sums, counts, _ = update(x, assign(x, c)[0], len(c))
+        c = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], c)
+    return c, assign(x, c)[0]
+
+
+def nearest_centers(
+    x: NDArray[np.floating], centers: NDArray[np.floating], count: int
+) -> tuple[NDArray[np.int32], Float64]:
+    """Each point's nearest centres, nearest first, and the squared distances to them."""
+    distances = squared_distances(x, centers)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return order.astype(np.int32), np.take_along_axis(distances, order, axis=1)
+
+
 # ---- loss ----------------------------------------------------------------------------------------
 
 

@@ -61,8 +61,8 @@ def hostile(name: str, n: int, d: int, rng: np.random.Generator) -> np.ndarray:
 
 
 HOSTILE = (
-    "plain", "duplicates", "constant column", "massive column", "tiny", "huge", "one far row", "grid",
-    "far from the origin", "zero rows",
+    "plain", "duplicates", "constant column", "massive column", "tiny", "huge", "one far row",
+    "grid", "far from the origin", "zero rows",
 )  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def test_every_iteration_is_a_brute_force_one(
     with np.errstate(over="ignore"):
         x = hostile(name, n, d, rng).astype(dtype)
     if not np.isfinite(x).all():  # too much for float16
-        x = hostile("plain", n, d, rng).astype(dtype) * np.array(1e3, dtype=dtype)
+        plain = hostile("plain", n, d, rng)
+        x = (1e3 * plain).astype(dtype)
     centers = x[rng.choice(n, k, replace=False)].astype(np.float64)
     extent = clustering.measure(x)
     scale = extent.scale()
@@ -125,6 +126,33 @@ def test_ties_go_to_the_lowest_index() -> None:
     centers = np.array([[2.0], [0.0], [0.0], [2.0]])
     labels, _ = clustering.assign_partial(x, centers, clustering.measure(x))
     np.testing.assert_array_equal(labels, [1, 0, 0])
+
+
+def test_a_fit_is_the_references() -> None:
+    x = blobs(400, 40, 12, seed=15, dtype="float64")
+    model = pyids.KMeans(12, init=x[:12], max_iter=7, tol=0).fit(x)
+    centers, labels = reference.lloyd(x, x[:12], 7)
+    np.testing.assert_array_equal(model.labels_, labels)
+    np.testing.assert_allclose(model.cluster_centers_, centers, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nearest_centres_are_the_references(name: str) -> None:
+    x = hostile(name, 300, 33, np.random.default_rng(16))
+    indices, distances = clustering.nearest_centers(x, x[:40], 3)
+    expected, squares = reference.nearest_centers(x, x[:40], 3)
+    np.testing.assert_allclose(distances, squares, rtol=TIE)
+    differs = indices != expected
+    assert name in ("duplicates", "grid", "zero rows") or not differs.any()
+    with pytest.raises(ValueError, match="count=41: expected 1 to 40"):
+        clustering.nearest_centers(x, x[:40], 41)
+
+
+def test_simplified_silhouette_is_its_formula() -> None:
+    x = blobs(200, 20, 5, seed=17)
+    distances = np.sort(np.sqrt(reference.squared_distances(x, x[:5])), axis=1)
+    expected = 1 - distances[:, 0] / distances[:, 1]
+    np.testing.assert_allclose(clustering.simplified_silhouette(x, x[:5]), expected, atol=1e-12)
 
 
 # ---- one result, however it is computed ----------------------------------------------------------

@@ -137,6 +137,28 @@ void register_kmeans(py::module_& module) {
       py::arg("shards"), py::arg("factors"), py::arg("others"), py::arg("n_threads"));
 
   module.def(
+      "nearest",
+      [](const Shards& shards, const Factors& factors, const Array<double>& others, std::size_t m,
+         int n_threads) {
+        const Rows rows = rows_of(shards, factors);
+        require(others.ndim() == 2 && static_cast<std::size_t>(others.shape(1)) == rows.n_cols(),
+                "others: expected as many columns as the rows have");
+        const auto n_others = static_cast<std::size_t>(others.shape(0));
+        require(m >= 1 && m <= n_others, "expected 1 <= m <= number of others");
+        py::array_t<std::int32_t> indices({rows.size(), m});
+        py::array_t<double> distances({rows.size(), m});
+        std::int32_t* to_indices = indices.mutable_data();
+        double* to_distances = distances.mutable_data();
+        const double* from = others.data();
+        {
+          py::gil_scoped_release release;
+          nearest(rows, from, n_others, m, to_indices, to_distances, n_threads);
+        }
+        return py::make_tuple(indices, distances);
+      },
+      py::arg("shards"), py::arg("factors"), py::arg("others"), py::arg("m"), py::arg("n_threads"));
+
+  module.def(
       "lower_to_distance",
       [](const Shards& shards, const Factors& factors, const Array<double>& other,
          py::array_t<double, py::array::c_style> nearest, int n_threads) {
@@ -164,13 +186,14 @@ void register_kmeans(py::module_& module) {
   py::class_<BoundAssigner>(module, "Assigner")
       .def(py::init([](Shards shards, const Factors& factors, const Factors& weights,
                        const FixedScale& scale, std::size_t n_clusters, int n_threads,
-                       std::size_t max_memory_bytes) {
-             return std::make_unique<BoundAssigner>(std::move(shards), factors, weights, scale,
-                                                    n_clusters,
-                                                    LloydOptions{n_threads, max_memory_bytes});
+                       std::size_t max_memory_bytes, bool keep_codes) {
+             return std::make_unique<BoundAssigner>(
+                 std::move(shards), factors, weights, scale, n_clusters,
+                 LloydOptions{n_threads, max_memory_bytes, keep_codes});
            }),
            py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("scale"),
-           py::arg("n_clusters"), py::arg("n_threads"), py::arg("max_memory_bytes"))
+           py::arg("n_clusters"), py::arg("n_threads"), py::arg("max_memory_bytes"),
+           py::arg("keep_codes"))
       .def(
           "assign",
           [](BoundAssigner& self, const Array<double>& centers) {

@@ -1,7 +1,10 @@
 #include "pyids/distance.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "pyids/parallel.hpp"
 #include "pyids/simd.hpp"
@@ -121,6 +124,54 @@ void dots(const Rows& rows, std::size_t begin, std::size_t end, const PackedRows
     }
     kernels().dot_f32(x.data(), d, count, others.group(0), others.n_groups(), d,
                       out + (first - begin) * ld, ld);
+  });
+}
+
+void nearest(const Rows& rows, const double* others, std::size_t n_others, std::size_t m,
+             std::int32_t* indices, double* distances, int n_threads) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const std::size_t d = rows.n_cols();
+  const PackedRows packed(others, n_others, d);
+  const std::vector<double> origin(d);
+  std::vector<double> squares(n_others);
+  double longest = 0;
+  for (std::size_t j = 0; j < n_others; ++j) {
+    squares[j] = squared_distance(others + j * d, origin.data(), d);
+    longest = std::max(longest, squares[j]);
+  }
+  const std::size_t ld = packed.n_groups() * 16;
+  parallel_blocks(block_count(rows.size()), n_threads, [&](std::size_t block, int) {
+    const std::size_t first = block * kBlockRows;
+    const std::size_t count = std::min(rows.size() - first, kBlockRows);
+    std::vector<double> row(d), about(n_others);
+    std::vector<float> products(count * ld);
+    std::vector<std::pair<double, std::int32_t>> kept;
+    dots(rows, first, first + count, packed, products.data(), ld, 1);
+    for (std::size_t i = 0; i < count; ++i) {
+      rows.load(first + i, row.data());
+      const double square = squared_distance(row.data(), origin.data(), d);
+      // Products that float32 cannot hold decide nothing.
+      const bool usable = square > 0x1p-60 && longest > 0x1p-60 && square * longest < 0x1p120;
+      const double slack = usable ? 2 * dot_error(d) * std::sqrt(square * longest) : infinity;
+      for (std::size_t j = 0; j < n_others; ++j) {
+        about[j] = usable ? squares[j] - 2.0 * products[i * ld + j] : 0;
+      }
+      std::vector<double> sorted = about;
+      std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(m - 1),
+                       sorted.end());
+      const double limit = sorted[m - 1] + 2 * slack + 0x1p-40 * (square + longest);
+      kept.clear();
+      for (std::size_t j = 0; j < n_others; ++j) {
+        if (about[j] > limit) continue;
+        kept.emplace_back(squared_distance(row.data(), others + j * d, d),
+                          static_cast<std::int32_t>(j));
+      }
+      std::partial_sort(kept.begin(), kept.begin() + static_cast<std::ptrdiff_t>(m), kept.end());
+      for (std::size_t t = 0; t < m; ++t) {
+        distances[(first + i) * m + t] = kept[t].first;
+        indices[(first + i) * m + t] = kept[t].second;
+      }
+    }
   });
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "pyids/matrix.hpp"
@@ -47,6 +48,11 @@ class PackedRows {
 // |error| <= dot_error(d) |row| |other| for values in the normal range of float32.
 void dots(const Rows& rows, std::size_t begin, std::size_t end, const PackedRows& others,
           float* out, std::size_t ld, int n_threads);
+
+// The m others nearest to each row, by squared_distance, nearest first, ties to the lowest index:
+// indices and distances are rows.size() x m. float32 products narrow down, float64 decides.
+void nearest(const Rows& rows, const double* others, std::size_t n_others, std::size_t m,
+             std::int32_t* indices, double* distances, int n_threads);
 
 // (d + 4) 2^-24, rounded up: both inputs' rounding to float32 and any order of d multiply-adds.
 double dot_error(std::size_t d);

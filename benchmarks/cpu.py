@@ -328,6 +328,30 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def plot(results: list[dict[str, Any]]) -> str:
+    """Bars of seconds relative to pyids, by workload, as SVG."""
+    bar, left, unit = 16, 190, 36
+    parts, y = [], 0
+    for name in dict.fromkeys(row["work"] for row in results):
+        y += 26
+        parts.append(f'<text x="0" y="{y}" font-weight="bold">{name}</text>')
+        for row in (row for row in results if row["work"] == name):
+            y += bar + 3
+            width = row["times_pyids"] * unit
+            color = "#0072b2" if row["library"] == "pyids" else "#999999"
+            parts.append(
+                f'<text x="{left - 8}" y="{y}" text-anchor="end">{row["library"]}</text>'
+                f'<rect x="{left}" y="{y - 12}" width="{width:.0f}" height="{bar}" fill="{color}"/>'
+                f'<text x="{left + width + 6:.0f}" y="{y}">{row["times_pyids"]:.1f}x '
+                f"({row['seconds']:.2f} s)</text>"
+            )
+    width = left + 130 + unit * max(row["times_pyids"] for row in results)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{y + 12}" '
+        'font-family="sans-serif" font-size="12">\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="also 500,000 x 768, k = 4096")
@@ -369,6 +393,7 @@ def main() -> None:
         "results": results,
     }  # fmt: skip
     target.write_text(json.dumps(about, indent=1) + "\n")
+    target.with_suffix(".svg").write_text(plot(results))
     print(f"\nwritten to {target.name}")
 
 

@@ -130,9 +130,10 @@ struct Assigner::State {
   // Codes are kept where they fit, and where they are small beside the rows themselves.
   void make_room() {
     const std::size_t bytes = (rows.size() + kScanRows) * coding.bytes();
+    const std::size_t others = rows.size() * (sizeof(RowState) + 2 * sizeof(std::int32_t));
     const bool small = coding.bytes() <= rows.row_bytes() / 2;
     const bool keep =
-        coding.int8() && options.keep_codes && small && bytes <= options.max_memory_bytes;
+        coding.int8() && options.keep_codes && small && bytes + others <= options.max_memory_bytes;
     codes = std::vector<std::uint8_t>(keep ? bytes : 0);
   }
 

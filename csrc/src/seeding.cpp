@@ -104,11 +104,20 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
   const std::size_t n_blocks = (rows_.size() + kBlockRows - 1) / kBlockRows;
   std::vector<std::vector<Near>> found(n_blocks);
   std::vector<std::size_t> evaluated(n_blocks);
-  parallel_blocks(n_blocks, n_threads_, [&](std::size_t block, int) {
-    std::vector<std::uint8_t> local(codes_.empty() ? kScanRows * bytes : 0);
-    std::vector<float> scratch(rows_.n_cols());
-    std::vector<double> row(rows_.n_cols());
-    std::vector<Hit> hits(kScanRows * pack.size());
+  struct Buffers {
+    std::vector<std::uint8_t> local;
+    std::vector<float> scratch;
+    std::vector<double> row;
+    std::vector<Hit> hits, sorted;
+  };
+  std::vector<Buffers> buffers(static_cast<std::size_t>(n_threads_));
+  parallel_blocks(n_blocks, n_threads_, [&](std::size_t block, int thread) {
+    auto& [local, scratch, row, hits, sorted] = buffers[static_cast<std::size_t>(thread)];
+    local.resize(codes_.empty() ? kScanRows * bytes : 0);
+    scratch.resize(rows_.n_cols());
+    row.resize(rows_.n_cols());
+    hits.resize(kScanRows * pack.size());
+    sorted.resize(kScanRows * pack.size());
     ScanRow state[kScanRows];
     const std::size_t end = std::min(rows_.size(), (block + 1) * kBlockRows);
     for (std::size_t first = block * kBlockRows; first < end; first += kScanRows) {
@@ -124,15 +133,17 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
       const std::uint8_t* codes = codes_.empty() ? local.data() : codes_.data() + first * bytes;
       const std::size_t n_hits = scan(coding, codes, n, pack.view(), state, hits.data());
       evaluated[block] += n_hits;
-      std::uint32_t loaded = kScanRows;
-      for (std::size_t h = 0; h < n_hits; ++h) {
-        const Hit& hit = hits[h];
-        if (hit.row != loaded) rows_.load(first + hit.row, row.data());
-        loaded = hit.row;
-        const double distance = table.squared_distance_to(row.data(), hit.centre);
-        if (distance < nearest_[first + hit.row]) {
-          found[block].push_back({static_cast<std::uint32_t>(hit.centre),
-                                  static_cast<std::uint32_t>(first + hit.row), distance});
+      std::uint32_t starts[kScanRows + 1];
+      group_by_row(hits.data(), n_hits, n, sorted.data(), starts);
+      for (std::size_t i = 0; i < n; ++i) {
+        if (starts[i] == starts[i + 1]) continue;
+        rows_.load(first + i, row.data());
+        for (std::size_t h = starts[i]; h < starts[i + 1]; ++h) {
+          const double distance = table.squared_distance_to(row.data(), sorted[h].centre);
+          if (distance < nearest_[first + i]) {
+            found[block].push_back({static_cast<std::uint32_t>(sorted[h].centre),
+                                    static_cast<std::uint32_t>(first + i), distance});
+          }
         }
       }
     }
@@ -147,9 +158,11 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
   for (const auto& block : found) {
     for (const Near& near : block) all[next[near.candidate]++] = near;
   }
-  // Codes that rule out less than 19 of 20 pairs cost more than they save.
+  // Codes that rule out less than 19 of 20 pairs cost more than they save; the first few rows taken
+  // are far from everything and say little.
   const std::size_t cost = std::accumulate(evaluated.begin(), evaluated.end(), std::size_t{0});
-  if (int8_ && cost - all.size() > rows_.size() * candidates.size() / 20) code_rows(false);
+  if (int8_ && candidates.size() >= 64 && cost - all.size() > rows_.size() * candidates.size() / 20)
+    code_rows(false);
   return all;
 }
 
@@ -171,7 +184,7 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
       break;
     }
     const std::size_t steps =
-        std::clamp<std::size_t>(taken.size() / 8, 1, kMostCandidates / trials);
+        std::clamp<std::size_t>(taken.size() / 4, 1, kMostCandidates / trials);
     std::vector<std::size_t> candidates(trials * std::min(steps, k - taken.size()));
     for (std::size_t& candidate : candidates) candidate = draw();
     const std::vector<Near> near = find_near(candidates);

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shutil
+import socket
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -150,10 +155,10 @@ def _end_with_parent() -> None:
 class RayEngine(_Closing):
     """A Ray cluster: the one that runs, or a private one for as long as this engine lives.
 
-    An initialised Ray is used as it is; else the cluster at `address`, or one that this machine
-    knows of (``RAY_ADDRESS``, ``ray start``); else, with no `address`, a private one is started,
-    and `close` stops it. A cluster that this engine did not start is never stopped. Only paths and
-    numbers cross the network, so the run folder must lie where every node sees it.
+    An initialised Ray is used as it is; else the cluster at `address`, at ``RAY_ADDRESS``, or begun
+    on this machine with ``ray start``; else a private one is started, and `close` stops it. A
+    cluster that this engine did not start is never stopped. Only paths and numbers cross the
+    network, so the run folder must lie where every node sees it.
 
     Parameters
     ----------
@@ -173,7 +178,7 @@ class RayEngine(_Closing):
                 "the engine 'ray' needs the package ray: pip install 'pyids-select[ray]'"
             ) from None
         self._ray: Any = ray
-        self._started = False
+        self._folder: str | None = None  # of the cluster that this engine started
         self._dropped: list[Any] = []
         if not ray.is_initialized():
             self._connect(address, workers)
@@ -181,15 +186,27 @@ class RayEngine(_Closing):
 
     def _connect(self, address: str | None, workers: int | None) -> None:
         quiet = {"log_to_driver": False, "configure_logging": False}
-        try:
-            self._ray.init(address=address or "auto", **quiet)
-        except ConnectionError:
-            if address is not None:
+        address = address or os.environ.get("RAY_ADDRESS") or _started_cluster()
+        if address is not None:
+            try:
+                # Asked first: Ray itself waits for minutes where nobody answers.
+                if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
+                    socket.create_connection((match[1], int(match[2])), timeout=10).close()
+                self._ray.init(address=address, **quiet)
+            except OSError:
                 raise ConfigError(
-                    f"no Ray cluster answers at {address!r}: check the address, or leave it out"
+                    f"no Ray cluster answers at {address!r}: start it, or give another address"
                 ) from None
-            self._ray.init(address="local", num_cpus=workers, include_dashboard=False, **quiet)
-            self._started = True
+            return
+        # In a temporary folder of its own, because Ray leaves its logs behind.
+        self._folder = tempfile.mkdtemp(prefix="pyids-ray-")
+        self._ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            _temp_dir=self._folder,
+            **quiet,
+        )
 
     def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """See `Engine.map`."""
@@ -227,9 +244,23 @@ class RayEngine(_Closing):
         if self._dropped:
             self._ray.wait(self._dropped, num_returns=len(self._dropped))
             self._dropped = []
-        if self._started:
+        if self._folder is not None:
             self._ray.shutdown()
-            self._started = False
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _started_cluster() -> str | None:
+    """Address of the cluster that ``ray start`` began on this machine.
+
+    Not what ``ray.init("auto")`` finds: that may be the private cluster of another process, which
+    ends when that process does.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None
 
 
 def make_engine(name: str, workers: int | None = None, *, address: str | None = None) -> Engine:

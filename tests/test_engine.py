@@ -1,6 +1,7 @@
 """The engines: order, bounded look-ahead, errors, dead workers, and a cluster that is not ours."""
 
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from pyids import engine as engine_module
 from pyids.data import ingest, open_sources, take_vectors
 from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
 from pyids.errors import ConfigError, DataError, PyidsError
@@ -28,8 +30,10 @@ def ray_engine():
     ray = pytest.importorskip("ray", reason="the package ray is not installed")
     assert not ray.is_initialized()
     with RayEngine(workers=2) as engine:
+        folder = ray._private.worker._global_node.get_temp_dir_path()
         yield engine
     assert not ray.is_initialized()  # it started the cluster, so it stopped it
+    assert not Path(folder).exists()
 
 
 @pytest.fixture(params=["in process", "two processes", "ray"])
@@ -92,6 +96,24 @@ def test_one_worker_is_this_process_and_two_are_others(tmp_path):
     while any(Path(f"/proc/{other}").exists() for other in others):
         assert time.monotonic() < deadline, "the workers outlive their engine"
         time.sleep(0.05)
+
+
+def test_which_cluster_is_joined(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert engine_module._started_cluster() is None
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
+    assert engine_module._started_cluster() == "10.0.0.1:6379"
+
+
+def test_an_address_where_nobody_answers_is_said_at_once(monkeypatch):
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{address}': start it"):
+        make_engine("ray", address=address)
 
 
 def test_a_cluster_that_runs_is_used_and_left_running(ray_engine):

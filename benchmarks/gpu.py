@@ -105,6 +105,7 @@ class Bench:
         self.start = time.monotonic()
         self.copy_tb_s = self.half_tflops = self.tf32_tflops = 0.0
         self.upload_gb_s = 0.0
+        self.wash = torch.empty(0 if dry else 1 << 27, dtype=torch.uint8, device=device)
 
     @property
     def elapsed_s(self) -> float:
@@ -121,17 +122,24 @@ class Bench:
             begin = time.perf_counter()
             function()
             return 1e3 * (time.perf_counter() - begin)
-        once = self._events_ms(function)
+        once = statistics.median(self._events_ms(function, 3))
         repetitions = int(min(50, max(5, target_ms / max(once, 1e-3))))
-        return statistics.median(self._events_ms(function) for _ in range(repetitions))
+        return statistics.median(self._events_ms(function, repetitions))
 
-    def _events_ms(self, function: Callable[[], Any]) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        function()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
+    def _events_ms(self, function: Callable[[], Any], repetitions: int) -> list[float]:
+        events = [
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)
+        ]
+        # The device sleeps while the host queues the first calls, or a short call's time would be
+        # the host's; and the L2 cache is washed out before each.
+        torch.cuda._sleep(20_000_000)
+        for begin, end in events:
+            self.wash.zero_()
+            begin.record()
+            function()
+            end.record()
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) for begin, end in events]
 
     def transient_mb(self, function: Callable[[], Any]) -> float:
         """Memory that a call takes beyond its inputs, at its peak."""
@@ -257,6 +265,9 @@ def bench_pool(bench: Bench, kernels: Any) -> None:
         pool_padded(bench, kernels, hidden, full, "full", MODES)
         pool_padded(bench, kernels, hidden, ragged, "ragged", MODES[:1])
         pool_packed(bench, kernels, hidden, lengths[:, 0])
+        if h in (1024, 32):
+            run = partial(kernels.pool.pool, hidden, full, mode="mean", normalize=True)
+            bench.sweep_launches(bench.records[-1], kernels.pool.LAUNCHES, run)
 
 
 def pool_padded(
@@ -393,6 +404,12 @@ def bench_assign(bench: Bench, kernels: Any) -> None:
             "ours centres each pass",
             partial(assign.prepare_centers, centers, prepared.shift),
         )
+        bench.ours(
+            "assign",
+            shape,
+            "ours, whole call, distances too",
+            partial(assign.assign, x, centers, precision="exact"),
+        )
         assign_anchors(bench, ours, x, centers)
 
 
@@ -476,9 +493,9 @@ def update_shape(bench: Bench, update: Any, n: int, k: int, d: int) -> None:
     scale = update.FixedScale.of(update.largest_values(x), 1.0, n)
     sums = update.Sums.zeros(k, d, bench.device)
 
-    def run() -> None:
+    def run(**launch: Any) -> None:
         sums.zero_()
-        update.add_rows(x, labels, None, scale, sums)
+        update.add_rows(x, labels, None, scale, sums, **launch)
 
     run()
     first = sums.sums.clone()
@@ -495,6 +512,8 @@ def update_shape(bench: Bench, update: Any, n: int, k: int, d: int) -> None:
     ours = bench.ours(
         "update", shape, "ours, all rows, sort included", run, floor_ms=floor, error=error
     )
+    if d in (768, 40):
+        bench.sweep_launches(ours, update.LAUNCHES, run)
     moved = torch.where(
         torch.rand(n, generator=generator, device=bench.device) < 0.05, (labels + 1) % k, labels
     )

@@ -444,7 +444,7 @@ def _rescore_kernel(
         length = tl.load(length_ptr + rows, mask=inside, other=0.0)
         reach = tl.load(limits_ptr)
         tallest = tl.load(limits_ptr + 2)
-        relative = 2.0e-06 + (BLOCK_D + D / BLOCK_D + D * 0.001) * 1.1920929e-07
+        relative = 2.0e-06 + (BLOCK_D + D / BLOCK_D + D * 0.002) * 1.1920929e-07
         bound = (relative * length * reach * unit + 2.4e-07 * tallest) * scale
         bound += 2.9103830e-11 * ROOT_D * (reach * unit + length * scale)
         bound *= 1.01

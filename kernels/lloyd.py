@@ -119,31 +119,29 @@ class _Streamed:
         if cuda:
             self.there = [torch.empty(shape, dtype=source.dtype, device=device) for _ in range(2)]
             self.stream = torch.cuda.Stream(device)
+        # Events: the slot's copy is done, the slot's rows have been used. They outlive a pass.
+        self.copied: list[Any] = [None, None]
+        self.used: list[Any] = [None, None]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the first row's number (within the share) and the rows, on the device."""
         cuda = self.device.type == "cuda"
-        copied: list[Any] = [None, None]
-        used: list[Any] = [None, None]
         for turn, begin in enumerate(range(self.start, self.stop, self.block_rows)):
             n, slot = min(self.block_rows, self.stop - begin), turn % 2
-            if cuda and copied[slot] is not None:
-                copied[slot].synchronize()  # the pinned buffer is free again
+            if cuda and self.copied[slot] is not None:
+                self.copied[slot].synchronize()  # the pinned buffer is free again
             self.source.read(begin, self.host[slot][:n])
             if cuda:
                 work = torch.cuda.current_stream(self.device)
                 with torch.cuda.stream(self.stream):
-                    if used[slot] is not None:
-                        self.stream.wait_event(used[slot])
+                    if self.used[slot] is not None:
+                        self.stream.wait_event(self.used[slot])
                     self.there[slot][:n].copy_(self.host[slot][:n], non_blocking=True)
-                    copied[slot] = self.stream.record_event()
-                work.wait_event(copied[slot])
+                    self.copied[slot] = self.stream.record_event()
+                work.wait_event(self.copied[slot])
             yield begin - self.start, self.there[slot][:n]
             if cuda:
-                used[slot] = torch.cuda.current_stream(self.device).record_event()
-        if cuda:
-            # Whoever reads these buffers next waits for what is under way.
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+                self.used[slot] = torch.cuda.current_stream(self.device).record_event()
 
 
 class Share:

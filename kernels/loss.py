@@ -237,14 +237,21 @@ LAUNCHES: tuple[Launch, ...] = (
     Launch(tiles(T=128, V=128, H=64, flatten=False), num_warps=8, num_stages=3),
 )
 _SMALL = Launch(tiles(T=64, V=64, H=32, flatten=False), num_warps=4, num_stages=3)
+# An interpreted step costs the same whatever it holds.
+_INTERPRETED = Launch(tiles(T=64, V=256, H=128, flatten=False))
 _FLOAT32 = Launch(tiles(T=64, V=64, H=32, flatten=False), num_warps=8, num_stages=3)
 
 
-def launch_for(device: torch.device, dtype: torch.dtype) -> Launch:
-    """Return the tiles for a device and dtype; `make bench-gpu` times the others."""
+def launch_for(device: torch.device, dtype: torch.dtype, plain: bool) -> Launch:
+    """Return the tiles for a device, a dtype and logits that are `plain`: no bias, no soft-cap."""
+    if device.type == "cpu":
+        return _INTERPRETED
     if dtype == torch.float32:
         return _FLOAT32
-    return LAUNCHES[0] if device.type == "cuda" and has_tma(device) else _SMALL
+    if not has_tma(device):
+        return _SMALL
+    # Flattened, what a bias and a soft-cap need does not fit into the registers as well.
+    return LAUNCHES[0] if plain else LAUNCHES[2]
 
 
 def _aligned(matrix: Tensor) -> bool:
@@ -275,7 +282,8 @@ def token_nll(
     if lm_head.dtype != hidden.dtype:
         raise TypeError(f"lm_head is {lm_head.dtype}, hidden {hidden.dtype}: they must be the same")
     (t, h), v = hidden.shape, len(lm_head)
-    launch = launch or launch_for(hidden.device, hidden.dtype)
+    plain = bias is None and softcap is None
+    launch = launch or launch_for(hidden.device, hidden.dtype, plain)
     blocks = launch.blocks
     parts = triton.cdiv(v, PART)
     top, total, logit = hidden.new_empty(3, parts, t, dtype=torch.float32)

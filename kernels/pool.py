@@ -18,12 +18,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import multiprocessors, next_power_of_2
+from .common import Launch, multiprocessors, next_power_of_2
 
 MAX_HIDDEN = 32768
 CHUNK = 256
-_TILE_BYTES = 16384
 _MASK_BLOCK = 8192
+# Bytes of a tile, and how many are under way. The first is what is launched; `make bench-gpu` times
+# them all and prints the order.
+LAUNCHES: tuple[Launch, ...] = (
+    Launch({"TILE_BYTES": 16384, "STAGES": 4}, num_warps=4),
+    Launch({"TILE_BYTES": 16384, "STAGES": 6}, num_warps=4),
+    Launch({"TILE_BYTES": 16384, "STAGES": 4}, num_warps=8),
+    Launch({"TILE_BYTES": 32768, "STAGES": 3}, num_warps=8),
+    Launch({"TILE_BYTES": 8192, "STAGES": 6}, num_warps=4),
+)
 _MODES = ("mean", "weighted_mean", "last_token", "cls")
 
 
@@ -230,22 +238,34 @@ def _pick_kernel(
     _finish(row.to(tl.float32), one, out_ptr, b, H, False, NORMALIZE, BLOCK_H)
 
 
-def pool(hidden: Tensor, attention_mask: Tensor, *, mode: str, normalize: bool) -> Tensor:
+def pool(
+    hidden: Tensor,
+    attention_mask: Tensor,
+    *,
+    mode: str,
+    normalize: bool,
+    launch: Launch = LAUNCHES[0],
+) -> Tensor:
     """Pool padded states (B, T, H) under a mask (B, T) into (B, H) float32."""
     if attention_mask.dtype == torch.bool:
         attention_mask = attention_mask.view(torch.uint8)
     if attention_mask.stride(-1) != 1:
         attention_mask = attention_mask.contiguous()
-    return _launch(hidden, attention_mask, None, mode, normalize)
+    return _launch(hidden, attention_mask, None, mode, normalize, launch)
 
 
 def pool_packed(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, normalize: bool) -> Tensor:
     """Pool packed states (T, H) cut at cu_seqlens (B + 1) into (B, H) float32."""
-    return _launch(hidden[None], None, cu_seqlens.contiguous(), mode, normalize)
+    return _launch(hidden[None], None, cu_seqlens.contiguous(), mode, normalize, LAUNCHES[0])
 
 
 def _launch(
-    hidden: Tensor, mask: Tensor | None, bounds: Tensor | None, mode: str, normalize: bool
+    hidden: Tensor,
+    mask: Tensor | None,
+    bounds: Tensor | None,
+    mode: str,
+    normalize: bool,
+    launch: Launch,
 ) -> Tensor:
     if mode not in _MODES:
         raise ValueError(f"mode={mode!r} is none of {', '.join(_MODES)}")
@@ -281,7 +301,8 @@ def _launch(
             )
             return out
         weighted = mode == "weighted_mean"
-        block_t = max(1, min(32, _TILE_BYTES // (block_h * hidden.element_size())))
+        row_bytes = block_h * hidden.element_size()
+        block_t = max(1, min(32, launch.blocks["TILE_BYTES"] // row_bytes))
         chunks = triton.cdiv(t, CHUNK)
         # Packed sequences have no common length: t is only the bound of the longest.
         split = chunks > 1 and b < 2 * multiprocessors(hidden.device) and b * chunks < 65536
@@ -299,8 +320,8 @@ def _launch(
             SPLIT=split,
             CHUNK=CHUNK,
             BLOCK_T=block_t,
-            STAGES=4,
-            num_warps=4 if block_h <= 2048 else 8,
+            STAGES=launch.blocks["STAGES"],
+            num_warps=launch.num_warps if block_h <= 2048 else 8,
             **shared,
         )
         if split:

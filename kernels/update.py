@@ -19,10 +19,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .assign import distances
-from .common import fixed, multiprocessors, next_power_of_2, power_of_2
+from .common import Launch, fixed, multiprocessors, next_power_of_2, power_of_2
 
-# Rows that one program sums before it adds them to its cluster's sum: one atomic a column.
-CHUNK = 128
+# CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
+# The first is what is launched; `make bench-gpu` times them all and prints the order.
+LAUNCHES: tuple[Launch, ...] = (
+    Launch({"CHUNK": 128, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+    Launch({"CHUNK": 256, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+    Launch({"CHUNK": 128, "BLOCK_N": 8, "BLOCK_D": 256}, num_warps=4),
+    Launch({"CHUNK": 128, "BLOCK_N": 16, "BLOCK_D": 256}, num_warps=8),
+    Launch({"CHUNK": 64, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+)
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,13 @@ def _move_kernel(
 
 
 def add_rows(
-    x: Tensor, labels: Tensor, weights: Tensor | None, scale: FixedScale, sums: Sums
+    x: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    scale: FixedScale,
+    sums: Sums,
+    *,
+    launch: Launch = LAUNCHES[0],
 ) -> None:
     """Add every row of x (N, D) to its cluster's sum; rows labelled -1 to none. No host sync.
 
@@ -195,13 +208,14 @@ def add_rows(
     clusters = torch.arange(k + 1, dtype=ordered.dtype, device=x.device)
     bounds = torch.searchsorted(ordered, clusters)
     first_chunk = torch.zeros(k + 1, dtype=torch.int64, device=x.device)
-    torch.cumsum((bounds.diff() + CHUNK - 1) // CHUNK, 0, out=first_chunk[1:])
+    chunk = launch.blocks["CHUNK"]
+    torch.cumsum((bounds.diff() + chunk - 1) // chunk, 0, out=first_chunk[1:])
     # Not known without asking the device: how many chunks there are. Never more than this.
-    items = triton.cdiv(n, CHUNK) + min(n, k)
+    items = triton.cdiv(n, chunk) + min(n, k)
     owner = torch.searchsorted(
         first_chunk[1:], torch.arange(items, device=x.device), right=True, out_int32=True
     )
-    block_d = min(128, max(16, next_power_of_2(d)))
+    block_d = min(launch.blocks["BLOCK_D"], max(16, next_power_of_2(d)))
     with torch.cuda.device_of(x):
         _add_kernel[(items, triton.cdiv(d, block_d))](
             x,
@@ -218,10 +232,10 @@ def add_rows(
             d,
             x.stride(0),
             WEIGHTED=weights is not None,
-            CHUNK=CHUNK,
-            BLOCK_N=16,
+            CHUNK=chunk,
+            BLOCK_N=launch.blocks["BLOCK_N"],
             BLOCK_D=block_d,
-            num_warps=4,
+            num_warps=launch.num_warps,
         )
 
 

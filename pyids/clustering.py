@@ -14,6 +14,7 @@ columns' largest values, and rounded once (`Extent.scale`).
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -560,7 +561,7 @@ class KMeans:
         Seeds the start. None draws one from the operating system.
     device : {"auto", "cpu", "cuda"}
         ``auto`` is ``cuda`` only where torch is already imported, has a device and the work is
-        large.
+        large, or where ``PYIDS_BACKEND`` is ``triton``; never for the cosine metric.
     n_threads : int or None
         None is one a core.
     max_memory : int or None
@@ -695,6 +696,11 @@ class KMeans:
 
     def _on_cuda(self, work: int) -> bool:
         if self.device == "auto":
+            if self.metric != "euclidean":
+                return False
+            forced = os.environ.get("PYIDS_BACKEND")
+            if forced:  # as in pyids.ops
+                return forced == "triton"
             torch = sys.modules.get("torch")
             return work >= _CUDA_WORTH and torch is not None and torch.cuda.is_available()
         return self.device == "cuda"

@@ -107,7 +107,7 @@ def test_a_row_that_is_not_finite_is_named():
         lloyd.fit([x], centers, max_iter=3, tol=0.0, devices=[DEVICE], memory_bytes=200)
 
 
-def test_the_estimator_runs_on_it():
+def test_the_estimator_runs_on_it(monkeypatch):
     x, centers = mixture(90, 4, 5, seed=8)
     if DEVICE == "cpu" and not lloyd.INTERPRETED:
         pytest.skip("triton was imported without TRITON_INTERPRET=1, and there is no CUDA device")
@@ -115,3 +115,9 @@ def test_the_estimator_runs_on_it():
     here = clustering.KMeans(4, init=centers, n_init=1, device="cpu", max_iter=5).fit(x)
     np.testing.assert_array_equal(there.labels_, here.labels_)
     np.testing.assert_array_equal(there.cluster_centers_, here.cluster_centers_)
+    monkeypatch.setattr(lloyd, "fit", lambda *data, **options: pytest.fail("not asked for"))
+    clustering.KMeans(4, init=centers, n_init=1, max_iter=1).fit(x)
+    monkeypatch.setenv("PYIDS_BACKEND", "triton")
+    clustering.KMeans(4, init=centers, n_init=1, max_iter=1, metric="cosine").fit(x)
+    with pytest.raises(pytest.fail.Exception, match="not asked for"):
+        clustering.KMeans(4, init=centers, n_init=1, max_iter=1).fit(x)

@@ -16,9 +16,16 @@ from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.store import Store
 
-# The workers import the tasks by name; tests have none, so their folder goes on the path.
+# The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
 from engine_tasks import Job, die_at_three, process_id, refuse_three, write_number
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path_of_ray_workers():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield
 
 
 def jobs(folder, n=20):

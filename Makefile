@@ -9,10 +9,11 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu bench-gpu bench-scale clean
+.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
+        bench-sampler bench-methods bench-gpu bench-scale clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,8 +58,15 @@ test-cpp: setup
 test-py: build
 	$(RUN) -m pytest
 
-bench-cpu: build ## k-means and sampler beside faiss, scikit-learn and others (FULL=1: also 500k rows)
-	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full)
+bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k rows too; EMBEDDINGS=x.npy)
+	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full) \
+	  $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
+
+bench-sampler: build ## the sampler beside numpy and torch
+	$(BIN)/python benchmarks/sampler.py
+
+bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
+	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)
 
 bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run)

@@ -22,7 +22,8 @@ def assign(
     threads = _core.resolve_threads(0)
     shards, wide = [np.ascontiguousarray(x)], np.ascontiguousarray(centers, dtype=np.float64)
     scale = _core.FixedScale(np.ones(x.shape[1]), 1.0, len(x))  # its sums are not looked at
-    work = _core.Assigner(shards, None, None, scale, len(centers), threads, sys.maxsize)
+    keep_codes = False  # they pay from the second assignment on
+    work = _core.Assigner(shards, None, None, scale, len(centers), threads, sys.maxsize, keep_codes)
     work.assign(wide)
     labels: NDArray[np.int32] = work.labels
     distances = np.empty(len(x))

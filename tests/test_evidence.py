@@ -46,10 +46,11 @@ def test_weights_stay_when_nothing_was_learnt(pool, tmp_path, caplog, drop, kept
     rng = np.random.default_rng(2)
     with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
         selection.draw()
-        noise = rng.normal(0, 0.1, len(selection.probes()))
+        clusters = selection.clusters_of(selection.probes())
+        noise = rng.normal(0, 0.1, len(clusters))
         noise -= noise.mean()
         base = np.full(len(noise), 3.0)
-        trained = base - drop + noise
+        trained = base - drop * clusters + noise
         columns = {"base_nll": base, "checkpoint_nll": trained}
         selection.tell(Scores(base - trained, columns))
         unchanged = np.array_equal(selection.rounds.weights(1), selection.rounds.weights(0))

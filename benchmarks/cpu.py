@@ -32,6 +32,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-bench"
 PINNED = (
+    "torch==2.13.0",  # fastkmeans needs it; unpinned it would bring a whole CUDA toolkit
     "faiss-cpu==1.15.1",
     "scikit-learn==1.9.1",
     "scikit-learn-intelex==2026.2.0",

@@ -63,7 +63,7 @@ bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k 
 	  $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
 bench-sampler: build ## the sampler beside numpy and torch
-	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/sampler.py --output benchmarks/results/sampler.json
 
 bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
 	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)

@@ -205,6 +205,54 @@ def tell(folder: str, scores: str) -> None:
             selection.finish()
 
 
+_json_option = click.option(
+    "--json", "json_path", type=click.Path(), help="write everything to this file, too"
+)
+
+
+def _write_result(result: Any, json_path: str | None) -> None:
+    from pyids.store import write_json
+
+    if json_path is not None:
+        write_json(Path(json_path), result.as_json())
+    click.echo(result)
+
+
+@cli.command("eval")
+@click.argument("model")
+@click.argument("data", nargs=-1)
+@click.option("--base", help="model under an adapter [default: where the adapter says]")
+@click.option("--by", metavar="COLUMN", help="group rows by it [default: source, if they have it]")
+@click.option("--tasks", metavar="A,B", help="tasks of the LM evaluation harness (extra eval)")
+@click.option("--include-path", type=click.Path(), help="folder of task definitions of your own")
+@click.option(
+    "--apply-chat-template", is_flag=True, help="put tasks' questions into the chat template"
+)
+@click.option("--format", default="auto", help="how a row holds its conversation, as for `run`")
+@click.option("--limit", type=click.IntRange(1), help="only the first rows, of each task too")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(16),
+    default=RunConfig.model_fields["max_tokens"].default,
+    show_default=True,
+    help="longest conversation in tokens",
+)
+@click.option("--device", default="auto", help="auto, cpu or cuda")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+@_json_option
+def evaluate(
+    model: str, data: tuple[str, ...], tasks: str | None, json_path: str | None, **options: Any
+) -> None:
+    """Evaluate MODEL on the held-out rows of DATA, and on tasks of the LM evaluation harness.
+
+    MODEL is a folder, a hub name, an alias, an adapter, or a run folder: its last checkpoint.
+    """
+    from pyids.evaluation import evaluate as evaluate_model
+
+    named = [task.strip() for task in (tasks or "").split(",") if task.strip()]
+    _write_result(evaluate_model(model, data, tasks=named, **options), json_path)
+
+
 @cli.command()
 @click.argument("folder", type=click.Path())
 def verify(folder: str) -> None:

@@ -198,12 +198,29 @@ def load_checkpoint(
     record = read_record(path)
     if record.method == "full":
         return lm.load_model(lm.resolve_model(str(path)), device, dtype)
+    return load_adapter(path, ref, device, dtype)
+
+
+def load_adapter(
+    path: Path | str, ref: lm.ModelRef | str, device: str = "cpu", dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a LoRA adapter, ours or another's, on the model that it was trained from.
+
+    Raises
+    ------
+    ModelError
+        Where the adapter cannot be read, or belongs to another model.
+    """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     model: Any
     model, tokenizer = lm.load_model(ref, device, dtype)
-    with lm.quiet():
-        model = PeftModel.from_pretrained(model, path, is_trainable=False)
+    try:
+        with lm.quiet():
+            model = PeftModel.from_pretrained(model, path, is_trainable=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{path}: the adapter cannot be loaded: {lm.one_line(error)}") from error
     return model.eval(), tokenizer
 
 

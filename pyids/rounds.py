@@ -15,10 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pyids.errors import ModelError
 from pyids.store import Store, atomic_write, load_npy, read_json, save_npy, write_json
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the folder of the last checkpoint that a run has trained.
+
+    Raises
+    ------
+    ModelError
+        It has trained none.
+    """
+    trained = [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
+    if not trained:
+        raise ModelError(f"{folder}: this run has trained no checkpoint")
+    return max(trained, key=lambda path: int(path.parent.name))
 
 
 class Rounds:

@@ -131,8 +131,13 @@ def check_model(config: RunConfig) -> None:
 
 def device(config: RunConfig) -> str:
     """Choose the device of encoder and language model."""
-    if config.device != "auto":
-        return config.device
+    return find_device(config.device)
+
+
+def find_device(name: str) -> str:
+    """Return the device that is meant: for ``auto`` CUDA, where there is one."""
+    if name != "auto":
+        return name
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

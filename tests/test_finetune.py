@@ -33,28 +33,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tiny(smollm2, tmp_path_factory):
-    """A Llama of a few thousand weights with SmolLM2's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = LlamaConfig(
-        vocab_size=len(smollm2[1]),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    with lm.quiet():
-        LlamaForCausalLM(config).save_pretrained(folder)
-        smollm2[1].save_pretrained(folder)
-    return str(folder)
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 

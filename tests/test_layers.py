@@ -13,8 +13,9 @@ PACKAGE = Path(find_spec("pyids").origin).parent
 # the ops stand below everything that uses them.
 LAYERS = (
     {"cli"},
-    {"refine", "static", "evaluate"},
-    {"stages", "report", "export"},
+    {"comparison"},
+    {"refine", "static", "evaluation"},
+    {"stages", "export"},
     {
         "data",
         "encoders",
@@ -34,7 +35,7 @@ LAYERS = (
     {"chat", "lm", "batching", "store", "engine", "endpoint"},
     {"sampling", "greedy", "ops", "torch_ops", "core_ops", "triton_ops"},
     {"config"},
-    {"formats", "records", "reference", "errors", "_core", "kernels"},
+    {"formats", "records", "reference", "errors", "tables", "_core", "kernels"},
 )
 HEAVY = [
     "torch",

@@ -63,6 +63,7 @@ def _parse_clusters(value: object) -> object:
 
 
 LongText: TypeAlias = Literal["truncate", "chunk"]
+Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
 
@@ -158,6 +159,9 @@ class RunConfig(BaseModel):
     threads: int | None = _option("Machine", "threads (default: every core)", None, ge=1)
     device: str = _option(
         "Machine", "auto, cpu or cuda", "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+    dtype: Dtype = _option(
+        "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
     output: str | None = _option("Output", "run folder (default: runs/<name of the data>)", None)

@@ -219,6 +219,7 @@ class Selection:
             resolve_model(self.config.round_model),
             checkpoint.path,
             device=stages.device(self.config),
+            dtype=self.config.dtype,
         )
         return scoring.score(
             self.config.scorer,
@@ -382,4 +383,5 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "lora_rank": config.lora_rank,
         "seed": config.seed,
         "device": stages.device(config),
+        "dtype": config.dtype,
     }

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids import data
-from pyids.config import LongText, RunConfig, load_config, make_config
+from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError
 from pyids.store import (
@@ -161,14 +161,15 @@ def plan(config: RunConfig) -> str:
         )
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
-    vectors = config.embeddings or f"{config.encoder} on {device(config)}"
+    models = f"on {device(config)} in {config.dtype}"
+    vectors = config.embeddings or f"{config.encoder} {models}"
     return "\n".join(
         [
             describe(intake),
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
             f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})",
-            f"train     {config.round_model} on {device(config)}, {config.tuning}, {config.epochs} "
+            f"train     {config.round_model} {models}, {config.tuning}, {config.epochs} "
             "epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
             f"weights by the rule {config.weight_rule!r}",
@@ -232,6 +233,7 @@ class _EmbedTask:
     max_tokens: int | None
     long_text: LongText
     device: str
+    dtype: Dtype
     threads: int | None
     made_from: dict[str, Any]
 
@@ -250,6 +252,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             max_tokens=config.encoder_tokens,
             long_text=config.long_text,
             device=device(config),
+            dtype=config.dtype,
             threads=config.threads,
             made_from={
                 "rows": store.fingerprint(shard),
@@ -257,6 +260,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
                 "revision": revision,
                 "max_tokens": config.encoder_tokens,
                 "long_text": config.long_text,
+                "dtype": config.dtype,
             },
         )
         for shard in store.shards
@@ -276,7 +280,7 @@ def _embed_shard(task: _EmbedTask) -> int:
     from pyids.chat import text_of
 
     texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
-    encoder = find_encoder(task.encoder, task.max_tokens, task.long_text, task.device)
+    encoder = find_encoder(task.encoder, task.max_tokens, task.long_text, task.device, task.dtype)
     if task.threads is not None:
         import torch
 
@@ -287,12 +291,18 @@ def _embed_shard(task: _EmbedTask) -> int:
 
 @lru_cache(maxsize=1)
 def find_encoder(
-    name: str, max_tokens: int | None = None, long_text: LongText = "truncate", device: str = "cpu"
+    name: str,
+    max_tokens: int | None = None,
+    long_text: LongText = "truncate",
+    device: str = "cpu",
+    dtype: Dtype = "float32",
 ) -> Encoder:
     """Find an encoder, once a process; its weights are loaded with the first text."""
     from pyids.encoders import load_encoder
 
-    return load_encoder(name, max_tokens=max_tokens, long_text=long_text, device=device)
+    return load_encoder(
+        name, max_tokens=max_tokens, long_text=long_text, device=device, dtype=dtype
+    )
 
 
 def cluster(store: Store, config: RunConfig) -> None:
@@ -405,7 +415,10 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
         from pyids.reward import RewardModel
 
         return RewardModel(
-            resolve_model(config.reward_model), config.max_tokens, device=device(config)
+            resolve_model(config.reward_model),
+            config.max_tokens,
+            device=device(config),
+            dtype=config.dtype,
         )
     if config.scorer == "judge" and config.judge_url and config.judge_model:
         from pyids.endpoint import Endpoint

@@ -1,0 +1,80 @@
+"""From the configuration to what the stages do: the arithmetic of the models."""
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+import pytest
+
+import pyids
+from pyids import lm, scoring, stages
+from pyids.config import make_config
+from pyids.errors import ConfigError
+from pyids.refine import training_options
+
+pytest.importorskip("torch", reason="needs the train extra")
+
+ROWS = [
+    {"prompt": f"What is {n} and {n}?", "completion": f"The quizzical {2 * n}."} for n in range(6)
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "pool.jsonl").write_bytes(b"\n".join(map(orjson.dumps, ROWS)))
+
+    def make(**options):
+        given = {"output": str(tmp_path / options.get("dtype", "float32")), **options}
+        return make_config(
+            data=str(tmp_path / "pool.jsonl"), budget=3, rounds=1, clusters=1, probes=2, **given
+        )
+
+    return make
+
+
+def test_half_precision_keeps_the_vectors_and_is_another_embedding(config):
+    vectors = {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        with stages.prepare(config(dtype=dtype), until="embed") as store:
+            [shard] = store.embeddings()
+            vectors[dtype] = shard.astype(np.float64)
+            made_from = orjson.loads(
+                store.artefact("embeddings", store.shards[0], ".json").read_bytes()
+            )
+            assert made_from["made_from"]["dtype"] == dtype
+    for dtype in ("bfloat16", "float16"):
+        assert (vectors[dtype] != vectors["float32"]).any()
+        products = (vectors[dtype] * vectors["float32"]).sum(1)
+        lengths = [np.linalg.norm(vectors[name], axis=1) for name in (dtype, "float32")]
+        assert (products / np.prod(lengths, axis=0)).min() >= 0.9999
+    with pytest.raises(ConfigError, match='dtype was "float32", now "bfloat16"'):
+        stages.prepare(config(dtype="bfloat16", output=config().output))
+
+
+def test_the_plan_names_the_arithmetic(config):
+    plan = stages.plan(config(dtype="bfloat16", device="cpu"))
+    assert "vectors   all-MiniLM-L6-v2 on cpu in bfloat16" in plan
+    assert "train     smollm2-135m-instruct on cpu in bfloat16" in plan
+
+
+@pytest.mark.slow
+def test_a_round_in_bfloat16(config, smollm2, tmp_path):
+    """Trained, scored and recorded in bfloat16; what was learnt holds in float32 too."""
+    half = config(dtype="bfloat16", device="cpu", learning_rate=1e-3, epochs=2, batch_size=1)
+    assert training_options(half)["dtype"] == "bfloat16"
+    pyids.run(half)
+    run = tmp_path / "bfloat16"
+    assert orjson.loads((run / "manifest.json").read_bytes())["config"]["dtype"] == "bfloat16"
+    told = pq.read_table(run / "rounds" / "1" / "scores.parquet").to_pydict()
+    with pyids.Selection.open(run) as selection:
+        rows = selection.conversations(np.array(told["row_id"]))
+        checkpoint = selection.rounds.path(0, "checkpoint")
+    exact, _ = scoring.response_nll(*smollm2, rows)
+    rounded, _ = scoring.response_nll(
+        *lm.load_model("smollm2-135m-instruct", "cpu", "bfloat16"), rows
+    )
+    np.testing.assert_allclose(told["base_nll"], rounded, atol=1e-3)
+    assert np.abs(exact - rounded).max() > 2e-3
+    learnt, _ = scoring.response_nll(
+        *scoring.finetune.load_checkpoint(checkpoint, "smollm2-135m-instruct"), rows
+    )
+    assert learnt.mean() < exact.mean() - 0.5

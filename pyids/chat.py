@@ -7,13 +7,14 @@ never system, user or tool turns, nor the template's own headers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids.errors import ModelError
+from pyids.formats import Turns, tools_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,6 @@ def encode(
     messages: Conversation,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int | None = None,
-    tools: Sequence[Any] | None = None,
 ) -> Encoded:
     """Render a conversation with the model's chat template and find the assistant's tokens.
 
@@ -67,13 +67,12 @@ def encode(
     Parameters
     ----------
     messages
-        Turns with ``role`` and ``content``; content is text, or a list of text parts.
+        Turns with ``role`` and ``content``; content is text, or a list of text parts. The tools of
+        `pyids.formats.Turns` are handed to the template.
     tokenizer
         A fast tokenizer (one that knows character offsets).
     max_tokens
         See `truncate`; None keeps everything.
-    tools
-        JSON schemas, handed to the template.
 
     Raises
     ------
@@ -86,9 +85,10 @@ def encode(
             "response masks need; choose a model with a tokenizer.json"
         )
     turns = [_plain(message) for message in messages]
+    tools = tools_of(messages) or None
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several templates under names
-        template = tokenizer.get_chat_template(tools=list(tools) if tools else None)
+        template = tokenizer.get_chat_template(tools=tools)
     if template and _GENERATION.search(template):
         encoded = _encode_marked(turns, tokenizer, tools)
     else:
@@ -97,10 +97,7 @@ def encode(
 
 
 def encode_prompt(
-    messages: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    tools: Sequence[Any] | None = None,
+    messages: Conversation, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> NDArray[np.int64]:
     """Render what a model sees before it answers; too long a prompt is cut on its left.
 
@@ -112,13 +109,18 @@ def encode_prompt(
     text = _apply(
         tokenizer,
         [_plain(message) for message in messages],
-        tools,
+        tools_of(messages) or None,
         chat_template=template if isinstance(template, str) else None,
         tokenize=False,
         add_generation_prompt=True,
     )
     ids = tokenizer(text, add_special_tokens=template is PLAIN_TEMPLATE)["input_ids"]
     return np.asarray(ids, np.int64)[-max_tokens:]
+
+
+def retell(messages: Conversation, turns: Iterable[Message]) -> Conversation:
+    """Return a conversation of other turns that offers the tools of `messages`."""
+    return Turns([dict(turn) for turn in turns], tools_of(messages))
 
 
 def truncate(encoded: Encoded, max_tokens: int) -> Encoded:
@@ -164,9 +166,7 @@ def _plain(message: Message) -> dict[str, Any]:
 
 
 def _encode_marked(
-    turns: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    tools: Sequence[Any] | None,
+    turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None
 ) -> Encoded:
     out: Any = _apply(
         tokenizer, turns, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -180,7 +180,7 @@ def _encode_compared(
     turns: list[dict[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    tools: Sequence[Any] | None,
+    tools: list[Any] | None,
 ) -> Encoded:
     def render(messages: list[dict[str, Any]]) -> str:
         return str(_apply(tokenizer, messages, tools, chat_template=template, tokenize=False))
@@ -246,13 +246,13 @@ def _common_suffix(a: str, b: str) -> int:
 def _apply(
     tokenizer: PreTrainedTokenizerBase,
     turns: list[dict[str, Any]],
-    tools: Sequence[Any] | None,
+    tools: list[Any] | None,
     **options: Any,
 ) -> Any:
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(turns, tools=list(tools) if tools else None, **options)
+        return tokenizer.apply_chat_template(turns, tools=tools, **options)
     except (TemplateError, TypeError, KeyError) as error:
         roles = " ".join(str(turn.get("role")) for turn in turns)
         raise ModelError(

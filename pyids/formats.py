@@ -11,18 +11,25 @@ else a turn of the format ``messages`` carries (``tool_calls``, ``name``) stays 
 | ``prompt/completion`` | two columns, each a text or a list of turns |
 
 Any pair of columns is a format of the last kind: ``question/answer``, ``prompt/response``.
+
+Beside any of them a column ``tools`` may hold what the row offers the assistant to call: a list of
+objects, or that list as JSON text.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import xxhash
 
+from pyids import records
+
 Message = dict[str, Any]
+Tool = dict[str, Any]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _ROLES = {role: role for role in ROLES}
@@ -48,6 +55,25 @@ class BadRow(ValueError):
 
 class UnusableRow(ValueError):
     """The row is of its format, but nothing can be learnt from it: why."""
+
+
+class Turns(list[Message]):
+    """The turns of a row that offers tools; wherever there are none, a plain list does as well.
+
+    Attributes
+    ----------
+    tools
+        What the assistant may call, as the chat template is given it.
+    """
+
+    def __init__(self, turns: Iterable[Message], tools: Sequence[Tool]) -> None:
+        super().__init__(turns)
+        self.tools = list(tools)
+
+
+def tools_of(turns: Iterable[Mapping[str, Any]]) -> list[Tool]:
+    """Return the tools that a conversation offers, often none."""
+    return turns.tools if isinstance(turns, Turns) else []
 
 
 def detect_format(record: Mapping[str, Any]) -> str | None:
@@ -98,7 +124,7 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
     -------
     list of dict
         Turns with ``role`` and ``content``; at least one turn of the assistant says something, and
-        at least one of somebody else.
+        at least one of somebody else. `Turns` where the row offers tools.
 
     Raises
     ------
@@ -128,7 +154,23 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
         messages = _system(record) + _side(record, prompt, "user")
         messages += _side(record, completion, "assistant")
     _check(messages)
-    return messages
+    tools = _read_tools(record)
+    return Turns(messages, tools) if tools else messages
+
+
+def _read_tools(record: Mapping[str, Any]) -> list[Tool]:
+    given = tools = record.get("tools")
+    if isinstance(tools, str):
+        with contextlib.suppress(ValueError):  # what is no JSON stays a text, and is named below
+            tools = records.parse(tools.encode()) if tools.strip() else None
+    if not tools:
+        return []
+    if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+        return tools
+    raise BadRow(
+        f"column 'tools' is {_kind(given)}: make it a list of objects or that list as JSON text, "
+        "or rename it"
+    )
 
 
 def _turns(
@@ -275,7 +317,7 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def digest(messages: Iterable[Message], tools: object = None) -> bytes:
+def digest(messages: Iterable[Message]) -> bytes:
     """xxh3-128 of a conversation's normalised text: equal digests mean an exact repeat.
 
     Roles, contents (`normalise`), tool calls and the tools offered count; other columns do not.
@@ -291,7 +333,7 @@ def digest(messages: Iterable[Message], tools: object = None) -> bytes:
         parts.append(f"{message['role']}\x1f{normalise(message['content'])}")
         if "tool_calls" in message:
             parts.append("\x1f" + _canonical(message["tool_calls"]))
-    if tools:
+    if tools := tools_of(messages):
         parts.append("\x1f\x1f" + _canonical(tools))
     try:
         return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
@@ -300,4 +342,4 @@ def digest(messages: Iterable[Message], tools: object = None) -> bytes:
 
 
 def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

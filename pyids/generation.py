@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyids.batching import Progress, batches_by_length
-from pyids.chat import Conversation, encode_prompt
+from pyids.chat import Conversation, encode_prompt, retell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ def split_last(messages: Conversation) -> tuple[Conversation, str] | None:
     """Return the turns before the last assistant turn, and its text; None without such a turn."""
     for i in range(len(messages) - 1, 0, -1):
         if messages[i]["role"] == "assistant":
-            return messages[:i], str(messages[i].get("content") or "")
+            return retell(messages, messages[:i]), str(messages[i].get("content") or "")
     return None
 
 

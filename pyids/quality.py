@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids.errors import ConfigError, DataError, ModelError
+from pyids.formats import tools_of
 
 if TYPE_CHECKING:
     from pyids.chat import Conversation, Encoded
@@ -490,9 +491,9 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
 
 
 def content_hash(row: Conversation) -> int:
-    """128 bits of the roles and contents of a conversation."""
-    content = [[m["role"], m.get("content")] for m in row]
-    return xxhash.xxh3_128_intdigest(orjson.dumps(content))
+    """128 bits of all that a signal may see of a conversation."""
+    turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
+    return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 
 @dataclass

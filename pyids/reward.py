@@ -13,6 +13,7 @@ from pyids import lm
 from pyids.batching import Progress, batches_by_length
 from pyids.chat import Conversation, text_of
 from pyids.errors import ModelError
+from pyids.formats import tools_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class RewardModel:
     def _tokenize(self, tokenizer: Any, messages: Conversation) -> dict[str, list[int]]:
         limit = {"truncation": True, "max_length": self.max_tokens}
         if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False)
+            tools = tools_of(messages) or None
+            text = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
             return dict(tokenizer(text, add_special_tokens=False, **limit))
         return dict(tokenizer(text_of(messages[:-1]), text_of(messages[-1:]), **limit))

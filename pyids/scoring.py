@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyids import finetune, lm, ops
 from pyids.batching import Progress, batches_by_length, default_batch_tokens
-from pyids.chat import Conversation, Encoded, encode
+from pyids.chat import Conversation, Encoded, encode, retell
 from pyids.errors import ConfigError
 from pyids.generation import generate, split_last
 from pyids.gradients import row_gradients
@@ -322,7 +322,7 @@ class Probes:
                 )
             )
         return [
-            [*split[0], {"role": "assistant", "content": next(texts)}] if split else messages
+            _answered(split[0], next(texts)) if split else messages
             for split, messages in zip(splits, self.rows, strict=True)
         ]
 
@@ -330,7 +330,7 @@ class Probes:
     def references(self) -> list[Conversation]:
         """Each row up to its last assistant turn."""
         return [
-            [*split[0], {"role": "assistant", "content": split[1]}] if split else messages
+            _answered(*split) if split else messages
             for messages in self.rows
             for split in [split_last(messages)]
         ]
@@ -361,6 +361,10 @@ class Probes:
             device=self.models.device,
             progress=self.options.progress,
         )[0]
+
+
+def _answered(prompt: Conversation, answer: str) -> Conversation:
+    return retell(prompt, [*prompt, {"role": "assistant", "content": answer}])
 
 
 def score(

@@ -4,11 +4,14 @@ The templates are written for these tests: the control tokens and the order of t
 own words.
 """
 
+import copy
+
 import numpy as np
 import pytest
 
-from pyids.chat import Encoded, encode, text_of, truncate
+from pyids.chat import Encoded, encode, encode_prompt, retell, text_of, truncate
 from pyids.errors import ModelError
+from pyids.formats import Turns
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -196,6 +199,26 @@ def test_a_template_that_wants_a_call_before_a_tools_result(tokenizers):
         "It rains.</s>",
         "Welcome.</s>",
     ]
+
+
+def test_tools_are_the_templates_to_render(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["chatml"])
+    shown = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    offered = Turns(TURNS, tools)
+    header = '<|im_start|>system\n[{"type": "function", "function": {"name": "weather"}}]<|im_end|>'
+    for template in (CHATML, CHATML_MARKED):
+        for tokenizer.chat_template in (
+            shown + template,
+            {"default": template, "tool_use": shown + template},
+        ):
+            encoded = encode(offered, tokenizer)
+            assert tokenizer.decode(encoded.input_ids).startswith(header)
+            answers = ["Paris<|im_end|>", "Rome, of course.<|im_end|>"]
+            assert segments(encoded, tokenizer) == answers
+            assert "weather" not in tokenizer.decode(encode(TURNS, tokenizer).input_ids)
+            prompt = encode_prompt(retell(offered, offered[:2]), tokenizer, 1000)
+            assert "weather" in tokenizer.decode(prompt)
 
 
 @pytest.mark.parametrize(

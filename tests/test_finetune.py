@@ -1,14 +1,18 @@
 """Fine-tuning: what is learnt, the loss of a step, the same bits twice, what is on disk."""
 
+import json
 import logging
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pyids import chat, finetune, lm, scoring
+from pyids.data import ingest, open_sources
 from pyids.errors import ModelError
+from pyids.store import Store
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -129,6 +133,47 @@ def test_rows_without_a_response_are_left_out(tiny, tmp_path):
     with pytest.raises(ModelError, match="none of the 1 rows has a response token"):
         finetune.finetune(tiny, rows[1:2], output_dir=tmp_path / "y")
     assert not (tmp_path / "y").exists()
+
+
+def test_the_tools_of_a_row_are_trained_and_scored_with(tiny, tmp_path):
+    """From the column of the pool, as a list or as text, to the tokens that the model sees."""
+    tokenizer = lm.load_tokenizer(tiny)
+    tokenizer.chat_template = (
+        "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] }}<|im_end|>{% endfor %}"
+    )
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    tools = [{"type": "function", "function": {"name": "count_quizzical_birds"}}]
+    rows = [
+        {"messages": messages, **offered}
+        for messages, offered in zip(
+            ROWS, [{}, {"tools": tools}, {"tools": json.dumps(tools)}, {}, {}], strict=True
+        )
+    ]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with Store.open(tmp_path / "run") as store:
+        ingest(store, open_sources([str(tmp_path / "pool.jsonl")]))
+        conversations = [row.messages for row in store.read_rows(range(len(rows)))]
+    ids = [
+        tokenizer.apply_chat_template(messages, tools=offered, return_dict=False)
+        for messages, offered in zip(ROWS, [None, tools, tools, None, None], strict=True)
+    ]
+    record = finetune.finetune(str(folder), conversations, output_dir=tmp_path / "x")
+    assert record.tokens == sum(map(len, ids))
+
+    models = scoring.Models(lm.resolve_model(str(folder)), record.path)
+    bare = [list(messages) for messages in conversations]
+    clusters = np.arange(len(rows), dtype=np.int32)
+    for scorer in ("learnability", "perplexity"):
+        options = scoring.ScoringOptions(max_new_tokens=4)
+        with_tools = scoring.score(scorer, models, conversations, clusters, options)
+        without = scoring.score(scorer, models, bare, clusters, options)
+        for column in with_tools.columns:
+            changed = np.abs(with_tools.columns[column] - without.columns[column]) > 1e-4
+            assert changed.tolist() == [False, True, True, False, False], column
 
 
 def test_a_loss_that_is_not_finite_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):

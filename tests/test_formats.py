@@ -18,6 +18,7 @@ from pyids.formats import (
     digest,
     normalise,
     to_messages,
+    tools_of,
 )
 
 
@@ -66,6 +67,33 @@ def test_alpaca_joins_the_input_and_keeps_the_history():
     )
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_tools_belong_to_the_conversation_as_a_list_or_as_text(format):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]
+    bare = to_messages(SAME[format], format)
+    assert tools_of(bare) == []
+    digests = {digest(bare)}
+    for column in (tools, json.dumps(tools), json.dumps(tools, indent=1)):
+        found = to_messages({**SAME[format], "tools": column}, format)
+        assert tools_of(found) == tools
+        assert found == bare
+        digests.add(digest(found))
+    assert len(digests) == 2
+    for nothing in (None, [], "", " ", "[]", "null"):
+        assert tools_of(to_messages({**SAME[format], "tools": nothing}, format)) == []
+
+
+@pytest.mark.parametrize("tools", ["hammer, saw", '{"name": "f"}', ["f"], {"name": "f"}, 7])
+def test_tools_that_no_template_could_render_are_named(tools):
+    with pytest.raises(BadRow, match=r"column 'tools' is .*: make it a list of objects or that"):
+        to_messages({**SAME["messages"], "tools": tools}, "messages")
+
+
+def test_half_a_surrogate_pair_in_tools_is_unusable():
+    with pytest.raises(UnusableRow, match="surrogate"):
+        digest(to_messages({**SAME["messages"], "tools": [{"name": "\ud800"}]}, "messages"))
+
+
 def test_tool_calls_stay_and_stand_for_a_response():
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
     record = {"messages": [*turns(ASK), call, {"role": "tool", "content": "4", "name": None}]}
@@ -75,7 +103,6 @@ def test_tool_calls_stay_and_stand_for_a_response():
     other = copy.deepcopy(record)
     other["messages"][1]["tool_calls"][0]["function"]["name"] = "g"
     assert digest(found) != digest(to_messages(other, "messages"))
-    assert digest(found) != digest(found, tools=[{"name": "f"}])
     spoken = {
         "conversations": [
             {"from": "human", "value": "2 + 2?"},
@@ -186,7 +213,7 @@ def test_any_row_gives_a_conversation_or_says_why_not(record, format):
     before = json.dumps(record)
     try:
         messages = to_messages(record, format)
-        digest(messages, record.get("tools"))
+        digest(messages)
     except (BadRow, UnusableRow) as error:
         assert 0 < len(str(error)) < 800 and str(error).isprintable()  # noqa: PT017, PT018
     else:

@@ -7,6 +7,7 @@ import pytest
 
 from pyids import chat, quality
 from pyids.errors import ConfigError, DataError
+from pyids.formats import Turns
 from pyids.quality import (
     Classifier,
     Deita,
@@ -15,6 +16,7 @@ from pyids.quality import (
     Perplexity,
     Reward,
     check_quality,
+    content_hash,
     histogram,
     log_weights,
     make_signal,
@@ -82,6 +84,14 @@ def naive_nll(folder, ids, mask):
     log_p = causal_logits(folder, ids).log_softmax(-1)
     nll = -log_p[np.arange(len(ids) - 1), ids[1:]].numpy()
     return nll[mask[1:]].mean()
+
+
+def test_the_memory_knows_all_that_a_signal_sees():
+    call = [*talk("Weather?"), {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
+    other = [*talk("Weather?"), {"role": "assistant", "content": "", "tool_calls": [{"name": "g"}]}]
+    offers = [Turns(call, [{"name": name}]) for name in "fg"]
+    assert len({content_hash(row) for row in (call, other, *offers)}) == 4
+    assert content_hash(Turns(call, [])) == content_hash(call)
 
 
 def test_length_counts_what_the_assistant_wrote():

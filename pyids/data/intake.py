@@ -36,7 +36,7 @@ BYTES_BEFORE_DOUBLING = 64 << 30
 MAX_ERRORS = 20
 
 # To be raised when the same input would be read differently.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 _SCHEMA = pa.schema(
     [
@@ -304,7 +304,7 @@ def read_split(task: _Task) -> dict[str, Any]:
             else:
                 key = problem = None
                 try:
-                    key = digest(to_messages(record, format), record.get("tools"))
+                    key = digest(to_messages(record, format))
                 except BadRow as error:
                     problems.append((line, str(error)))
                 except UnusableRow as error:

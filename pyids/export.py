@@ -20,6 +20,7 @@ selection is the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from pyids import records
 from pyids.errors import ConfigError, DataError
-from pyids.formats import Message
+from pyids.formats import Message, tools_of
 from pyids.store import Row, Store, atomic_write
 
 PREFIX = "_pyids_"
@@ -132,37 +133,53 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
 
 
 def push_to_hub(path: Path | str, repository: str, *, private: bool = True) -> str:
-    """Upload an exported ``.jsonl`` or ``.parquet`` as a data set, with the user's own credentials.
+    """Upload exported rows as a data set, byte for byte, with the user's own credentials.
+
+    They are those of ``hf auth login``, or HF_TOKEN; HF_ENDPOINT names another hub.
 
     Parameters
     ----------
     path : path
-        What `export` wrote.
+        What `export` wrote; of a trainer's folder the rows alone, for its stanza names local paths.
     repository : str
-        ``owner/name``.
+        ``owner/name``; made if it does not exist.
     private : bool, default True
-        Whether only its owner sees it.
+        Whether a repository that is made is seen by its owner alone.
 
     Returns
     -------
     str
         Its address.
+
+    Raises
+    ------
+    ConfigError
+        The hub refuses, or cannot be reached.
     """
     try:
-        import datasets
+        from huggingface_hub import HfApi, get_token
     except ImportError:
-        raise ConfigError("push_to_hub needs the package datasets: pip install datasets") from None
-    kind = "parquet" if Path(path).suffix == ".parquet" else "json"
+        raise ConfigError(
+            "push_to_hub needs the package huggingface-hub: pip install huggingface-hub"
+        ) from None
+    path = Path(path)
+    rows = path / "selected.jsonl" if path.is_dir() else path
+    hub = HfApi()
     try:
-        dataset = datasets.load_dataset(kind, data_files=str(path), split="train")
-        dataset.push_to_hub(repository, private=private)
-    except (OSError, ValueError) as error:
+        address = hub.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        hub.upload_file(
+            path_or_fileobj=rows, path_in_repo=rows.name, repo_id=repository, repo_type="dataset"
+        )
+    except Exception as error:  # noqa: BLE001  the transport has no one error class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # A hub, or a proxy before it, may repeat what it was sent: neither shown nor chained.
+        if token := get_token():
+            reason = reason.replace(token, "[token]")
         raise ConfigError(
             f"{repository}: the hub did not take it ({reason}): check the name, the network and "
             "`hf auth login`"
         ) from None
-    return f"https://huggingface.co/datasets/{repository}"
+    return str(address)
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -210,9 +227,14 @@ def _conversations(store: Store, selected: Selected) -> Iterator[bytes]:
         yield orjson.dumps({"messages": row.messages, **_tools(row), f"{PREFIX}id": row.row_id})
 
 
-def _tools(row: Row) -> dict[str, Any]:
-    tools = row.record.get("tools")
-    return {"tools": tools} if tools else {}
+def _tools(row: Row) -> dict[str, str]:
+    """Give the tools as JSON text, which all trainers read.
+
+    A table would give every tool the columns of all others, and refuse those of one name and two
+    types.
+    """
+    tools = tools_of(row.messages)
+    return {"tools": _as_text(tools)} if tools else {}
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -295,14 +317,9 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
 
     def rows() -> Iterator[bytes]:
         for row in store.read_rows(selected.row_ids):
-            tools = row.record.get("tools") or ""
-            yield orjson.dumps(
-                {
-                    "messages": [_with_call_as_text(turn) for turn in row.messages],
-                    "tools": tools if isinstance(tools, str) else _as_text(tools),
-                    f"{PREFIX}id": row.row_id,
-                }
-            )
+            messages = [_with_call_as_text(turn) for turn in row.messages]
+            whole = {"messages": messages, "tools": "", **_tools(row), f"{PREFIX}id": row.row_id}
+            yield orjson.dumps(whole)
 
     _write_lines(folder / "selected.jsonl", rows())
     stanza = {
@@ -328,7 +345,11 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
 def _with_call_as_text(turn: Message) -> Message:
     if not turn.get("tool_calls"):
         return {"role": turn["role"], "content": turn["content"]}
-    calls = [call.get("function", call) for call in turn["tool_calls"]]
+    calls = [dict(call.get("function", call)) for call in turn["tool_calls"]]
+    for call in calls:
+        if isinstance(call.get("arguments"), str):  # as the OpenAI API gives them
+            with contextlib.suppress(ValueError):
+                call["arguments"] = records.parse(call["arguments"].encode())
     return {"role": "function_call", "content": _as_text(calls)}
 
 

@@ -12,7 +12,7 @@ import yaml
 from pyids import records
 from pyids.data import ingest, open_sources
 from pyids.errors import ConfigError, DataError
-from pyids.export import FORMATS, Selected, export, push_to_hub
+from pyids.export import FORMATS, Selected, export
 from pyids.store import Store
 
 RAWS = [
@@ -201,26 +201,9 @@ def test_trainers_get_messages_and_a_stanza_that_finds_them(format, stanza, stor
         assert call[role] == tags["function_tag"]
         assert json.loads(call[content]) == [{"name": "f", "arguments": {"x": 1}}]
     else:
-        assert rows[2]["tools"][0]["function"]["name"] == "f"
+        assert "tools" not in rows[0]
+        assert json.loads(rows[2]["tools"])[0]["function"]["name"] == "f"
         assert call["tool_calls"][0]["function"]["name"] == "f"
-
-
-def test_pushing_sends_the_export_and_reports_refusal(stored, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-    path = export(stored(ALPACA), some(40), tmp_path / "selected.jsonl")
-    sent = []
-
-    def push(self, repository, private):
-        sent.append((repository, private, self.num_rows, self[0]["_pyids_id"]))
-        if repository == "no/access":
-            raise OSError("401 Unauthorized\nlong story")
-
-    monkeypatch.setattr(datasets.Dataset, "push_to_hub", push)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    assert push_to_hub(path, "me/mine").endswith("/datasets/me/mine")
-    assert sent == [("me/mine", True, 40, 0)]
-    with pytest.raises(ConfigError, match=r"no/access: .*\(401 Unauthorized\): check the name"):
-        push_to_hub(path, "no/access")
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -241,54 +224,3 @@ def test_compacting_touches_nothing_inside_texts():
     raw = json.dumps({"a b": 'x \\" y\n', "n": [1, {}]}, indent=3).encode()
     assert b"\n" not in records.compact(raw)
     assert orjson.loads(records.compact(raw)) == orjson.loads(raw)
-
-
-# ---- TRL -----------------------------------------------------------------------------------------
-
-MARKED_CHATML = (
-    "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n"
-    "{% if turn['role'] == 'assistant' %}{% generation %}{{ turn['content'] }}<|im_end|>"
-    "{% endgeneration %}{% else %}{{ turn['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
-)
-
-
-@pytest.mark.slow
-def test_trl_trains_on_the_export_and_only_on_the_responses(stored, tmp_path):
-    trl = pytest.importorskip("trl", reason="the package trl is not installed")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-    from trl.scripts.utils import get_dataset
-
-    folder = export(stored(ALPACA), some(8), tmp_path / "out", "trl")
-    parser = trl.TrlParser([trl.DatasetMixtureConfig, trl.SFTConfig])
-    options = {"config": folder / "sft.yaml", "output_dir": tmp_path / "model"}
-    options |= {"report_to": "none", "use_cpu": True, "bf16": False}
-    mixture, config = parser.parse_args_and_config(
-        [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    )
-    rows = get_dataset(mixture)["train"]
-    assert rows.num_rows == 8
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet)
-    bpe.train_from_iterator(["done do"], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>"
-    )
-    tokenizer.chat_template = MARKED_CHATML
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8,
-            num_hidden_layers=1, num_attention_heads=1,
-        )
-    )  # fmt: skip
-    sft = trl.SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
-    batch = next(iter(sft.get_train_dataloader()))
-    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        trained = tokenizer.decode(ids[labels != -100])
-        asked = tokenizer.decode(ids).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
-        assert trained == f"{asked.replace('do', 'done')}<|im_end|>"

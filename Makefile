@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
-        bench-sampler bench-methods bench-gpu bench-scale clean
+        bench-sampler bench-methods bench-encoders bench-gpu bench-scale clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-sampler: build ## the sampler beside numpy and torch
 
 bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
 	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)
+
+bench-encoders: build ## rows a second of the encoders beside sentence-transformers and wordllama on POOL=x.jsonl
+	$(BIN)/python -P benchmarks/encoders.py $(POOL)
 
 bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run)

@@ -4,6 +4,7 @@ import gzip
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import orjson
@@ -166,6 +167,13 @@ def test_verify_notices_a_changed_byte(pool, tmp_path):
     result = invoke("verify", tmp_path / "run")
     assert result.exit_code == 1
     assert "selected.jsonl: the content has changed" in result.output
+
+
+def test_the_version_is_that_of_the_package():
+    import pyids
+
+    assert pyids.__version__ == version("pyids-select")
+    assert invoke("--version").output == f"pyids, version {pyids.__version__}\n"
 
 
 def test_help_is_quick():

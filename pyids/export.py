@@ -21,11 +21,11 @@ selection is the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -36,6 +36,9 @@ from pyids import records
 from pyids.errors import ConfigError, DataError
 from pyids.formats import Message, tools_of
 from pyids.store import Row, Store, atomic_write
+
+if TYPE_CHECKING:
+    import datasets
 
 PREFIX = "_pyids_"
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -130,6 +133,20 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
             f"{path}: cannot be written ({error.strerror}): choose another place"
         ) from None
     return path
+
+
+def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
+    """Give rows as a data set: the original columns, ``messages`` and ``_pyids_id``.
+
+    What has no one schema (tools, arguments of calls) is of type ``Json``, and so comes out as it
+    was: a table would fill the keys of one row into all others, or refuse them.
+    """
+    import datasets
+
+    whole = [{**row.record, "messages": row.messages, f"{PREFIX}id": row.row_id} for row in rows]
+    names = dict.fromkeys(name for row in whole for name in row)
+    columns = {name: [row.get(name) for row in whole] for name in names}
+    return datasets.Dataset.from_dict(columns, on_mixed_types="use_json")
 
 
 def push_to_hub(path: Path | str, repository: str, *, private: bool = True) -> str:
@@ -228,11 +245,7 @@ def _conversations(store: Store, selected: Selected) -> Iterator[bytes]:
 
 
 def _tools(row: Row) -> dict[str, str]:
-    """Give the tools as JSON text, which all trainers read.
-
-    A table would give every tool the columns of all others, and refuse those of one name and two
-    types.
-    """
+    """Give the tools as JSON text, which all trainers read and no table changes."""
     tools = tools_of(row.messages)
     return {"tools": _as_text(tools)} if tools else {}
 

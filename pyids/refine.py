@@ -19,7 +19,7 @@ from pyids import stages
 from pyids.config import RunConfig, make_config
 from pyids.errors import ConfigError, DataError
 from pyids.evidence import SIGNIFICANT, cluster_moments, improvement
-from pyids.export import Selected, export
+from pyids.export import Selected, export, to_dataset
 from pyids.lm import resolve_model
 from pyids.rounds import Rounds
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
@@ -124,14 +124,7 @@ class Selection:
         """
         if not self.draw():
             return None
-        import datasets
-
-        return datasets.Dataset.from_list(
-            [
-                {**row.record, "messages": row.messages, "_pyids_id": row.row_id}
-                for row in self.store.read_rows(self.rounds.selected())
-            ]
-        )
+        return to_dataset(self.store.read_rows(self.rounds.selected()))
 
     def draw(self) -> bool:
         """Draw this round's rows, once; False when all rounds have been told."""

@@ -46,6 +46,25 @@ def test_asking_twice_gives_the_same_rows(pool, tmp_path):
         assert selection.ask().to_list() == selection.ask().to_list()
 
 
+def test_tools_and_calls_of_any_schema_come_out_of_ask_as_they_were(pool, tmp_path):
+    def tool(name, **properties):
+        parameters = {"type": "object", "properties": properties}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    for n, row in enumerate(pool.rows[1:], 1):  # the first row has no such column
+        row["tools"] = [tool("f", x={"enum": [n]}) if n % 2 else tool("g", x={"enum": ["n"]}, y={})]
+        call = {"name": "f", "arguments": {"x": n} if n % 2 else {"x": "n", "y": {"z": n}}}
+        row["messages"][1]["tool_calls"] = [{"type": "function", "function": call}]
+    pool.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in pool.rows))
+    with pyids.Selection.open(tmp_path / "run", **pool.options(budget=400, rounds=1)) as selection:
+        asked = selection.ask()
+        assert asked["_pyids_id"] == list(range(400))
+        assert asked[0]["tools"] is None
+        for row, original in zip(asked, pool.rows, strict=True):
+            assert row.get("tools") == original.get("tools")
+            assert row["messages"] == original["messages"]
+
+
 def test_probes_are_unseen_and_fresh_in_each_round(pool, tmp_path):
     with pyids.Selection.open(tmp_path / "run", **pool.options(probes=5)) as selection:
         seen = []

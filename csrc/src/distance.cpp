@@ -54,6 +54,16 @@ void Rows::load(std::size_t i, double* out) const {
   kernels().widen(find(at), scalar_, n_cols_, factor(at), out);
 }
 
+bool Rows::raise_magnitudes(std::size_t i, double limit, double* largest) const {
+  const std::size_t at = original(i);
+  return kernels().raise_magnitudes(find(at), scalar_, n_cols_, factor(at), limit, largest);
+}
+
+void Rows::prefetch(std::size_t i) const {
+  const char* row = static_cast<const char*>(find(original(i)));
+  for (std::size_t at = 0; at < row_bytes(); at += 64) __builtin_prefetch(row + at);
+}
+
 void Rows::load_centered(std::size_t i, double unit, const float* shift, float* out) const {
   const std::size_t at = original(i);
   kernels().center(find(at), scalar_, n_cols_, factor(at) * unit, shift, out);

@@ -92,6 +92,42 @@ void widen(const void* row, Scalar scalar, size_t n, double factor, double* out)
 }
 
 template <typename T>
+inline bool raise_magnitudes_as(const T* row, size_t n, double factor, double limit,
+                                double* largest) {
+  const Double8 zero = {};
+  Int8 fine = zero == zero;
+  size_t t = 0;
+  for (; t + 8 <= n; t += 8) {
+    const Double8 v = widen8(row + t) * factor;
+    const Double8 magnitude = v < zero ? -v : v;
+    const Double8 before = read<Double8>(largest + t);
+    fine &= magnitude <= limit;
+    write(largest + t, magnitude > before ? magnitude : before);
+  }
+  bool all = true;
+  for (int lane = 0; lane < 8; ++lane) all &= fine[lane] != 0;
+  for (; t < n; ++t) {
+    const double magnitude = __builtin_fabs(widen1(row[t]) * factor);
+    all &= magnitude <= limit;
+    largest[t] = magnitude > largest[t] ? magnitude : largest[t];
+  }
+  return all;
+}
+
+bool raise_magnitudes(const void* row, Scalar scalar, size_t n, double factor, double limit,
+                      double* largest) {
+  switch (scalar) {
+    case Scalar::f16:
+      return raise_magnitudes_as(static_cast<const unsigned short*>(row), n, factor, limit,
+                                 largest);
+    case Scalar::f32:
+      return raise_magnitudes_as(static_cast<const float*>(row), n, factor, limit, largest);
+    default:
+      return raise_magnitudes_as(static_cast<const double*>(row), n, factor, limit, largest);
+  }
+}
+
+template <typename T>
 inline double squared_distance_to(const double* x, const T* y, size_t d) {
   Double8 low = {}, high = {};
   size_t t = 0;
@@ -429,13 +465,24 @@ size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CentreCodes& c
 
 const Kernels& PYIDS_KERNELS() {
 #if defined(__AVX2__)
-  static const Kernels table = {widen,     center,     squared_distance, squared_distance_f32,
-                                add_fixed, square_f32, dot_f32,          kRowLevels,
-                                encode,    dot_i8,     scan_f32,         scan_i8};
+  static const Kernels table = {
+      widen,     raise_magnitudes, center,  squared_distance, squared_distance_f32,
+      add_fixed, square_f32,       dot_f32, kRowLevels,       encode,
+      dot_i8,    scan_f32,         scan_i8};
 #else
-  static const Kernels table = {widen,     center,     squared_distance, squared_distance_f32,
-                                add_fixed, square_f32, dot_f32,          127,
-                                encode,    nullptr,    scan_f32,         nullptr};
+  static const Kernels table = {widen,
+                                raise_magnitudes,
+                                center,
+                                squared_distance,
+                                squared_distance_f32,
+                                add_fixed,
+                                square_f32,
+                                dot_f32,
+                                127,
+                                encode,
+                                nullptr,
+                                scan_f32,
+                                nullptr};
 #endif
   return table;
 }

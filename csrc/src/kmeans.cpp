@@ -23,6 +23,21 @@ constexpr std::size_t kBlockRows = 256;    // rows that one thread handles at a 
 constexpr std::size_t kTrialRows = 4096;   // rows of the very first chunk
 constexpr std::size_t kChunkRows = 65536;  // rows assigned before their sums are brought up to date
 
+// Eight maxima at a time, which the compiler makes vectors of.
+double largest_magnitude(const double* values, std::size_t n) {
+  constexpr std::size_t lanes = 8;
+  double top[lanes] = {};
+  std::size_t t = 0;
+  for (; t + lanes <= n; t += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      const double magnitude = std::fabs(values[t + lane]);
+      top[lane] = magnitude > top[lane] ? magnitude : top[lane];
+    }
+  }
+  for (; t < n; ++t) top[0] = std::max(top[0], std::fabs(values[t]));
+  return *std::max_element(top, top + lanes);
+}
+
 }  // namespace
 
 std::vector<double> largest_values(const Rows& rows, int n_threads) {
@@ -32,18 +47,10 @@ std::vector<double> largest_values(const Rows& rows, int n_threads) {
                                            std::vector<double>(d));
   std::vector<std::size_t> bad(static_cast<std::size_t>(n_threads), rows.size());
   parallel_blocks(n_blocks, n_threads, [&](std::size_t block, int thread) {
-    std::vector<double> row(d);
     std::vector<double>& largest = partial[static_cast<std::size_t>(thread)];
     std::size_t& first_bad = bad[static_cast<std::size_t>(thread)];
     for (std::size_t i = block * 1024; i < std::min(rows.size(), (block + 1) * 1024); ++i) {
-      rows.load(i, row.data());
-      bool fine = true;
-      for (std::size_t t = 0; t < d; ++t) {
-        const double magnitude = std::fabs(row[t]);
-        fine &= magnitude <= 1e150;
-        largest[t] = magnitude > largest[t] ? magnitude : largest[t];
-      }
-      if (!fine) first_bad = std::min(first_bad, i);
+      if (!rows.raise_magnitudes(i, 1e150, largest.data())) first_bad = std::min(first_bad, i);
     }
   });
   const std::size_t first_bad = *std::min_element(bad.begin(), bad.end());
@@ -101,7 +108,8 @@ struct Assigner::State {
   Coding coding;
   std::vector<std::int32_t> labels;
   std::vector<RowState> known;
-  std::vector<std::uint8_t> codes;  // of all rows, where there is room for them
+  // Of all rows, where there is room for them. The thread that codes a row touches its page first.
+  std::unique_ptr<std::uint8_t[]> codes;
   std::vector<std::int64_t> sums, mass;
   CentreTable centers;
   bool first = true;  // no assign yet
@@ -134,7 +142,11 @@ struct Assigner::State {
     const bool small = coding.bytes() <= rows.row_bytes() / 2;
     const bool keep =
         coding.int8() && options.keep_codes && small && bytes + others <= options.max_memory_bytes;
-    codes = std::vector<std::uint8_t>(keep ? bytes : 0);
+    codes.reset();
+    if (!keep) return;
+    codes = std::make_unique_for_overwrite<std::uint8_t[]>(bytes);
+    // Read by the last scan, never used: the rest is written before.
+    std::fill_n(codes.get() + rows.size() * coding.bytes(), kScanRows * coding.bytes(), 0);
   }
 
   // One assign: the centres regrouped and what is known of their movement.
@@ -154,9 +166,10 @@ struct Assigner::State {
     std::size_t scanned = 0;    // rows compared to all centres
     std::size_t evaluated = 0;  // exact distances that was left to compute for them
   };
+  std::vector<Scratch> buffers;  // by thread; kept, as fresh memory is cleared page by page
 
   std::size_t assign(const double* values);
-  bool too_coarse(const std::vector<Scratch>& scratch) const;
+  bool too_coarse() const;
   void assign_block(std::size_t first_row, std::size_t count, const Work& work, Scratch& scratch);
   void lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
                          const Work& work);
@@ -176,15 +189,18 @@ std::size_t Assigner::State::assign(const double* values) {
   std::vector<std::int32_t> every(n_clusters), moved;
   std::iota(every.begin(), every.end(), 0);
   if (!first) {
+    parallel_blocks((n_clusters + 63) / 64, options.n_threads, [&](std::size_t block, int) {
+      for (std::size_t j = block * 64; j < std::min(n_clusters, (block + 1) * 64); ++j) {
+        const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
+        work.drift[j] = std::sqrt(distance) * (1 + 0x1p-40);
+      }
+    });
     for (std::size_t j = 0; j < n_clusters; ++j) {
-      const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
-      work.drift[j] = std::sqrt(distance) * (1 + 0x1p-40);
-      if (distance > 0) moved.push_back(static_cast<std::int32_t>(j));
+      if (work.drift[j] > 0) moved.push_back(static_cast<std::int32_t>(j));
     }
   }
   // Centres farther out than any row, which no iteration makes: the start may be anywhere.
-  double reach = 0;
-  for (std::size_t t = 0; t < n_clusters * d; ++t) reach = std::max(reach, std::fabs(values[t]));
+  const double reach = largest_magnitude(values, n_clusters * d);
   if (reach > coding.reach()) {
     recode(coding.int8(), reach);
     known.assign(n, RowState{});
@@ -198,7 +214,8 @@ std::size_t Assigner::State::assign(const double* values) {
   prepare();
 
   std::vector<std::int32_t> before(std::min(kChunkRows, n));
-  std::vector<Scratch> scratch(static_cast<std::size_t>(options.n_threads));
+  buffers.resize(static_cast<std::size_t>(options.n_threads));
+  for (Scratch& one : buffers) one.scanned = one.evaluated = 0;
   std::size_t changed = 0;
   for (std::size_t begin = 0, end = 0; begin < n; begin = end) {
     // Start small: whether the codes are any good is soon known.
@@ -209,11 +226,11 @@ std::size_t Assigner::State::assign(const double* values) {
                     [&](std::size_t block, int thread) {
                       const std::size_t from = begin + block * kBlockRows;
                       assign_block(from, std::min(kBlockRows, end - from), work,
-                                   scratch[static_cast<std::size_t>(thread)]);
+                                   buffers[static_cast<std::size_t>(thread)]);
                     });
     for (std::size_t i = begin; i < end; ++i) changed += labels[i] != before[i - begin];
     update_chunk(begin, end, before);
-    if (coding.int8() && too_coarse(scratch)) {
+    if (coding.int8() && too_coarse()) {
       recode(false, coding.reach());
       prepare();
     }
@@ -223,9 +240,9 @@ std::size_t Assigner::State::assign(const double* values) {
 }
 
 // An exact distance takes about 20 times as long as ruling out a centre by float32 codes.
-bool Assigner::State::too_coarse(const std::vector<Scratch>& scratch) const {
+bool Assigner::State::too_coarse() const {
   std::size_t scanned = 0, evaluated = 0;
-  for (const Scratch& one : scratch) {
+  for (const Scratch& one : buffers) {
     scanned += one.scanned;
     evaluated += one.evaluated;
   }
@@ -236,13 +253,13 @@ void Assigner::State::assign_block(std::size_t first_row, std::size_t count, con
                                    Scratch& scratch) {
   const std::size_t bytes = coding.bytes();
   std::uint8_t* block = nullptr;
-  if (codes.empty()) {
+  if (codes == nullptr) {
     scratch.block.resize((kBlockRows + kScanRows) * bytes);
     block = scratch.block.data();
   } else {
-    block = codes.data() + first_row * bytes;
+    block = codes.get() + first_row * bytes;
   }
-  if (fresh || codes.empty()) {
+  if (fresh || codes == nullptr) {
     scratch.values.resize(rows.n_cols());
     for (std::size_t i = 0; i < count; ++i) {
       known[first_row + i].code =
@@ -288,9 +305,9 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
     scratch.hits.resize(kScanRows * work.all.size());
     scratch.sorted.resize(kScanRows * work.all.size());
     scratch.scan.resize(kScanRows);
-    scratch.group.resize(kScanRows * bytes);
     scratch.row.resize(rows.n_cols());
   }
+  scratch.group.resize(kScanRows * bytes);  // rows may be coded anew meanwhile
   for (std::size_t begin = 0; begin < which.size(); begin += kScanRows) {
     const std::size_t n = std::min(kScanRows, which.size() - begin);
     for (std::size_t i = 0; i < n; ++i) {
@@ -407,6 +424,7 @@ void Assigner::State::update_chunk(std::size_t begin, std::size_t end,
     std::vector<double> row(d);
     for (std::size_t m = starts[cluster]; m < starts[cluster + 1]; ++m) {
       const double weight = weights.empty() ? 1.0 : weights[moves[m].row];
+      if (m + 1 < starts[cluster + 1]) rows.prefetch(moves[m + 1].row);
       rows.load(moves[m].row, row.data());
       if (weight != 1.0) {
         for (double& v : row) v *= weight;
@@ -473,13 +491,15 @@ double update_centers(const std::int64_t* sums, const std::int64_t* mass, const 
                       std::size_t n_clusters, bool wide, bool cosine, double* centers) {
   const std::size_t d = scale.columns.size();
   double moved = 0;
+  std::vector<double> units;  // powers of two: a product is as exact as the quotient, and faster
+  for (double column : scale.columns) units.push_back(1 / column);
   for (std::size_t j = 0; j < n_clusters; ++j) {
     if (mass[j] <= 0) continue;
     double* center = centers + j * d;
     const std::vector<double> before(center, center + d);
     const double weight = static_cast<double>(mass[j]) / scale.mass;
     for (std::size_t t = 0; t < d; ++t) {
-      center[t] = static_cast<double>(sums[j * d + t]) / scale.columns[t] / weight;
+      center[t] = static_cast<double>(sums[j * d + t]) * units[t] / weight;
     }
     if (cosine) {
       const std::vector<double> origin(d);

@@ -41,6 +41,11 @@ class Rows {
 
   // The row's values, as float64 (exact, but for the factor) into out[0 .. n_cols).
   void load(std::size_t i, double* out) const;
+  // largest[t] = max(largest[t], |value t|). Returns false, and may leave `largest` as it was, if a
+  // value is above `limit` or no number.
+  bool raise_magnitudes(std::size_t i, double limit, double* largest) const;
+  // Asks for a row that will be loaded soon.
+  void prefetch(std::size_t i) const;
   // The same times unit, less shift, rounded to float32.
   void load_centered(std::size_t i, double unit, const float* shift, float* out) const;
 

@@ -70,6 +70,9 @@ inline constexpr std::size_t kCodeAlignment = 64;  // columns of an int8 code: a
 struct Kernels {
   // out[0 .. n) = values of a row, widened, times factor.
   void (*widen)(const void* row, Scalar scalar, std::size_t n, double factor, double* out);
+  // largest[t] = max(largest[t], |value t| times factor); whether all are at most `limit`.
+  bool (*raise_magnitudes)(const void* row, Scalar scalar, std::size_t n, double factor,
+                           double limit, double* largest);
   // out[0 .. n) = values of a row, times factor, less shift: in float32 after the subtraction.
   void (*center)(const void* row, Scalar scalar, std::size_t n, double factor, const float* shift,
                  float* out);

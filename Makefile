@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
-        bench-sampler bench-methods bench-encoders bench-gpu bench-scale clean
+        bench-sampler bench-memory bench-methods bench-encoders bench-gpu bench-scale clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k 
 
 bench-sampler: build ## the sampler beside numpy and torch
 	$(BIN)/python benchmarks/sampler.py --output benchmarks/results/sampler.json
+
+bench-memory: build ## k-means over a mapped matrix of 6 GB in 1.5 GB of memory
+	$(BIN)/python -P benchmarks/streaming.py
 
 bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
 	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)

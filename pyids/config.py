@@ -97,6 +97,12 @@ class RunConfig(BaseModel):
     quality: str | None = _option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
+    candidates: int = _option(
+        "Selection",
+        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (1: no look)",
+        3,
+        ge=1,
+    )
     quota: Literal["size", "equal"] = _option(
         "Selection", "a cluster's quota follows weight x rows left, or the weight alone", "size"
     )

@@ -195,7 +195,7 @@ class LanguageModelSignal:
         from pyids.scoring import encoded_nll
 
         model, _ = self._loaded
-        return encoded_nll(model, rows, batch_tokens=self.batch_tokens, device=self.device)[0]
+        return encoded_nll(model, rows, batch_tokens=self.batch_tokens, device=self.device).mean
 
     def _encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         from pyids.chat import encode

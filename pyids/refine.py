@@ -81,7 +81,8 @@ class Selection:
             The run folder.
         **options
             Fields of `RunConfig`, `data` and `budget` among them; none to go on with the
-            configuration that the folder holds.
+            configuration that the folder holds. Unlike there, `candidates` is 1 unless given: to
+            look at candidates takes the language model, which a trainer of one's own may not be.
 
         Raises
         ------
@@ -90,7 +91,7 @@ class Selection:
         """
         if not options:
             return cls.from_config(stages.saved_config(Path(path)))
-        return cls.from_config(make_config(**{**options, "output": str(path)}))
+        return cls.from_config(make_config(**{"candidates": 1, **options, "output": str(path)}))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
@@ -133,13 +134,54 @@ class Selection:
             return False
         if self.rounds.drawn == n:
             quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
-            selected = self._sample(quotas, self.config.seed, self._log_weights)
+            if self.config.candidates > 1:
+                selected = self._screen(quotas)
+            else:
+                selected = self._sample(quotas, self.config.seed, self._log_weights)
             self.rounds.save_draw(n, quotas, selected)
             logger.info(
                 "round %d: drew %d rows from %d of %d clusters",
                 *(n + 1, len(selected), np.count_nonzero(quotas), len(quotas)),
             )
         return True
+
+    def _screen(self, quotas: Int64) -> Int64:
+        """Draw several candidates for each row, then of these by how odd they look."""
+        from pyids import lm, screening
+
+        n, config = self.round, self.config
+        candidates = self._sample(
+            np.minimum(quotas * config.candidates, self.rounds.left(n)),
+            config.seed,
+            self._log_weights,
+        )
+        where = stages.device(config)
+        model, tokenizer = lm.load_model(resolve_model(config.round_model), where, config.dtype)
+        columns = screening.measure(
+            model,
+            tokenizer,
+            self.conversations(candidates),
+            max_tokens=config.max_tokens,
+            device=where,
+        )
+        clusters = self.clusters_of(candidates)
+        oddness = screening.oddness(columns, clusters)
+        table: dict[str, NDArray[Any]] = {"row_id": candidates, "cluster": clusters}
+        table |= {**columns, "oddness": oddness}
+        self.rounds.save_candidates(n, table)
+        return sample_by_cluster(
+            clusters,
+            quotas,
+            log_weights=-screening.AVERSION * oddness,
+            row_ids=candidates,
+            seed=self._seed(b"candidates"),
+            n_threads=config.threads,
+        )
+
+    def _seed(self, purpose: bytes) -> int:
+        """Return a seed for one purpose in this round."""
+        key = b"%b of round %d" % (purpose, self.round)
+        return xxhash.xxh3_64_intdigest(key, self.config.seed) >> 1
 
     def quotas(self, weights: Float64, left: Int64) -> Int64:
         """Share this round's part of the budget among the clusters, summing to it exactly."""
@@ -153,8 +195,7 @@ class Selection:
         row_ids = self.rounds.probes(n)
         if row_ids is None:
             quotas = np.minimum(self.config.probes, self.rounds.left(n + 1))
-            seed = xxhash.xxh3_64_intdigest(b"probes of round %d" % n, self.config.seed) >> 1
-            row_ids = self._sample(quotas, seed, lambda shard: None)
+            row_ids = self._sample(quotas, self._seed(b"probes"), lambda shard: None)
             self.rounds.save_probes(n, row_ids)
         return row_ids
 

@@ -79,6 +79,14 @@ class Rounds:
         self._save(n, "quotas.npy", quotas)
         self._save(n, "selected.npy", selected)
 
+    def save_candidates(self, n: int, table: Mapping[str, NDArray[Any]]) -> None:
+        """Keep what round `n` saw of the rows that it could draw."""
+        self._save_table(n, "candidates.parquet", table)
+
+    def candidates(self, n: int) -> pa.Table:
+        """Return what `save_candidates` kept."""
+        return pq.read_table(self.path(n, "candidates.parquet"))
+
     def quotas(self, n: int) -> Int64:
         """Rows that round `n` drew from each cluster, int64 (K,)."""
         return self._load(n, "quotas.npy")
@@ -130,10 +138,15 @@ class Rounds:
         weights: Float64,
     ) -> None:
         """Keep what round `n` was told: a row of `table` a scored row, and the new weights."""
-        with atomic_write(self.path(n, "scores.parquet")) as aside:
-            pq.write_table(pa.table(dict(table)), aside)
+        self._save_table(n, "scores.parquet", table)
         write_json(self.path(n, "scores.json"), dict(summary))
         self._save(n, "weights.npy", weights)
+
+    def _save_table(self, n: int, name: str, table: Mapping[str, NDArray[Any]]) -> None:
+        path = self.path(n, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as aside:
+            pq.write_table(pa.table(dict(table)), aside)
 
     def _save(self, n: int, name: str, array: NDArray[Any]) -> None:
         save_npy(self.path(n, name), array, {"round": n + 1})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,21 @@ class Models:
         return self._held[which]
 
 
+class ResponseNll(NamedTuple):
+    """What `encoded_nll` returns, for B rows.
+
+    Attributes
+    ----------
+    mean : float64 (B,), mean NLL of the response tokens in nats; NaN for a row without any.
+    counts : int64 (B,), response tokens.
+    end : float64 (B,), NLL of the last response token alone.
+    """
+
+    mean: Float64
+    counts: NDArray[np.int64]
+    end: Float64
+
+
 def response_nll(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -165,7 +180,7 @@ def response_nll(
         Response tokens of each row.
     """
     encoded = [encode(messages, tokenizer, max_tokens) for messages in conversations]
-    return encoded_nll(
+    nll = encoded_nll(
         model,
         encoded,
         batch_tokens=batch_tokens,
@@ -173,6 +188,7 @@ def response_nll(
         padding_side=padding_side,
         progress=progress,
     )
+    return nll.mean, nll.counts
 
 
 def encoded_nll(
@@ -183,7 +199,7 @@ def encoded_nll(
     device: str = "cpu",
     padding_side: str = "right",
     progress: Progress | None = None,
-) -> tuple[Float64, NDArray[np.int64]]:
+) -> ResponseNll:
     """Do what `response_nll` does, for conversations that are tokens already."""
     import torch
 
@@ -193,7 +209,7 @@ def encoded_nll(
     # Nothing after the last response token matters, and that token itself is only predicted.
     spans = [np.flatnonzero(row.response_mask[1:]) for row in rows]
     ends = [int(span[-1]) + 1 if len(span) else 0 for span in spans]
-    means = np.full(len(rows), np.nan)
+    means, last = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
     counts = np.zeros(len(rows), np.int64)
     scored = np.flatnonzero(ends)
     done = 0
@@ -236,12 +252,15 @@ def encoded_nll(
                 bias=head.bias,
                 softcap=head.softcap,
             )
-            bounds = torch.from_numpy(np.concatenate([[0], np.cumsum(counts[members])]))
-            means[members] = ops.example_nll(nll, wanted, bounds.to(device))[0].cpu().numpy()
+            bounds = np.concatenate([[0], np.cumsum(counts[members])])
+            means[members] = (
+                ops.example_nll(nll, wanted, torch.from_numpy(bounds).to(device))[0].cpu().numpy()
+            )
+            last[members] = nll.cpu().numpy()[bounds[1:] - 1]
             done += sum(lengths[i] for i in batch)
             if progress is not None:
                 progress(done, sum(lengths))
-    return means, counts
+    return ResponseNll(means, counts, last)
 
 
 def _shared_tokens(rows: Sequence[Encoded], first_targets: Sequence[int]) -> int:
@@ -297,6 +316,14 @@ class Probes:
         with self.models.trained() as (model, tokenizer):
             return self._nll(model, tokenizer, self.rows)
 
+    @cached_property
+    def response_alone_nll(self) -> Float64:
+        """The checkpoint's NLL of each response without its prompt."""
+        with self.models.trained() as (_, tokenizer):
+            bos = tokenizer.bos_token_id
+            begin = (bos if bos is not None else tokenizer.eos_token_id) or 0
+        return self.encoded_nll([response_alone(row, begin) for row in self.encode(self.rows)])
+
     @property
     def columns(self) -> dict[str, Float64]:
         """Both NLLs, under the names that runs keep them by."""
@@ -344,7 +371,7 @@ class Probes:
                 batch_tokens=self.options.batch_tokens,
                 device=self.models.device,
                 progress=self.options.progress,
-            )[0]
+            ).mean
 
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         """Turn rows into tokens."""
@@ -439,15 +466,22 @@ def ifd(probes: Probes) -> Scores:
     response alone follows the tokenizer's beginning-of-text token. Above 1 the prompt misleads
     (a swapped answer, noise): such rows are left out in the paper and count 0 here.
     """
-    rows = probes.encode(probes.rows)
-    with probes.models.trained() as (_, tokenizer):
-        bos = (
-            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        )
-    alone = probes.encoded_nll([response_alone(row, bos or 0) for row in rows])
+    alone = probes.response_alone_nll
     ratio = probes.checkpoint_nll / np.maximum(alone, 1e-6)
     columns = {"checkpoint_nll": probes.checkpoint_nll, "response_nll": alone, "ifd": ratio}
     return Scores(np.where(ratio > 1, 0.0, ratio), columns)
+
+
+def relevance(probes: Probes) -> Scores:
+    """Return NLL(response) - NLL(response | prompt): by how many nats a token the prompt helps.
+
+    The pointwise mutual information of prompt and response under the checkpoint. Where the answer
+    does not follow from the question (noise, boilerplate, another alphabet) the prompt helps
+    little, however well or badly the model has learnt to say such answers.
+    """
+    alone = probes.response_alone_nll
+    columns = {"checkpoint_nll": probes.checkpoint_nll, "response_nll": alone}
+    return Scores(alone - probes.checkpoint_nll, columns)
 
 
 def response_alone(row: Encoded, bos: int) -> Encoded:
@@ -519,6 +553,7 @@ SCORERS: dict[str, Scorer] = {
     "learnability": learnability,
     "relative-learnability": relative_learnability,
     "centred-learnability": centred_learnability,
+    "relevance": relevance,
     "loss": loss,
     "ifd": ifd,
     "perplexity": perplexity,

@@ -37,9 +37,12 @@ class Pool:
             for n, topic in enumerate(self.topics)
         ]
         self.path = folder / "pool.jsonl"
-        self.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in self.rows))
+        self.write()
         self.vectors = folder / "vectors.npy"
         np.save(self.vectors, vectors.astype(np.float32))
+
+    def write(self) -> None:
+        self.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in self.rows))
 
     def options(self, **options) -> dict:
         return {

@@ -16,6 +16,7 @@ LAYERS = (
     {"comparison"},
     {"refine", "static", "evaluation"},
     {"stages", "export"},
+    {"screening"},
     {
         "data",
         "encoders",

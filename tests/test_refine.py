@@ -55,7 +55,7 @@ def test_tools_and_calls_of_any_schema_come_out_of_ask_as_they_were(pool, tmp_pa
         row["tools"] = [tool("f", x={"enum": [n]}) if n % 2 else tool("g", x={"enum": ["n"]}, y={})]
         call = {"name": "f", "arguments": {"x": n} if n % 2 else {"x": "n", "y": {"z": n}}}
         row["messages"][1]["tool_calls"] = [{"type": "function", "function": call}]
-    pool.path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in pool.rows))
+    pool.write()
     with pyids.Selection.open(tmp_path / "run", **pool.options(budget=400, rounds=1)) as selection:
         asked = selection.ask()
         assert asked["_pyids_id"] == list(range(400))

@@ -161,9 +161,24 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
     assert scores.values[0] < 0.5 < scores.values[1]
 
 
+def test_relevance_is_what_the_prompt_saves_a_token(models):
+    rows = [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+        for q, a in [
+            ("Repeat after me: seven purple xylophones", "seven purple xylophones"),
+            ("Name the 35th element.", "the cat sat on the mat and the dog on the log"),
+        ]
+    ]
+    scores = scoring.score("relevance", models, rows, CLUSTERS[:2])
+    ifd = scoring.score("ifd", models, rows, CLUSTERS[:2])
+    saved = ifd.columns["response_nll"] - ifd.columns["checkpoint_nll"]
+    np.testing.assert_allclose(scores.values, saved, rtol=1e-5)
+    assert scores.values[0] > scores.values[1] + 1
+
+
 def test_ifd_above_one_counts_nothing(models, monkeypatch):
     monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.array([1.0, 3.0, np.nan]))
-    monkeypatch.setattr(scoring.Probes, "encoded_nll", lambda self, rows: np.full(3, 2.0))
+    monkeypatch.setattr(scoring.Probes, "response_alone_nll", np.full(3, 2.0))
     values = scoring.score("ifd", models, ROWS[:3], CLUSTERS[:3]).values
     np.testing.assert_array_equal(values, [0.5, 0.0, np.nan])
 

@@ -1,0 +1,126 @@
+"""`make bench-quality`: does it pick better data? Trains the same small model on every selection.
+
+    python benchmarks/quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
+    python benchmarks/quality run core                        the grid, cell by cell; resumable
+    python benchmarks/quality table core                      tables, results/quality-core.json
+
+Without --rows a generated stand-in is used. Cells that are done are not done again; --seconds ends
+the run early, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cells import Cell, Workshop, run_cell
+from grids import GRIDS
+from model import NAME
+from prepare import prepare
+from report import markdown, plot
+from table import show, tabulate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("prepare", "run", "table", "all"))
+    parser.add_argument("grid", nargs="?", choices=tuple(GRIDS), default="core")
+    parser.add_argument("--rows", type=Path, help="rows, with their vectors in a .npy beside them")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--model", help="folder or name (default: the small model made here)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
+    parser.add_argument("--seconds", type=float, help="start no cell after so long")
+    parser.add_argument("--again", action="store_true", help="run cells anew and compare")
+    arguments = parser.parse_args()
+    if arguments.what in ("prepare", "all"):
+        prepare(arguments.folder, arguments.rows)
+    shop = Workshop(
+        arguments.folder, arguments.model or str(arguments.folder / NAME),
+        device=arguments.device, dtype=arguments.dtype,
+    )  # fmt: skip
+    with (arguments.folder / "clean.jsonl").open("rb") as file:
+        budget = round(sum(1 for _ in file) * arguments.budget)
+    grid = GRIDS[arguments.grid](budget)
+    if arguments.what in ("run", "all"):
+        run(shop, grid, arguments.workers, arguments.seconds)
+    if arguments.what in ("table", "all"):
+        write(shop, grid, arguments.grid)
+
+
+def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -> None:
+    """Run the cells of a grid that are not done, one a worker at a time."""
+    began = time.monotonic()
+    left = [cell for cell in grid if not (shop.folder / "cells" / f"{cell.name}.json").exists()]
+    print(f"{len(grid)} cells, {len(left)} to do", flush=True)
+    os.environ["OMP_NUM_THREADS"] = str(shop.threads)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+        running: dict[Any, Cell] = {}
+        while left or running:
+            out_of_time = seconds is not None and time.monotonic() - began > seconds
+            while left and len(running) < workers and not out_of_time:
+                cell = left.pop(0)
+                running[pool.submit(run_cell, shop, cell)] = cell
+            if not running:
+                print(f"{len(left)} cells are left: run again", flush=True)
+                break
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(done)
+                print(f"{cell.label:30} {cell.pool:14} seed {cell.seed}: "
+                      f"{done.result()['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+def _start() -> None:
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def write(shop: Workshop, grid: list[Cell], name: str) -> None:
+    """Print the tables of a grid; write its results, plot and page."""
+    done = [
+        json.loads(path.read_text())
+        for cell in grid
+        if (path := shop.folder / "cells" / f"{cell.name}.json").exists()
+    ]
+    ends = [one for one in done if one["cell"]["method"] in ("base", "reference")]
+    tables = {}
+    for pool in dict.fromkeys(one["cell"]["pool"] for one in done if one not in ends):
+        tables[pool] = tabulate(
+            [*ends, *(one for one in done if one["cell"]["pool"] == pool and one not in ends)]
+        )
+        print(f"\n{pool}\n{show(tables[pool])}")
+    about = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {shop.device}",
+        "model": Path(shop.model).name,
+        "dtype": shop.dtype,
+        "training": shop.training,
+        "clusters": shop.clusters,
+        "tables": tables,
+        "cells": done,
+    }
+    results = ROOT / "benchmarks" / "results" / f"quality-{name}.json"
+    results.write_text(json.dumps(about, indent=1) + "\n")
+    results.with_suffix(".svg").write_text(plot(tables))
+    print(f"\nwritten to {results.name}")
+    print(markdown(tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""One cell of the quality benchmark: select by one method, train on it, measure held-out rows.
+
+A cell is a JSON-able specification; its result is one file named after it, so that a grid that was
+ended goes on where it stood, and any cell can be repeated by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pool import Row, read_rows
+
+from pyids import finetune, lm, refine, scoring, stages
+from pyids.chat import encode
+from pyids.config import RunConfig, make_config
+from pyids.sampling import sample_by_cluster
+from pyids.store import Store
+
+# How every selection is trained on; the rounds of `iterative` train the same way.
+TRAINING: dict[str, Any] = {
+    "tuning": "full", "learning_rate": 6e-4, "epochs": 2, "batch_size": 8, "max_tokens": 128,
+}  # fmt: skip
+# Teacher-forced exact match is measured on responses of at most so many tokens.
+EXACT_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What decides a cell's result.
+
+    Attributes
+    ----------
+    pool
+        Name of a prepared pool.
+    method
+        ``iterative``, a method of `pyids.selection`, or a bound: ``base`` (no training),
+        ``reference`` (`budget` random clean rows), ``clean`` (random among the clean rows).
+    seed
+        Of clusters, draws and training.
+    held_out
+        ``dev`` or ``test``.
+    budget
+        Rows.
+    options
+        Fields of `RunConfig` for ``iterative``, ``quality`` for methods that need one.
+    label
+        What the method is called in tables.
+    """
+
+    pool: str
+    method: str
+    seed: int
+    held_out: str
+    budget: int
+    options: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """A file name that no other cell has."""
+        facts = {**asdict(self), "label": ""}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.pool}-{self.method}-{self.seed}-{digest}"
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where the parts lie: prepared pools, held-out rows, the model; and on what it is trained."""
+
+    folder: Path
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    clusters: int = 256
+    training: dict[str, Any] = field(default_factory=lambda: dict(TRAINING))
+
+    def config(self, cell: Cell, output: Path) -> RunConfig:
+        """Return the configuration of a run over the cell's pool."""
+        pool = self.folder / f"{cell.pool}.jsonl"
+        return make_config(**{
+            "data": str(pool), "embeddings": str(pool.with_suffix(".npy")), "output": str(output),
+            "budget": cell.budget, "seed": cell.seed, "clusters": self.clusters,
+            "keep_duplicates": True, "model": self.model, "device": self.device,
+            "dtype": self.dtype, "threads": self.threads, **self.training, **cell.options,
+        })  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _rows(path: Path) -> list[Row]:
+    return read_rows(path)
+
+
+def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
+    """Run a cell, unless its result is there; return the result."""
+    path = shop.folder / "cells" / f"{cell.name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    path.parent.mkdir(exist_ok=True)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=shop.folder) as scratch:
+        result = _measure(shop, cell, Path(scratch))
+    result = {"cell": asdict(cell), **result, "seconds": round(time.monotonic() - began, 1)}
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(result))
+    aside.rename(path)
+    return result
+
+
+def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
+    rows = _rows(shop.folder / f"{cell.pool}.jsonl")
+    garbage = np.array([row["garbage"] for row in rows])
+    held_out = _rows(shop.folder / f"{cell.held_out}.jsonl")
+    ref = lm.resolve_model(shop.model)
+    if cell.method == "base":
+        model, tokenizer = lm.load_model(ref, shop.device, shop.dtype)
+        return evaluate(model, tokenizer, held_out, shop)
+
+    began = time.monotonic()
+    config = shop.config(cell, scratch / "run")
+    facts: dict[str, Any] = {}
+    if cell.method == "iterative":
+        folder = _prepared(shop, cell, scratch)
+        stages.cluster(Store(folder), config)
+        stages.rate(Store(folder), config)
+        selection = refine.Selection(Store(folder), config)
+        seconds = {"score": 0.0, "train": 0.0}
+        while selection.draw():
+            at = time.monotonic()
+            checkpoint = selection.train()
+            seconds["train"] += checkpoint.seconds
+            last = selection.round == config.rounds - 1
+            if last:
+                break  # scoring once more would change nothing that is measured
+            at = time.monotonic()
+            selection.tell(selection.score(checkpoint))
+            seconds["score"] += time.monotonic() - at
+        chosen = np.concatenate([selection.rounds.selected(n) for n in range(config.rounds)])
+        facts["rounds"] = [_garbage(selection, n, garbage) for n in range(config.rounds)]
+        facts["select_seconds"] = time.monotonic() - began - checkpoint.seconds
+        facts["score_seconds"] = seconds["score"]
+    else:
+        chosen = _static(shop, cell, config, garbage, scratch)
+        facts["select_seconds"] = time.monotonic() - began
+        checkpoint = finetune.finetune(
+            ref,
+            [rows[i]["messages"] for i in chosen],
+            output_dir=scratch / "checkpoint",
+            **refine.training_options(config),
+        )
+    facts |= {
+        "rows": len(chosen),
+        "tokens": checkpoint.tokens,
+        "response_tokens": checkpoint.response_tokens,
+        "train_seconds": checkpoint.seconds,
+        "garbage": _shares(garbage[chosen], garbage),
+    }
+    model, tokenizer = finetune.load_checkpoint(checkpoint.path, ref, shop.device, shop.dtype)
+    return {**facts, **evaluate(model, tokenizer, held_out, shop)}
+
+
+def _prepared(shop: Workshop, cell: Cell, scratch: Path) -> Path:
+    """Copy the pool's run folder, read and embedded once for all cells, by hard links."""
+    folder = scratch / "run"
+    source = shop.folder / "runs" / cell.pool
+    shutil.copytree(source, folder, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
+    return folder
+
+
+def _static(
+    shop: Workshop, cell: Cell, config: RunConfig, garbage: np.ndarray, scratch: Path
+) -> np.ndarray:
+    """Select without rounds."""
+    if cell.method in ("reference", "clean"):
+        clean = np.flatnonzero(garbage == "")
+        everyone = np.zeros(len(clean), np.int32)
+        return sample_by_cluster(everyone, [cell.budget], row_ids=clean, seed=cell.seed)
+    from pyids.selection import get_method, pool_from_store
+
+    method = get_method(cell.method)
+    store = Store(_prepared(shop, cell, scratch))
+    if {"labels", "centroids"} & set(method.needs):
+        stages.cluster(store, config)
+    quality = stages.quality(store, config) if "quality" in method.needs else None
+    pool = pool_from_store(store, quality=quality, threads=shop.threads)
+    return method(pool, cell.budget, seed=cell.seed)
+
+
+# ---- what is measured ----------------------------------------------------------------------------
+
+
+def _shares(drawn: np.ndarray, garbage: np.ndarray) -> dict[str, float]:
+    return {kind: float((drawn == kind).mean()) for kind in np.unique(garbage).tolist() if kind}
+
+
+def _garbage(selection: refine.Selection, n: int, garbage: np.ndarray) -> dict[str, Any]:
+    """Return each kind's share of what a round drew, and of what its quotas let expect.
+
+    Expected is by the clusters alone: every row left of a cluster counts the same.
+    """
+    labels = np.concatenate(selection.labels)
+    before = [selection.rounds.selected(m) for m in range(n)]
+    left = np.ones(len(labels), bool)
+    left[np.concatenate([np.empty(0, np.int64), *before])] = False
+    quotas = selection.rounds.quotas(n)
+    sizes = np.bincount(labels[left], minlength=len(quotas))
+    drawn = selection.rounds.selected(n)
+    expected = {}
+    for kind in np.unique(garbage[garbage != ""]).tolist():
+        bad = np.bincount(labels[left & (garbage == kind)], minlength=len(quotas))
+        expected[kind] = float(quotas @ (bad / np.maximum(sizes, 1)) / quotas.sum())
+    return {
+        "rows": len(drawn),
+        "clusters": int(np.count_nonzero(quotas)),
+        "expected": expected,
+        "drawn": _shares(garbage[drawn], garbage),
+    }
+
+
+def evaluate(
+    model: Any, tokenizer: Any, rows: Sequence[Row], shop: Workshop
+) -> dict[str, dict[str, float]]:
+    """Return mean response NLL and exact match of each skill."""
+    import torch
+
+    conversations = [row["messages"] for row in rows]
+    skills = np.array([row["skill"] for row in rows])
+    max_tokens = shop.training["max_tokens"]
+    model = model.float()  # measured in full precision whatever it was trained in
+    with torch.inference_mode():
+        nll, _ = scoring.response_nll(
+            model, tokenizer, conversations, max_tokens=max_tokens, device=shop.device
+        )
+    exact = exact_match(model, tokenizer, conversations, max_tokens, shop.device)
+    result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
+    for skill in np.unique(skills).tolist():
+        member = skills == skill
+        result["nll"][skill] = float(np.nanmean(nll[member]))
+        if np.isfinite(exact[member]).sum() >= 5:
+            result["exact_match"][skill] = float(np.nanmean(exact[member]))
+    return result
+
+
+def exact_match(
+    model: Any, tokenizer: Any, conversations: Sequence[Any], max_tokens: int, device: str
+) -> np.ndarray:
+    """Return 1.0 where greedy decoding would give the response, 0.0 where not; NaN for long ones.
+
+    Greedy decoding gives the response if and only if each of its tokens is the most likely one
+    after the tokens before it, which one forward pass tells.
+    """
+    import torch
+
+    result = np.full(len(conversations), np.nan)
+    with torch.inference_mode():
+        for i, messages in enumerate(conversations):
+            row = encode(messages, tokenizer, max_tokens)
+            where = np.flatnonzero(row.response_mask)
+            if not 0 < len(where) <= EXACT_TOKENS or where[0] == 0:
+                continue
+            ids = torch.from_numpy(row.input_ids)[None].to(device)
+            logits = model(input_ids=ids).logits[0, where - 1]
+            result[i] = float((logits.argmax(-1) == ids[0, where]).all())
+    return result

@@ -1,0 +1,111 @@
+"""What cells need, made once and kept: splits, pools with vectors, the model, run folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from model import NAME, pretrain, warm_up
+from pool import (
+    GARBAGE_SHARE,
+    ROW_KINDS,
+    TOPIC_KINDS,
+    UNSEEN_KINDS,
+    Row,
+    plant,
+    read_rows,
+    split,
+    stand_in,
+    text_of,
+    write_rows,
+)
+
+from pyids import stages
+from pyids.config import make_config
+from pyids.encoders import load_encoder
+
+# As the vectors that come with the rows were made.
+ENCODER_TOKENS = 128
+KINDS = (*TOPIC_KINDS, *ROW_KINDS)
+# name: the kinds of garbage planted in it
+POOLS: dict[str, tuple[str, ...]] = {
+    "clean": (),
+    "dev-garbage": tuple(kind for kind in KINDS if kind not in UNSEEN_KINDS),
+    "test-garbage": KINDS,
+}
+
+
+def prepare(
+    folder: Path,
+    rows_path: Path | None,
+    *,
+    n_stand_in: int = 12_000,
+    per_skill: int = 40,
+    pretrain_tokens: int = 4_000_000,
+    threads: int = 2,
+    dtype: str = "bfloat16",
+) -> Path:
+    """Make what is missing in `folder`; return the path of the model."""
+    import torch
+
+    torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, vectors = _load(folder, rows_path, n_stand_in)
+    parts = split(rows, per_skill)
+    for name, held_out in (("dev", parts.dev), ("test", parts.test)):
+        write_rows(folder / f"{name}.jsonl", held_out)
+    for name, kinds in POOLS.items():
+        if not (folder / f"{name}.npy").exists():
+            planted = plant(parts.pool, kinds, GARBAGE_SHARE, seed=1) if kinds else parts.pool
+            own = None if vectors is None else vectors[parts.positions]
+            write_rows(folder / f"{name}.jsonl", planted)
+            _save_vectors(folder / f"{name}.npy", parts.pool, planted, own, dtype)
+        _prepare_run(folder, name)
+    base = pretrain(parts.pool, folder / f"{NAME}-base", n_tokens=pretrain_tokens, dtype=dtype)
+    return warm_up(base, parts.warm_up, folder / NAME)
+
+
+def _load(
+    folder: Path, rows_path: Path | None, n_stand_in: int
+) -> tuple[list[Row], np.ndarray | None]:
+    if rows_path is not None:
+        return read_rows(rows_path), np.load(
+            next(rows_path.parent.glob(f"{rows_path.name.split('.')[0]}*.npy"))
+        )
+    path = folder / "stand-in.jsonl"
+    if not path.exists():
+        write_rows(path, stand_in(n_stand_in))
+    return read_rows(path), None
+
+
+def _save_vectors(
+    path: Path, clean: list[Row], planted: list[Row], vectors: np.ndarray | None, dtype: str
+) -> None:
+    """Embed the rows that have no vector yet: the planted ones, or all of them."""
+    new = [i for i, row in enumerate(planted) if vectors is None or row is not clean[i]]
+    encoder = load_encoder("all-MiniLM-L6-v2", max_tokens=ENCODER_TOKENS, dtype=dtype)
+    found = encoder.encode([text_of(planted[i]) for i in new]) if new else np.empty((0, 1))
+    if vectors is None:
+        vectors = np.empty((len(planted), found.shape[1]), np.float16)
+    vectors = vectors.copy()
+    if new:
+        vectors[new] = found
+    aside = path.with_suffix(".part.npy")
+    np.save(aside, vectors.astype(np.float16))
+    aside.rename(path)
+
+
+def _prepare_run(folder: Path, name: str) -> None:
+    """Read and embed a pool into a run folder that cells copy."""
+    target = folder / "runs" / name
+    if target.exists():
+        return
+    aside = folder / "runs" / f"{name}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    config = make_config(
+        data=str(folder / f"{name}.jsonl"), embeddings=str(folder / f"{name}.npy"),
+        budget=10, keep_duplicates=True, output=str(aside),
+    )  # fmt: skip
+    stages.prepare(config, "embed").close()
+    aside.rename(target)

@@ -1,0 +1,146 @@
+"""From cells to tables: shares of the gap closed, intervals, tests, garbage, costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Result = dict[str, Any]
+
+
+def macro(result: Result, measure: str = "nll") -> float:
+    """Return the mean over skills."""
+    return float(np.mean(list(result[measure].values())))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and half width of the 95% t interval; NaN for fewer than two values."""
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(half)
+
+
+def gap(results: Sequence[Result]) -> tuple[Result, dict[str, float]]:
+    """Return the base's result, and the NLL of each skill under the reference, mean over seeds."""
+    base = next(one for one in results if one["cell"]["method"] == "base")
+    references = [one for one in results if one["cell"]["method"] == "reference"]
+    return base, {
+        skill: float(np.mean([one["nll"][skill] for one in references])) for skill in base["nll"]
+    }
+
+
+def share_closed(result: Result, base: Result, reference: dict[str, float]) -> float:
+    """Return (base - method) / (base - reference), of NLLs averaged over skills."""
+    start, end = macro(base), float(np.mean(list(reference.values())))
+    return (start - macro(result)) / (start - end)
+
+
+def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[str, Any]]:
+    """Return a row a label: share closed, difference to `against` by seed, skills, garbage, cost.
+
+    All results are of one pool, one held-out set and one way of matching budgets.
+    """
+    base, reference = gap(results)
+    by_label: dict[str, dict[int, Result]] = defaultdict(dict)
+    for one in results:
+        if one["cell"]["method"] not in ("base", "reference"):
+            by_label[one["cell"]["label"]][one["cell"]["seed"]] = one
+    anchor = by_label.get(against, {})
+    rows = []
+    for label, seeds in by_label.items():
+        shares = {seed: share_closed(one, base, reference) for seed, one in seeds.items()}
+        paired = sorted(set(seeds) & set(anchor))
+        anchored = {seed: share_closed(anchor[seed], base, reference) for seed in paired}
+        difference = interval([shares[seed] - anchored[seed] for seed in paired] or [np.nan])
+        mean, half = interval(list(shares.values()))
+        skills = {
+            skill: interval([one["nll"][skill] for one in seeds.values()]) for skill in base["nll"]
+        }
+        worst = {
+            skill: (base["nll"][skill] - skills[skill][0]) / (base["nll"][skill] - reference[skill])
+            for skill in skills
+        }
+        row: dict[str, Any] = {
+            "label": label,
+            "seeds": sorted(seeds),
+            "share": mean,
+            "share_half_width": half,
+            "over": difference[0] / np.mean(list(anchored.values())) if paired else np.nan,
+            "over_half_width": (
+                difference[1] / np.mean(list(anchored.values())) if paired else np.nan
+            ),
+            "macro_nll": float(np.mean([macro(one) for one in seeds.values()])),
+            "exact_match": float(np.mean([macro(one, "exact_match") for one in seeds.values()])),
+            "skills": {skill: mean for skill, (mean, _) in skills.items()},
+            "worst_skill": min(worst, key=worst.__getitem__),
+            "worst_share": min(worst.values()),
+            "lost_skills": lost_skills(seeds, anchor, paired),
+            "rows": float(np.mean([one["rows"] for one in seeds.values()])),
+            "response_tokens": float(np.mean([one["response_tokens"] for one in seeds.values()])),
+            "select_seconds": float(np.mean([one["select_seconds"] for one in seeds.values()])),
+            "train_seconds": float(np.mean([one["train_seconds"] for one in seeds.values()])),
+            "garbage": _mean_of([one["garbage"] for one in seeds.values()]),
+        }
+        if all("rounds" in one for one in seeds.values()):
+            row["rounds"] = [
+                {
+                    what: _mean_of([one["rounds"][n][what] for one in seeds.values()])
+                    for what in ("expected", "drawn")
+                }
+                | {
+                    "clusters": float(
+                        np.mean([one["rounds"][n]["clusters"] for one in seeds.values()])
+                    )
+                }
+                for n in range(len(next(iter(seeds.values()))["rounds"]))
+            ]
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["share"])
+
+
+def lost_skills(
+    seeds: dict[int, Result], anchor: dict[int, Result], paired: Sequence[int]
+) -> list[str]:
+    """Return the skills that are worse than the anchor's: paired t tests, Holm-corrected at 5%."""
+    if len(paired) < 2 or seeds is anchor:
+        return []
+    skills = list(next(iter(seeds.values()))["nll"])
+    p = {}
+    for skill in skills:
+        ours = [seeds[seed]["nll"][skill] for seed in paired]
+        theirs = [anchor[seed]["nll"][skill] for seed in paired]
+        p[skill] = float(stats.ttest_rel(ours, theirs, alternative="greater").pvalue)
+    lost = []
+    for rank, skill in enumerate(sorted(p, key=p.__getitem__)):
+        if p[skill] > 0.05 / (len(p) - rank):
+            break
+        lost.append(skill)
+    return lost
+
+
+def _mean_of(shares: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {kind: float(np.mean([one[kind] for one in shares])) for kind in shares[0]}
+
+
+def show(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as text."""
+    lines = [
+        f"{'method':34}{'seeds':>6}{'share':>8}{'+-':>7}{'over':>8}{'+-':>7}{'EM':>7}"
+        f"{'worst':>7} {'skill':14}{'tokens':>8}{'garbage':>8}{'select s':>9}{'train s':>8}  lost"
+    ]
+    for row in rows:
+        lines.append(
+            f"{row['label']:34}{len(row['seeds']):6}{row['share']:8.3f}"
+            f"{row['share_half_width']:7.3f}{row['over']:8.1%}{row['over_half_width']:7.1%}"
+            f"{row['exact_match']:7.3f}{row['worst_share']:7.2f} {row['worst_skill']:14}"
+            f"{row['response_tokens']:8.0f}{sum(row['garbage'].values()):8.1%}"
+            f"{row['select_seconds']:9.1f}{row['train_seconds']:8.1f}  "
+            + ", ".join(row["lost_skills"])
+        )
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""How odd a row looks beside the other rows of its cluster: what clusters alone cannot tell.
+
+A cluster is a mixture: good rows beside answers that were cut off, or that belong to another
+question. Two measurements find them, each meaningful only next to a row's own cluster, since kinds
+of tasks differ far more than their rows do:
+
+- the NLL of the last response token: a model is surprised by an end where the text breaks off;
+- how many of the answer's rare words stand in the question: an answer to something else, or with
+  wrong figures, takes up few of them, an answer that only repeats its question nearly all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids.batching import Progress
+from pyids.chat import Conversation, encode, text_of, truncate
+from pyids.generation import split_last
+from pyids.scoring import encoded_nll
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Float64 = NDArray[np.float64]
+
+# A row is drawn with weight exp(-AVERSION * oddness).
+AVERSION = 3.0
+
+_WORD = re.compile(r"\d+|[^\W\d]+")
+# How many rows the mean of all is worth: small clusters say little of themselves.
+_PRIOR_ROWS = 2.0
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    *,
+    max_tokens: int = 2048,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Float64]:
+    """Measure what `oddness` judges by.
+
+    Parameters
+    ----------
+    rows
+        B rows of messages.
+    max_tokens
+        See `pyids.chat.truncate`.
+
+    Returns
+    -------
+    dict
+        ``end_nll``, float64 (B,): NLL of the last response token in nats; NaN where there is none,
+        or it was cut off by `max_tokens`. ``overlap``, float64 (B,): see `overlap`.
+    """
+    whole = [encode(messages, tokenizer) for messages in rows]
+    cut = [truncate(row, max_tokens) for row in whole]
+    nll = encoded_nll(model, cut, device=device, progress=progress)
+    ended = [
+        before.response_mask.sum() == after.response_mask.sum()
+        for before, after in zip(whole, cut, strict=True)
+    ]
+    return {"end_nll": np.where(ended, nll.end, np.nan), "overlap": overlap(rows)}
+
+
+def overlap(rows: Sequence[Conversation]) -> Float64:
+    """Return what share of each response's words its prompt holds, rare words counting more.
+
+    Words are runs of letters and runs of digits, in lower case, once a row. A word that stands in
+    f of the B rows weighs log((B + 1) / (f + 1)).
+
+    Returns
+    -------
+    float64 (B,)
+        In [0, 1]; NaN for a response without a word of any weight.
+    """
+    sets = [_words(row) for row in rows]
+    found = Counter(word for prompt, response in sets for word in prompt | response)
+    result = np.full(len(rows), np.nan)
+    for i, (prompt, response) in enumerate(sets):
+        weight = {word: math.log((len(rows) + 1) / (found[word] + 1)) for word in response}
+        if total := math.fsum(weight.values()):
+            result[i] = math.fsum(weight[word] for word in prompt & response) / total
+    return result
+
+
+def _words(row: Conversation) -> tuple[set[str], set[str]]:
+    """Return the words before the last assistant turn, and those of that turn."""
+    split = split_last(row)
+    if split is None:
+        return set(), set()
+    return set(_WORD.findall(text_of(split[0]).lower())), set(_WORD.findall(split[1].lower()))
+
+
+def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
+    """Return how odd each row is beside its cluster, in standard deviations.
+
+    A measurement is centred by the mean of the row's cluster (drawn towards the mean of all rows,
+    the more the fewer rows it rests on) and divided by the robust spread of all rows. An end that
+    comes as a surprise counts, one that is expected does not; little overlap counts, and so does
+    overlap beyond two standard deviations.
+
+    Parameters
+    ----------
+    columns
+        What `measure` returned, for B rows; NaN counts as not odd.
+    clusters
+        int32 (B,).
+
+    Returns
+    -------
+    float64 (B,)
+        0 or more.
+    """
+    end = _standardise(columns["end_nll"], clusters)
+    shared = _standardise(columns["overlap"], clusters)
+    return np.maximum(end, 0) + np.maximum(np.maximum(-shared, shared - 2), 0)
+
+
+def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
+    """Centre by cluster and scale; 0 where there is no value."""
+    known = np.isfinite(values)
+    result = np.zeros(len(values))
+    if known.sum() < 2:
+        return result
+    x, (_, cluster) = values[known], np.unique(clusters[known], return_inverse=True)
+    count = np.bincount(cluster)
+    mean = (np.bincount(cluster, x) + _PRIOR_ROWS * x.mean()) / (count + _PRIOR_ROWS)
+    centred = x - mean[cluster]
+    spread = 1.4826 * float(np.median(np.abs(centred))) or float(centred.std())
+    if spread > 0:
+        result[known] = centred / spread
+    return result

@@ -1,0 +1,111 @@
+"""Rows that are odd beside their cluster: planted ones are found, and drawn less."""
+
+import math
+
+import numpy as np
+import pytest
+
+import pyids
+from pyids import chat, screening
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+
+
+def conversation(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
+GOOD = [
+    conversation(
+        f"Where does the train to {city} leave today?", f"The train to {city} leaves here."
+    )
+    for city in CITIES
+]
+
+
+def test_overlap_is_the_share_of_rare_words_that_the_prompt_holds():
+    rows = [
+        conversation("alpha beta", "beta gamma"),
+        conversation("alpha", "delta 42"),
+        conversation("say 42", "42"),
+    ]
+    # Of three rows: alpha and 42 stand in two, the others in one.
+    rare, common = math.log(4 / 2), math.log(4 / 3)
+    expected = [rare / (rare + rare), 0 / (rare + common), 1.0]
+    np.testing.assert_allclose(screening.overlap(rows), expected)
+
+
+def test_overlap_of_hostile_rows_is_undefined_and_not_odd():
+    rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
+    values = screening.overlap(rows)
+    assert np.isnan(values).all()
+    columns = {"end_nll": np.full(3, np.nan), "overlap": values}
+    assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
+    assert screening.overlap([]).shape == (0,)
+
+
+def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
+    swapped = [conversation(GOOD[i][0]["content"], GOOD[i + 1][1]["content"]) for i in (0, 2)]
+    cut = [conversation(GOOD[i][0]["content"], "The train to") for i in (4, 5)]
+    echo = [conversation(GOOD[i][0]["content"], GOOD[i][0]["content"]) for i in (6, 7)]
+    rows = [*GOOD, *swapped, *cut]
+    columns = screening.measure(*smollm2, rows)
+    odd = screening.oddness(columns, np.zeros(len(rows), np.int32))
+    assert odd[10:].min() > odd[:10].max()
+    assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
+    beside = screening.oddness(
+        {"end_nll": np.full(12, np.nan), "overlap": screening.overlap([*GOOD, *echo])},
+        np.zeros(12, np.int32),
+    )
+    assert beside[10:].min() > beside[:10].max()
+
+
+def test_the_end_is_that_of_the_whole_row(smollm2):
+    model, tokenizer = smollm2
+    ids, mask = chat.encode(GOOD[0], tokenizer)
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(ids)[None]).logits[0].double()
+    last = int(np.flatnonzero(mask)[-1])
+    expected = -logits[last - 1].log_softmax(-1)[ids[last]].item()
+    found = screening.measure(model, tokenizer, GOOD[:1])["end_nll"]
+    np.testing.assert_allclose(found, [expected], atol=1e-4)
+    # A row that is cut has no end that could be judged.
+    cut = screening.measure(model, tokenizer, GOOD[:1], max_tokens=8)["end_nll"]
+    assert np.isnan(cut).all()
+
+
+def test_oddness_compares_inside_the_cluster():
+    overlap = np.array([0.9, 0.88, 0.92, 0.9, 0.1, 0.12, 0.08, 0.1, 0.1])
+    clusters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0], np.int32)
+    columns = {"end_nll": np.zeros(9), "overlap": overlap}
+    odd = screening.oddness(columns, clusters)
+    assert odd.argmax() == 8
+    assert odd[4:8].max() < odd[8] / 2
+
+
+@pytest.mark.slow
+def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
+    """Swap the answers of a third of the rows; they are drawn far less than they are there."""
+    rng = np.random.default_rng(0)
+    for row in pool.rows:
+        word = "".join(rng.choice(list("abcdefghij"), 6))
+        row["messages"][0]["content"] += f" It is about {word}."
+        row["messages"][1]["content"] += f" That is about {word}."
+    spoilt = np.flatnonzero(rng.random(len(pool.rows)) < 1 / 3)
+    answers = [pool.rows[i]["messages"][1] for i in np.roll(spoilt, 1)]
+    for i, answer in zip(spoilt, answers, strict=True):
+        pool.rows[i]["messages"][1] = answer
+    pool.write()
+    options = pool.options(rounds=1, candidates=4, budget=60)
+    with pyids.Selection.open(tmp_path / "run", **options) as selection:
+        selection.draw()
+        drawn = selection.rounds.selected(0)
+        assert len(drawn) == 60
+        table = selection.rounds.candidates(0)
+        assert set(drawn) <= set(table["row_id"].to_pylist())
+        assert len(table) == 240
+    assert np.isin(drawn, spoilt).mean() < len(spoilt) / len(pool.rows) / 3
+    with pyids.Selection.open(tmp_path / "again", **{**options, "threads": 1}) as selection:
+        selection.draw()
+        np.testing.assert_array_equal(selection.rounds.selected(0), drawn)

@@ -123,6 +123,14 @@ class RunConfig(BaseModel):
     )
     kmeans_iterations: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
+    near_duplicates: float | None = _option(
+        "Clustering",
+        "drop a row whose vector has at least this cosine to an earlier one of its cluster, "
+        "such as 0.95 (default: keep all)",
+        None,
+        gt=0,
+        lt=1,
+    )
 
     model: str = _option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
     guide: str | None = _option(

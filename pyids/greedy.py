@@ -207,6 +207,67 @@ def filter_near(
     return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), threads or 0))
 
 
+def near_repeats(
+    shards: Shards, rows: ArrayLike, *, threshold: float, block_rows: int = 2048
+) -> Int64:
+    """Walk through `rows` and name for each the first kept row that it all but repeats.
+
+    A row is kept unless its cosine to a kept row is at least `threshold`.
+
+    A block of rows is compared with the kept ones before it, block by block, then within itself:
+    memory is that of two blocks and their products. Float32 products settle all pairs but those
+    within their error of the threshold, which float64 settles, pair by pair: blocks and threads
+    change nothing.
+
+    Parameters
+    ----------
+    shards : (N, D) in shards
+    rows : int64 array (n,)
+        In the order of the walk, each at most once.
+    threshold : float
+        A cosine in (0, 1).
+    block_rows : int
+        Rows of a block.
+
+    Returns
+    -------
+    int64 array (n,)
+        Positions in `rows`: a row's own if it is kept, else that of the first kept row near it.
+    """
+    shards = _checked(shards)
+    wanted = np.ascontiguousarray(rows, np.int64)
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold is {threshold}: must lie in (0, 1)")
+    # The rounding of both inputs and the threshold to float32, and any order of D multiply-adds.
+    error = (shards[0].shape[1] + 6) * 2.0**-24
+    repeats = np.arange(len(wanted))
+
+    def near(others: Float64, units: Float64) -> NDArray[np.bool_]:
+        products = others.astype(np.float32) @ units.astype(np.float32).T
+        found = products >= threshold
+        unsettled = np.argwhere(np.abs(products - threshold) <= error)
+        for at in range(0, len(unsettled), block_rows):
+            i, j = unsettled[at : at + block_rows].T
+            found[i, j] = (others[i] * units[j]).sum(axis=1) >= threshold
+        return found
+
+    for begin in range(0, len(wanted), block_rows):
+        end = min(begin + block_rows, len(wanted))
+        units = _units(shards, wanted[begin:end])
+        first = repeats[begin:end]  # a view
+        kept = np.flatnonzero(repeats[:begin] == np.arange(begin))
+        for at in range(0, len(kept), block_rows):
+            before = kept[at : at + block_rows]
+            found = near(_units(shards, wanted[before]), units)
+            hit = found.any(axis=0) & (first >= begin)
+            first[hit] = before[found.argmax(axis=0)[hit]]
+        inside = np.triu(near(units, units), k=1)
+        for i in np.flatnonzero(inside.any(axis=1)).tolist():
+            if first[i] == begin + i:
+                first[inside[i] & (first == np.arange(begin, end))] = begin + i
+    return repeats
+
+
 def neighbour_distances(
     shards: Shards,
     n_neighbours: int,
@@ -340,6 +401,23 @@ def _lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
 def _inverse_lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
     lengths = _lengths(shards, threads)
     return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def _units(shards: Sequence[NDArray[Any]], rows: Int64) -> Float64:
+    """Copy rows as float64 of unit length; all-zero rows stay."""
+    out = np.empty((len(rows), shards[0].shape[1]))
+    first = 0
+    for shard in shards:
+        inside = (rows >= first) & (rows < first + len(shard))
+        if inside.any():
+            out[inside] = shard[rows[inside] - first]
+        first += len(shard)
+    lengths = np.sqrt(np.square(out).sum(axis=1))
+    bad = np.flatnonzero(~np.isfinite(lengths))
+    if len(bad):
+        raise ValueError(f"row {rows[bad[0]]} of the embeddings has a NaN or infinite value")
+    np.divide(out, lengths[:, None], out=out, where=lengths[:, None] > 0)
+    return out
 
 
 def _gather(shards: Sequence[NDArray[Any]], factors: Float64, rows: Int64) -> NDArray[np.float32]:

@@ -384,6 +384,19 @@ def filter_near(
     return np.array(kept, np.int64)
 
 
+def near_repeats(x: Float64, threshold: float) -> NDArray[np.int64]:
+    """For each row the first kept row of cosine >= threshold before it; itself, and kept, if none.
+
+    An all-zero row is near nothing.
+    """
+    unit = unit_rows(x)
+    repeats: list[int] = []
+    for row in range(len(x)):
+        near = [i for i in range(row) if repeats[i] == i and unit[i] @ unit[row] >= threshold]
+        repeats.append(near[0] if near else row)
+    return np.array(repeats, np.int64)
+
+
 def neighbour_distances(x: Float64, n_neighbours: int, reference: NDArray[np.int64]) -> Float64:
     """Sum of 1 - cosine to the nearest rows of `reference` other than the row itself."""
     unit = unit_rows(x)

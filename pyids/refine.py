@@ -69,7 +69,7 @@ class Selection:
         self.config = config
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
-        self.rounds = Rounds(store, stages.cluster_sizes(store))
+        self.rounds = Rounds(store, store.cluster_sizes)
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Self:
@@ -372,7 +372,7 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        self.store.write_manifest(stages.facts(self.config))
+        self.store.write_manifest(stages.facts(self.store, self.config))
         return path
 
     def export(self, path: str | Path | None = None, *, format: str = "jsonl") -> Path:

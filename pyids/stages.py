@@ -76,6 +76,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                 embed(store, config, engine)
         if until == "cluster":
             cluster(store, config)
+            drop_near(store, config)
             rate(store, config)
     except BaseException:
         store.close()
@@ -163,11 +164,18 @@ def plan(config: RunConfig) -> str:
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
     vectors = config.embeddings or f"{config.encoder} {models}"
+    near = []
+    if config.near_duplicates is not None:
+        near = [
+            f"near      rows of cosine {config.near_duplicates:g} to another of their cluster go "
+            "before the draw: how many is not known yet"
+        ]
     return "\n".join(
         [
             describe(intake),
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
+            *near,
             f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})",
             f"train     {config.round_model} {models}, {config.tuning}, {config.epochs} "
             "epochs a round on everything drawn so far",
@@ -370,12 +378,19 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
     return int(read_json(path)["clusters"])
 
 
-def cluster_sizes(store: Store) -> NDArray[np.int64]:
-    """Rows of each cluster, int64 (K,)."""
-    from safetensors.numpy import load_file
+def drop_near(store: Store, config: RunConfig) -> None:
+    """Take near-duplicates out of the pool, if asked: ``distinct/`` and ``near_repeats.jsonl``."""
+    if config.near_duplicates is None:
+        return
+    from pyids.data.near import drop_near_repeats
 
-    sizes: NDArray[np.int64] = load_file(store.path / "centroids.safetensors")["sizes"]
-    return sizes
+    gone = drop_near_repeats(store, config.near_duplicates)
+    store.narrow()
+    logger.info(
+        "dropped %d rows that are near one of their cluster (cosine at least %g): %d stay",
+        *(gone, config.near_duplicates, store.kept),
+    )
+    config.budget_rows(store.kept)
 
 
 def rate(store: Store, config: RunConfig) -> None:
@@ -431,10 +446,17 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
     return None
 
 
-def facts(config: RunConfig) -> dict[str, Any]:
+def facts(store: Store, config: RunConfig) -> dict[str, Any]:
     """Return what the manifest says of a run beside the hashes: how and on what it was made."""
     return {
         "config": config.model_dump(),
+        "rows": {
+            "read": store.rows_read,
+            "skipped": store.skipped,
+            "repeats": store.repeats,
+            "near_repeats": store.near_repeats,
+            "kept": store.kept,
+        },
         "device": device(config),
         "threads": config.threads or len(os.sched_getaffinity(0)),
     }

@@ -96,7 +96,7 @@ def _select(
     until: stages.Stage = "read"
     if "embeddings" in chosen.needs:
         until = "embed"
-    if {"labels", "centroids"} & set(chosen.needs):
+    if {"labels", "centroids"} & set(chosen.needs) or folder_config.near_duplicates is not None:
         until = "cluster"
     with stages.prepare(folder_config, until) as store:
         quality = stages.quality(store, config) if "quality" in chosen.needs else None

@@ -228,6 +228,7 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.narrowed = False
         self._lock: FileLock | None = None
 
     @classmethod
@@ -323,6 +324,29 @@ class Store:
         """Path of a shard's file of one kind, such as ``embeddings``."""
         return self.path / kind / f"{shard.name}{suffix}"
 
+    def narrow(self) -> None:
+        """From now on, let the rows that stay be those of ``distinct/``: no near-duplicates.
+
+        `kept`, `row_ids`, `labels`, `embeddings` and `cluster_sizes` answer for them.
+        """
+        self.narrowed = True
+
+    def _of_pool(self, kind: str, shard: Shard) -> Path:
+        """Path of a shard's ``keep`` or ``labels``, for the rows that stay."""
+        folder = self.path / "distinct" if self.narrowed else self.path
+        return folder / kind / f"{shard.name}.npy"
+
+    @cached_property
+    def _distinct(self) -> dict[str, Any]:
+        entry: dict[str, Any] = read_json(self.path / "distinct" / "index.json")
+        return entry
+
+    @property
+    def cluster_sizes(self) -> Int64:
+        """Rows that stay of each cluster, int64 (K,)."""
+        entry = self._distinct if self.narrowed else read_json(self.path / "centroids.json")
+        return np.array(entry["sizes"], dtype=np.int64)
+
     @cached_property
     def index(self) -> dict[str, Any]:
         """``rows/index.json``: what was read, shard by shard.
@@ -352,7 +376,7 @@ class Store:
 
     def forget(self) -> None:
         """Forget what was read of the folder, after a stage wrote it anew."""
-        for name in ("index", "shards", "_keep"):
+        for name in ("index", "shards", "_keep", "_distinct"):
             self.__dict__.pop(name, None)
 
     @property
@@ -373,7 +397,7 @@ class Store:
     @property
     def kept(self) -> int:
         """Rows that stay: neither skipped nor dropped as repeats."""
-        return int(self._keep["kept"])
+        return int((self._distinct if self.narrowed else self._keep)["kept"])
 
     @property
     def skipped(self) -> int:
@@ -385,12 +409,17 @@ class Store:
         """Rows dropped because they repeat an earlier one; ``repeats.jsonl`` lists them."""
         return int(self._keep["repeats"])
 
+    @property
+    def near_repeats(self) -> int:
+        """Rows dropped as near-duplicates; ``near_repeats.jsonl`` lists them."""
+        return int(self._distinct["near_repeats"]) if self.narrowed else 0
+
     def row_ids(self, shard: Shard) -> Int64:
         """Ids of the shard's rows that stay, ascending, memory-mapped."""
-        return load_npy(self.artefact("keep", shard))
+        return load_npy(self._of_pool("keep", shard))
 
     def fingerprint(self, shard: Shard) -> str:
-        """Stands for the shard's kept rows in the `made_from` of what is made of them."""
+        """Stands for the shard's kept rows, near-duplicates too, in what is made of them."""
         return fingerprint(
             [
                 self.index["files"][f"{shard.name}.parquet"]["xxh3"],
@@ -399,18 +428,41 @@ class Store:
         )
 
     def embeddings(self) -> list[NDArray[Any]]:
-        """Vectors of the kept rows: float16 or float32, one memory-mapped (rows, D) a shard."""
-        return [load_npy(self.artefact("embeddings", shard)) for shard in self.shards]
+        """Vectors of the rows that stay: float16 or float32, one memory-mapped (rows, D) a shard.
+
+        Of a shard that lost near-duplicates the others are copied, to a file in `scratch`.
+        """
+        return [self._narrowed(shard) for shard in self.shards]
+
+    def _narrowed(self, shard: Shard) -> NDArray[Any]:
+        vectors = load_npy(self.artefact("embeddings", shard))
+        ids = self.row_ids(shard)
+        if len(ids) == len(vectors):
+            return vectors
+        copy = self.scratch / f"{shard.name}.npy"
+        if not copy.exists():
+            self.scratch.mkdir(exist_ok=True)
+            positions = np.searchsorted(load_npy(self.artefact("keep", shard)), ids)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(vectors.dtype),
+                "fortran_order": False,
+                "shape": (len(ids), vectors.shape[1]),
+            }
+            with atomic_write(copy) as aside, aside.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(ids), 1024):
+                    file.write(vectors[positions[start : start + 1024]].tobytes())
+        return load_npy(copy)
 
     def embedding(self, row_id: int) -> NDArray[Any]:
         """Give the vector of one row that stays, (D,)."""
         shard = self.shards[bisect_right(self.shards, row_id, key=attrgetter("first_row_id")) - 1]
-        position = int(np.searchsorted(self.row_ids(shard), row_id))
+        position = int(np.searchsorted(load_npy(self.artefact("keep", shard)), row_id))
         return np.array(load_npy(self.artefact("embeddings", shard))[position])
 
     def labels(self) -> list[NDArray[np.int32]]:
         """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
-        return [load_npy(self.artefact("labels", shard)) for shard in self.shards]
+        return [load_npy(self._of_pool("labels", shard)) for shard in self.shards]
 
     # -- rows --
 

@@ -191,3 +191,58 @@ def test_mistakes_are_named(call, message):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="float64"):
         greedy.farthest_first(np.ones((5, 2)), 1)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 4), (40, 3), (300, 5)])
+@pytest.mark.parametrize("threshold", [0.3, 0.95, 0.999])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_near_repeats_are_the_definition(n, d, threshold, dtype):
+    rng = np.random.default_rng(n)
+    x = rng.normal(size=(n, d)).astype(dtype)
+    x[n // 2 :] = x[: n - n // 2] + 0.05 * rng.normal(size=(n - n // 2, d))
+    x[n // 3] = 0
+    expected = reference.near_repeats(x.astype(float), threshold)
+    for block_rows in (1, 7, 64, 4096):
+        got = greedy.near_repeats(x, np.arange(n), threshold=threshold, block_rows=block_rows)
+        np.testing.assert_array_equal(got, expected)
+    cut = [x[: n // 4], x[n // 4 :]]
+    some = np.arange(n)[::3]
+    np.testing.assert_array_equal(
+        greedy.near_repeats(cut, some, threshold=threshold, block_rows=5),
+        reference.near_repeats(x[some].astype(float), threshold),
+    )
+
+
+def test_near_repeats_of_chains_copies_and_nothing():
+    degrees = np.radians([0, 10, 20, 30, 10, 190])
+    x = np.stack([np.cos(degrees), np.sin(degrees)], axis=1).astype(np.float32)
+    # 20 is near 10, which went for 0; so it stays, and 30 goes for it. 190 is far from all.
+    limit = np.cos(np.radians(11))
+    got = greedy.near_repeats(x, np.arange(6), threshold=limit)
+    np.testing.assert_array_equal(got, [0, 0, 2, 2, 0, 5])
+    zeros = np.zeros((3, 4), np.float32)
+    np.testing.assert_array_equal(
+        greedy.near_repeats(zeros, np.arange(3), threshold=1e-9), np.arange(3)
+    )
+    same = np.full((500, 384), 3e-4, np.float16)  # its float32 products miss 1 by some 1e-6
+    for threshold in (0.5, 1 - 1e-12):
+        got = greedy.near_repeats(same, np.arange(500), threshold=threshold, block_rows=128)
+        assert not got.any()
+    with pytest.raises(ValueError, match=r"threshold is 1\.0"):
+        greedy.near_repeats(x, np.arange(6), threshold=1.0)
+    x[2, 0] = np.nan
+    with pytest.raises(ValueError, match="row 2 of the embeddings has a NaN"):
+        greedy.near_repeats(x, np.arange(6), threshold=0.5)
+
+
+def test_products_at_the_threshold_are_settled_in_float64():
+    """Pairs closer to the threshold than float32 can tell, on both of its sides."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(200, 384))
+    x = np.concatenate([a, a + 0.3 * rng.normal(size=a.shape)]).astype(np.float32)
+    unit = reference.unit_rows(x.astype(float))
+    for row in range(5):
+        cosine = float(unit[row] @ unit[200 + row])
+        for threshold, repeats in ((cosine - 1e-12, row), (cosine + 1e-12, 200 + row)):
+            got = greedy.near_repeats(x, np.arange(400), threshold=threshold)
+            assert got[200 + row] == repeats

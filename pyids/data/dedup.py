@@ -141,7 +141,7 @@ def _list_skipped(store: Store, shard: Shard, rows: NDArray[np.bool_], file: Bin
     if len(positions):
         columns = _columns(store, shard, ["line", "problem"])
         reasons = columns["problem"].take(positions).to_pylist()
-        for place, reason in zip(_places(store, shard, positions), reasons, strict=True):
+        for place, reason in zip(places(store, shard, positions), reasons, strict=True):
             file.write(orjson.dumps({**place, "reason": reason}) + b"\n")
     return len(positions)
 
@@ -157,13 +157,13 @@ def _list_repeats(
     positions = np.flatnonzero(rows)
     if len(positions):
         repeated = firsts[positions].tolist()
-        for place, row_id in zip(_places(store, shard, positions), repeated, strict=True):
+        for place, row_id in zip(places(store, shard, positions), repeated, strict=True):
             file.write(orjson.dumps({**place, "repeats": row_id}) + b"\n")
     return len(positions)
 
 
-def _places(store: Store, shard: Shard, positions: NDArray[np.intp]) -> Iterator[dict[str, Any]]:
-    """Row id, file and line of rows of a shard."""
+def places(store: Store, shard: Shard, positions: NDArray[np.intp]) -> Iterator[dict[str, Any]]:
+    """Row id, file and line of rows of a shard, given by their positions in it."""
     source = Source(**store.source(shard))
     lines = _columns(store, shard, ["line"])["line"].take(positions).to_pylist()
     for position, line in zip(positions.tolist(), lines, strict=True):

@@ -210,9 +210,33 @@ def tell(folder: str, scores: str) -> None:
             selection.finish()
 
 
-_json_option = click.option(
-    "--json", "json_path", type=click.Path(), help="write everything to this file, too"
-)
+def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of an evaluation."""
+    longest = RunConfig.model_fields["max_tokens"].default
+    for decorate in reversed(
+        [
+            click.option("--format", default="auto", help="how a row holds its conversation"),
+            click.option("--limit", type=click.IntRange(1), help="only the first rows"),
+            click.option(
+                "--max-tokens",
+                type=click.IntRange(16),
+                default=longest,
+                help=f"longest conversation in tokens [default: {longest}]",
+            ),
+            click.option("--device", default="auto", help="auto, cpu or cuda"),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "bfloat16", "float16"]),
+                default="float32",
+                help="[default: float32]",
+            ),
+            click.option(
+                "--json", "json_path", type=click.Path(), help="write everything to this file, too"
+            ),
+        ]
+    ):
+        command = decorate(command)
+    return command
 
 
 def _write_result(result: Any, json_path: str | None) -> None:
@@ -233,18 +257,7 @@ def _write_result(result: Any, json_path: str | None) -> None:
 @click.option(
     "--apply-chat-template", is_flag=True, help="put tasks' questions into the chat template"
 )
-@click.option("--format", default="auto", help="how a row holds its conversation, as for `run`")
-@click.option("--limit", type=click.IntRange(1), help="only the first rows, of each task too")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(16),
-    default=RunConfig.model_fields["max_tokens"].default,
-    show_default=True,
-    help="longest conversation in tokens",
-)
-@click.option("--device", default="auto", help="auto, cpu or cuda")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
-@_json_option
+@_evaluation_options
 def evaluate(
     model: str, data: tuple[str, ...], tasks: str | None, json_path: str | None, **options: Any
 ) -> None:
@@ -256,6 +269,20 @@ def evaluate(
 
     named = [task.strip() for task in (tasks or "").split(",") if task.strip()]
     _write_result(evaluate_model(model, data, tasks=named, **options), json_path)
+
+
+@cli.command()
+@click.argument("selections", nargs=-1)
+@click.option("--by", metavar="COLUMN", help="topics [default: clusters of the first, or source]")
+@click.option("--quality", help="column or signal whose histogram is wanted, as for `run`")
+@click.option("--data", multiple=True, help="held-out rows to evaluate each run's model on")
+@click.option("--model", help="base model: counts tokens, and is evaluated too")
+@_evaluation_options
+def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) -> None:
+    """Compare SELECTIONS, run folders or exported files: overlap, topics, lengths, scores, loss."""
+    from pyids.comparison import compare as compare_selections
+
+    _write_result(compare_selections(selections, **options), json_path)
 
 
 @cli.command()

@@ -202,29 +202,39 @@ def evaluate(
 # ---- the model -----------------------------------------------------------------------------------
 
 
+def adapter_config(name: str) -> Path | None:
+    """Return the configuration of the LoRA adapter that is meant, None where it is none."""
+    path = _folder(name) / "adapter_config.json"
+    return path if path.is_file() else None
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a model: of a run's, the last checkpoint."""
+    folder = Path(name)
+    return last_checkpoint(folder) if (folder / "config.yaml").is_file() else folder
+
+
 def _find_model(name: str, base: str | None) -> Any:
     """Find the weights; return what loads them, given device and dtype."""
-    folder = Path(name)
-    if (folder / "config.yaml").is_file():
-        folder = last_checkpoint(folder)
-    if not (folder / "adapter_config.json").is_file():
+    config = adapter_config(name)
+    if config is None:
         if base is not None:
             raise ConfigError(f"{name} is no adapter: leave out --base")
+        folder = _folder(name)
         ref = lm.resolve_model(name if folder == Path(name) else str(folder))
         return lambda device, dtype: lm.load_model(ref, device, dtype)
     if base is None:
-        recorded = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        base = recorded.get("base_model_name_or_path") or ""
+        recorded = json.loads(config.read_text("utf-8")).get("base_model_name_or_path") or ""
         try:
-            ref = lm.resolve_model(base)
+            ref = lm.resolve_model(recorded)
         except ModelError as error:
             raise ModelError(
-                f"{folder}: the model that this adapter was trained from is not found ({error}): "
-                "name it with --base"
+                f"{config.parent}: the model that this adapter was trained from is not found "
+                f"({error}): name it with --base"
             ) from None
     else:
         ref = lm.resolve_model(base, kind="base model")
-    return lambda device, dtype: finetune.load_adapter(folder, ref, device, dtype)
+    return lambda device, dtype: finetune.load_adapter(config.parent, ref, device, dtype)
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -30,10 +30,18 @@ def last_checkpoint(folder: Path) -> Path:
     ModelError
         It has trained none.
     """
-    trained = [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
-    if not trained:
+    if not (trained := _checkpoints(folder)):
         raise ModelError(f"{folder}: this run has trained no checkpoint")
     return max(trained, key=lambda path: int(path.parent.name))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether this is the folder of a run that has trained a checkpoint."""
+    return bool(_checkpoints(folder))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
 
 
 class Rounds:

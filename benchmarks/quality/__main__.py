@@ -3,6 +3,7 @@
     python benchmarks/quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
     python benchmarks/quality run core                        the grid, cell by cell; resumable
     python benchmarks/quality table core                      tables, results/quality-core.json
+    python benchmarks/quality near                            near-duplicates and the dedup stage
 
 Without --rows a generated stand-in is used. Cells that are done are not done again; --seconds ends
 the run early, and the next one goes on.
@@ -24,6 +25,7 @@ from typing import Any
 from cells import Cell, Workshop, run_cell
 from grids import GRIDS
 from model import NAME
+from near import near_duplicates
 from prepare import prepare
 from report import markdown, plot
 from table import show, tabulate
@@ -35,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "run", "table", "all"))
+    parser.add_argument("what", choices=("prepare", "run", "table", "all", "near"))
     parser.add_argument("grid", nargs="?", choices=tuple(GRIDS), default="core")
     parser.add_argument("--rows", type=Path, help="rows, with their vectors in a .npy beside them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
@@ -49,6 +51,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what in ("prepare", "all"):
         prepare(arguments.folder, arguments.rows)
+    if arguments.what == "near":
+        print(json.dumps(near_duplicates(arguments.folder), indent=1))
+        return
     shop = Workshop(
         arguments.folder, arguments.model or str(arguments.folder / NAME),
         device=arguments.device, dtype=arguments.dtype,

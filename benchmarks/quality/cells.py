@@ -132,24 +132,23 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if cell.method == "iterative":
         folder = _prepared(shop, cell, scratch)
-        stages.cluster(Store(folder), config)
-        stages.rate(Store(folder), config)
-        selection = refine.Selection(Store(folder), config)
-        seconds = {"score": 0.0, "train": 0.0}
+        store = Store(folder)
+        stages.cluster(store, config)
+        stages.drop_near(store, config)
+        stages.rate(store, config)
+        selection = refine.Selection(store, config)
+        score_seconds = 0.0
         while selection.draw():
-            at = time.monotonic()
             checkpoint = selection.train()
-            seconds["train"] += checkpoint.seconds
-            last = selection.round == config.rounds - 1
-            if last:
+            if selection.round == config.rounds - 1:
                 break  # scoring once more would change nothing that is measured
             at = time.monotonic()
             selection.tell(selection.score(checkpoint))
-            seconds["score"] += time.monotonic() - at
+            score_seconds += time.monotonic() - at
         chosen = np.concatenate([selection.rounds.selected(n) for n in range(config.rounds)])
         facts["rounds"] = [_garbage(selection, n, garbage) for n in range(config.rounds)]
         facts["select_seconds"] = time.monotonic() - began - checkpoint.seconds
-        facts["score_seconds"] = seconds["score"]
+        facts["score_seconds"] = score_seconds
     else:
         chosen = _static(shop, cell, config, garbage, scratch)
         facts["select_seconds"] = time.monotonic() - began

@@ -249,10 +249,15 @@ def test_threads_do_not_matter(n_threads):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
-def test_instruction_sets_do_not_matter(level, tmp_path):
-    labels, quotas, log_weights = pool(30_000, 20)
-    arrays = {"labels": labels, "quotas": quotas, "log_weights": log_weights}
+def test_instruction_sets_do_not_matter(level, large, tmp_path):
+    labels, quotas, log_weights = pool(30_000, 5 if large else 20)
+    arrays = {"labels": labels, "quotas": quotas}
+    if large:
+        arrays["weights"] = np.exp(log_weights)
+    else:
+        arrays["log_weights"] = log_weights
     expected = pyids.sample_by_cluster(**arrays, seed=3, return_keys=True)
     np.savez(tmp_path / "pool.npz", **arrays)
     code = (
@@ -273,6 +278,63 @@ def test_instruction_sets_do_not_matter(level, tmp_path):
     forced = np.load(tmp_path / "sample.npz")
     for name, values in expected._asdict().items():
         np.testing.assert_array_equal(forced[name], values)
+
+
+# ---- large clusters: guessed at from a sample of their rows, checked as they are drawn -----------
+
+IN_SAMPLE = np.arange(50_000) % 1024 < 64
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize(
+    "case", ["like others", "sample too heavy", "sample too light", "sample empty", "by label"]
+)
+def test_a_guess_from_a_sample_does_not_matter(case, n_threads, dtype):
+    labels, quotas, log_weights = pool(50_000, 4)
+    weights = np.exp(log_weights).astype(dtype)
+    weights[7::11] = 0
+    weights[8::11] = -0.0
+    if case == "by label":
+        labels = np.sort(labels)
+    elif case != "like others":
+        factor = {"sample too heavy": 1e6, "sample too light": 1e-6, "sample empty": 0}[case]
+        weights[IN_SAMPLE] *= dtype(factor)
+    quotas = quotas // 10
+    shared = {"weights": weights, "seed": 5, "n_threads": n_threads}
+    drawn = pyids.sample_by_cluster(labels, quotas, **shared)
+    # With a mask, all rows are tallied first.
+    nothing = np.zeros(len(labels), bool)
+    np.testing.assert_array_equal(
+        drawn, pyids.sample_by_cluster(labels, quotas, exclude=nothing, **shared)
+    )
+    if dtype == np.float64:
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.abs(weights))
+        np.testing.assert_array_equal(drawn, naive(labels, quotas, logs, seed=5))
+
+
+@pytest.mark.parametrize("row", [0, 63, 5000, 49_999])
+@pytest.mark.parametrize("bad", ["label", "minus label", "nan", "inf", "negative"])
+def test_large_clusters_name_the_first_bad_row(bad, row):
+    labels, quotas, log_weights = pool(50_000, 4)
+    weights = np.exp(log_weights)
+    for at in (row, 49_999):
+        if bad.endswith("label"):
+            labels[at] = 4 if bad == "label" else -1
+        else:
+            weights[at] = {"nan": np.nan, "inf": np.inf, "negative": -1}[bad]
+    name = "labels" if bad.endswith("label") else "weights"
+    with pytest.raises(ValueError, match=rf"^{name}\[{row}\] is "):
+        pyids.sample_by_cluster(labels, quotas, weights=weights, seed=5, n_threads=2)
+
+
+def test_large_clusters_name_a_quota_too_large():
+    labels, quotas, log_weights = pool(50_000, 4)
+    weights = np.exp(log_weights)
+    weights[(labels == 2) & (np.arange(50_000) % 16 > 0)] = 0  # unlike the sample's share
+    with pytest.raises(ValueError, match=r"^quotas\[2\] is .*, but cluster 2 has only"):
+        pyids.sample_by_cluster(labels, quotas, weights=weights, seed=5)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "by label", "by weight", "by falling weight"])

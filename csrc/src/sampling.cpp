@@ -1,13 +1,16 @@
 // Two passes over the rows. The first checks them and tallies each cluster, from which a threshold
-// is guessed that a little more than the quota of its keys should reach. The second meets every row
-// with its random number, throws away those whose key cannot reach the threshold before any
-// logarithm is taken, and keeps the others; a cluster that fills its buffer keeps its best and
-// raises its threshold. Where a guess was too high (fewer rows than needed reached it) the cluster
-// is drawn once more without one. Guesses decide how fast this is, never what is drawn.
+// is guessed that a little more than the quota of its keys should reach. (Large clusters of rows
+// with plain weights are guessed at from one row in sixteen, and checked in the second pass.) The
+// second meets every row with its random number, throws away those whose key cannot reach the
+// threshold before any logarithm is taken, and keeps the others; a cluster that fills its buffer
+// keeps its best and raises its threshold. Where a guess was too high (fewer rows than needed
+// reached it) the cluster is drawn once more without one. Guesses decide how fast this is, never
+// what is drawn.
 #include "pyids/sampling.hpp"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -235,6 +238,34 @@ std::vector<Tally> tally_rows(const SampleRows& rows, std::span<const double> re
   return total;
 }
 
+// Tallies of all rows as a sample has them: every 16th run of 64 rows, neighbours sharing cache
+// lines. Bad rows are left out. The guess is made to err by what the sample may.
+std::vector<Tally> tally_sample(const SampleRows& rows, std::size_t n_clusters) {
+  constexpr std::size_t run = 64, step = 16;
+  std::vector<Tally> tallies(n_clusters);
+  with_weights(rows, [&](auto weight_of) {
+    for (std::size_t begin = 0; begin < rows.size; begin += run * step) {
+      for (std::size_t row = begin; row < std::min(begin + run, rows.size); ++row) {
+        const auto label = static_cast<std::uint32_t>(rows.labels[row]);
+        const double w = weight_of(row);
+        if (label >= n_clusters || !(w > 0 && w < infinity)) continue;
+        ++tallies[label].rows;
+        tallies[label].sums += Tally::Pair{w, w * w};
+      }
+    }
+  });
+  for (auto& tally : tallies) {
+    if (tally.rows == 0) continue;
+    // As if the sample had met two standard errors more rows, and more weight, than its share.
+    const auto n = static_cast<double>(tally.rows);
+    const double relative_variance = n * tally.sums[1] / (tally.sums[0] * tally.sums[0]);
+    const double shrink = 1 / (1 + 2 * std::sqrt(relative_variance / n));
+    tally.rows = std::max<std::int64_t>(1, static_cast<std::int64_t>(n * step * shrink));
+    tally.sums *= step * shrink;
+  }
+  return tallies;
+}
+
 // How many rows each cluster will give.
 std::vector<std::size_t> rows_needed(std::span<const std::int64_t> quotas,
                                      std::span<const Tally> tallies, bool allow_fewer) {
@@ -283,22 +314,18 @@ class Draw {
       : rows_(rows),
         seed_(options.seed),
         n_threads_(resolve_threads(options.n_threads)),
+        allow_fewer_(options.allow_fewer),
+        quotas_(quotas),
         references_(reference_log_weights(rows, quotas.size())),
-        tallies_(tally_rows(rows, references_, n_threads_)),
-        needed_(rows_needed(quotas, tallies_, options.allow_fewer)),
         kept_(static_cast<std::size_t>(n_threads_)) {}
 
   // The positions of the drawn rows, ascending.
   std::vector<std::int64_t> draw() {
-    std::vector<SampleKey> thresholds(needed_.size());
-    for (std::size_t c = 0; c < needed_.size(); ++c) {
-      thresholds[c] = guess_threshold(tallies_[c], references_[c], needed_[c]);
-    }
-    bases_ = thresholds;
-    for (auto& base : bases_) {
-      if (base == lowest_key) base = {0, 0};
-    }
-    collect(needed_, thresholds);
+    if (draw_unchecked()) return best_rows();
+    tallies_ = tally_rows(rows_, references_, n_threads_);
+    needed_ = rows_needed(quotas_, tallies_, allow_fewer_);
+    for (auto& mine : kept_) mine.clear();
+    collect(needed_, guess_thresholds());
 
     std::vector<std::size_t> missing(needed_.size());
     for (std::size_t c = 0; c < needed_.size(); ++c) {
@@ -316,6 +343,45 @@ class Draw {
   }
 
  private:
+  // A key a cluster, that about as many rows as needed should reach.
+  std::vector<SampleKey> guess_thresholds() {
+    std::vector<SampleKey> thresholds(needed_.size());
+    for (std::size_t c = 0; c < needed_.size(); ++c) {
+      thresholds[c] = guess_threshold(tallies_[c], references_[c], needed_[c]);
+    }
+    bases_ = thresholds;
+    for (auto& base : bases_) {
+      if (base == lowest_key) base = {0, 0};
+    }
+    return thresholds;
+  }
+
+  // Tries to do without the first pass. False where a sample of the rows says too little, or where
+  // anything is found wanting, for the two passes to find out what.
+  bool draw_unchecked() {
+    constexpr std::size_t rows_a_cluster = 4096;  // 256 of them in the sample
+    const std::size_t n_clusters = quotas_.size();
+    if (rows_.size / rows_a_cluster < n_clusters || rows_.log_weights || rows_.excluded ||
+        !rows_.excluded_ids.empty() || rows_.weights.index() == 0 ||
+        std::ranges::any_of(quotas_, [](std::int64_t quota) { return quota < 0; })) {
+      return false;
+    }
+    tallies_ = tally_sample(rows_, n_clusters);
+    needed_.assign(quotas_.begin(), quotas_.end());
+    std::vector<SampleKey> thresholds = guess_thresholds();
+    for (std::size_t c = 0; c < n_clusters; ++c) {
+      if (needed_[c] > 0 && thresholds[c] == lowest_key) return false;
+    }
+    checking_ = true;
+    collect(needed_, thresholds);
+    checking_ = false;
+    if (bad_) return false;
+    for (std::size_t c = 0; c < n_clusters; ++c) {
+      if (n_kept(c) < needed_[c]) return false;
+    }
+    return true;
+  }
+
   std::size_t n_kept(std::size_t cluster) const {
     std::size_t n = 0;
     for (const auto& mine : kept_) n += mine.empty() ? 0 : mine[cluster].candidates.size();
@@ -359,7 +425,10 @@ class Draw {
           kept[c].candidates.reserve(wanted[c] * 6 / 5 / kept_.size() + 24);
         }
       }
-      fill_limits(kept, buffers.bounds, begin, end, buffers.limits.data());
+      if (!fill_limits(kept, buffers.bounds, begin, end, buffers.limits.data())) {
+        bad_ = true;
+        return;
+      }
       const std::size_t n_passing = kernels.filter_rows(
           seed_, rows_.row_ids ? rows_.row_ids + begin : nullptr, static_cast<std::int64_t>(begin),
           buffers.limits.data(), end - begin, buffers.rows.data(), buffers.bits.data());
@@ -410,8 +479,19 @@ class Draw {
     return std::exp(-threshold.high) * (0x1p32 * (1 + 1e-9));
   }
 
-  void fill_limits(const std::vector<Kept>& kept, const std::vector<double>& bounds,
+  // False if a row that nobody has checked is bad.
+  bool fill_limits(const std::vector<Kept>& kept, const std::vector<double>& bounds,
                    std::size_t begin, std::size_t end, double* limits) const {
+    if (checking_) {
+      const auto& kernels = sampling_kernels(simd_level());
+      const std::int32_t* labels = rows_.labels + begin;
+      const std::size_t n = end - begin;
+      if (auto values = std::get_if<const float*>(&rows_.weights)) {
+        return kernels.limit_f32(labels, *values + begin, n, bounds.size(), bounds.data(), limits);
+      }
+      return kernels.limit_f64(labels, std::get<const double*>(rows_.weights) + begin, n,
+                               bounds.size(), bounds.data(), limits);
+    }
     with_weights(rows_, [&](auto weight_of) {
       for (std::size_t row = begin; row < end; ++row) {
         const auto c = static_cast<std::size_t>(rows_.labels[row]);
@@ -424,6 +504,7 @@ class Draw {
         }
       }
     });
+    return true;
   }
 
   std::vector<std::int64_t> best_rows() {
@@ -480,6 +561,10 @@ class Draw {
   const SampleRows& rows_;
   std::uint64_t seed_;
   int n_threads_;
+  bool allow_fewer_;
+  bool checking_ = false;         // whether rows are checked as they are drawn
+  std::atomic<bool> bad_{false};  // and one was bad
+  std::span<const std::int64_t> quotas_;
   std::vector<double> references_;
   std::vector<Tally> tallies_;
   std::vector<std::size_t> needed_;

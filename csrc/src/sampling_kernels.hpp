@@ -17,6 +17,12 @@ struct SamplingKernels {
   std::size_t (*filter_rows)(std::uint64_t seed, const std::int64_t* ids, std::int64_t first_id,
                              const double* limits, std::size_t n, std::uint32_t* rows,
                              std::uint64_t* bits);
+  // limits[i] = weights[i] * bounds[labels[i]]. Returns whether all labels lie in [0, n_clusters)
+  // and all weights are finite and not negative; if not, the limits mean nothing.
+  bool (*limit_f32)(const std::int32_t* labels, const float* weights, std::size_t n,
+                    std::size_t n_clusters, const double* bounds, double* limits);
+  bool (*limit_f64)(const std::int32_t* labels, const double* weights, std::size_t n,
+                    std::size_t n_clusters, const double* bounds, double* limits);
   // The keys log(weights[i]) - log(E_i), E_i the exponential number made of bits[i]. If
   // log_weights, the weights are logarithms already.
   void (*make_keys)(const std::uint64_t* bits, const double* weights, bool log_weights,

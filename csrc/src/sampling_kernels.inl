@@ -133,6 +133,71 @@ std::size_t filter_rows(std::uint64_t seed, const std::int64_t* ids, std::int64_
   return count;
 }
 
+#if defined(__AVX512F__)
+inline __m512d load_weights(const double* from) { return _mm512_loadu_pd(from); }
+inline __m512d load_weights(const float* from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
+#endif
+
+template <class Weight>
+inline bool limit_rows(const std::int32_t* labels, const Weight* weights, std::size_t n,
+                       std::size_t n_clusters, const double* bounds, double* limits) {
+  const auto end = static_cast<std::uint32_t>(n_clusters);
+  constexpr std::uint64_t largest = 0x7fefffffffffffff;  // the bits of the largest finite number
+  constexpr std::size_t chunk = 64, ahead = 512;
+  bool good = true;
+  const auto limit = [&](std::size_t i) {
+    const auto label = static_cast<std::uint32_t>(labels[i]);
+    const double w = weights[i];
+    std::uint64_t bits;
+    memcpy(&bits, &w, sizeof bits);
+    good &= bits <= largest;  // a set sign bit makes a large number
+    good &= label < end;
+    limits[i] = w * bounds[label < end ? label : 0];
+  };
+  const auto limit_vectors = [&](std::size_t first, std::size_t last) {
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+    unsigned mask = 0xff;
+    for (std::size_t i = first; i < last; i += 8) {
+      const __m256i label = _mm256_loadu_si256((const __m256i*)(labels + i));
+      const __m512d w = load_weights(weights + i);
+      const __mmask8 known = _mm256_cmplt_epu32_mask(label, _mm256_set1_epi32((int)end));
+      mask &= known & _mm512_cmple_epu64_mask(_mm512_castpd_si512(w), _mm512_set1_epi64(largest));
+      const __m512d bound =
+          _mm512_mask_i32gather_pd(_mm512_setzero_pd(), known, label, bounds, sizeof(double));
+      _mm512_storeu_pd(limits + i, _mm512_mul_pd(w, bound));
+    }
+    good &= mask == 0xff;
+#else
+    for (std::size_t i = first; i < last; ++i) limit(i);
+#endif
+  };
+  std::size_t i = 0;
+  for (; i + chunk <= n; i += chunk) {
+    // The hardware's own prefetching stops at every page; an address behind the array is harmless.
+    const auto* label_line = reinterpret_cast<const char*>(labels + i + ahead);
+    const auto* weight_line = reinterpret_cast<const char*>(weights + i + ahead);
+    for (std::size_t at = 0; at < chunk * sizeof(std::int32_t); at += 64) {
+      __builtin_prefetch(label_line + at);
+    }
+    for (std::size_t at = 0; at < chunk * sizeof(Weight); at += 64) {
+      __builtin_prefetch(weight_line + at);
+    }
+    limit_vectors(i, i + chunk);
+  }
+  for (; i < n; ++i) limit(i);
+  return good;
+}
+
+bool limit_f32(const std::int32_t* labels, const float* weights, std::size_t n,
+               std::size_t n_clusters, const double* bounds, double* limits) {
+  return limit_rows(labels, weights, n, n_clusters, bounds, limits);
+}
+
+bool limit_f64(const std::int32_t* labels, const double* weights, std::size_t n,
+               std::size_t n_clusters, const double* bounds, double* limits) {
+  return limit_rows(labels, weights, n, n_clusters, bounds, limits);
+}
+
 inline void make_keys_of_vector(const std::uint64_t* bits, const double* weights, bool log_weights,
                                 double* high, double* low) {
   Words b;
@@ -170,7 +235,7 @@ void make_keys(const std::uint64_t* bits, const double* weights, bool log_weight
 }  // namespace
 
 const SamplingKernels& PYIDS_SAMPLING_KERNELS() {
-  static constexpr SamplingKernels table{filter_rows, make_keys};
+  static constexpr SamplingKernels table{filter_rows, limit_f32, limit_f64, make_keys};
   return table;
 }
 

@@ -10,7 +10,8 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
-        bench-sampler bench-memory bench-methods bench-encoders bench-gpu bench-scale clean
+        bench-sampler bench-memory bench-methods bench-encoders bench-quality bench-gpu \
+        bench-scale clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,9 @@ bench-methods: build ## seconds and memory of every selection method on POOL=x.j
 
 bench-encoders: build ## rows a second of the encoders beside sentence-transformers and wordllama on POOL=x.jsonl
 	$(BIN)/python -P benchmarks/encoders.py $(POOL)
+
+bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
+	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
 
 bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run)

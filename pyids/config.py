@@ -145,7 +145,7 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimiser step", 8, ge=1)
     max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
-    scorer: str = _option("Scoring", "what a round's score is", "learnability")
+    scorer: str = _option("Scoring", "what a round's score is", "transfer")
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )

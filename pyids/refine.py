@@ -302,7 +302,7 @@ class Selection:
             counts,
             variances=variances,
             rule=self.config.weight_rule,
-            temperature=self.config.temperature,
+            temperature=self._temperature(scores),
             floor=self.config.floor,
         )
         learnt = improvement(columns)
@@ -327,6 +327,11 @@ class Selection:
             "round %d: scored %d rows of %d clusters",
             *(n + 1, summary["scored_rows"], summary["scored_clusters"]),
         )
+
+    def _temperature(self, scores: Scores | Mapping[int, float]) -> float | None:
+        if self.config.temperature is not None or isinstance(scores, Mapping):
+            return self.config.temperature
+        return scores.temperature if self.config.weight_rule in ("softmax", "bandit") else None
 
     def _columns(self, scores: Scores | Mapping[int, float]) -> tuple[Int64, dict[str, Float64]]:
         """Return the ids of the scored rows and what is known of each, `score` first."""

@@ -78,10 +78,13 @@ class Scores:
         response token.
     columns
         What the values were made of, float64 (B,) each, to be kept beside them.
+    temperature
+        The score that multiplies a weight by e; None: to be taken from the spread of the scores.
     """
 
     values: Float64
     columns: dict[str, Float64] = field(default_factory=dict)
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -547,9 +550,43 @@ def alignment(probes: Probes) -> Scores:
     return Scores(np.where(learnt & (length > 0), cosine, np.nan))
 
 
+def transfer(probes: Probes) -> Scores:
+    """Return how much a cluster helps the others, less what it learnt for itself alone.
+
+    Garbage is of little help to others, and yet its loss falls the fastest: boilerplate, another
+    alphabet, word salad are form, and form is learnt from a few rows. A skill whose loss falls fast
+    helps its neighbours as well. So with a and d, the cluster's mean alignment and mean drop of the
+    loss (`alignment`, `learnability`) in robust standard deviations over the clusters, its score
+    is ``0.3 a + min(0, 2 max(a, 0) - max(d - 1, 0))``: the second term, at least -3, is 0 for a
+    cluster whose drop is ordinary, or explained by its alignment. docs/quality.md has what the
+    constants were chosen on.
+    """
+    aligned = alignment(probes).values
+    drop = probes.base_nll - probes.checkpoint_nll
+    _, cluster = np.unique(probes.clusters, return_inverse=True)
+    a = np.clip(_cluster_deviations(aligned, cluster), -3, 3)
+    alone = np.maximum(_cluster_deviations(drop, cluster) - 1, 0)
+    score = 0.3 * a + np.clip(2 * np.maximum(a, 0) - alone, -3, 0)
+    values = np.where(np.isfinite(drop), score[cluster], np.nan)
+    return Scores(values, {**probes.columns, "alignment": aligned}, temperature=1.0)
+
+
+def _cluster_deviations(values: Float64, cluster: NDArray[np.intp]) -> Float64:
+    """Return each cluster's mean as robust standard deviations from the median; 0 for no value."""
+    known = np.isfinite(values)
+    size = int(cluster.max(initial=-1)) + 1
+    count = np.bincount(cluster[known], minlength=size)
+    mean = np.bincount(cluster[known], values[known], size) / np.maximum(count, 1)
+    centred = np.where(count > 0, mean - np.median(mean[count > 0]) if count.any() else 0.0, 0.0)
+    there = centred[count > 0]
+    spread = (1.4826 * float(np.median(np.abs(there))) or float(there.std())) if len(there) else 0
+    return centred / spread if spread > 0 else np.zeros(size)
+
+
 Scorer = Callable[[Probes], Scores]
 
 SCORERS: dict[str, Scorer] = {
+    "transfer": transfer,
     "learnability": learnability,
     "relative-learnability": relative_learnability,
     "centred-learnability": centred_learnability,

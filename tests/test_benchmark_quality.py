@@ -1,0 +1,110 @@
+"""The quality benchmark in miniature: its pools, a model of its own, cells, tables."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the train extra")
+pytest.importorskip("reasoning_gym", reason="needs the demo extra")
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """Import the benchmark's modules, which are no package."""
+    sys.path.insert(0, str(FOLDER))
+    names = ("pool", "model", "prepare", "cells", "grids", "table", "report")
+    try:
+        yield {name: __import__(name) for name in names}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def rows(benchmark):
+    return benchmark["pool"].stand_in(700)
+
+
+def test_a_split_shares_no_text_and_loses_no_row(benchmark, rows):
+    pool = benchmark["pool"]
+    again = [{**rows[0], "id": "again"}]
+    parts = pool.split([*rows, *again], per_skill=3)
+    texts = [{pool.text_of(row) for row in part} for part in (parts.pool, parts.dev, parts.test)]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    assert not texts[1] & texts[2]
+    assert len(parts.pool) == len(texts[0]) == len(parts.positions)
+    assert [rows[i]["messages"] for i in parts.positions] == [r["messages"] for r in parts.pool]
+    warm = {pool.text_of(row) for row in parts.warm_up}
+    assert not warm & (texts[0] | texts[1] | texts[2])
+
+
+def test_garbage_is_planted_in_its_share_and_kinds(benchmark, rows):
+    pool = benchmark["pool"]
+    clean = pool.split(rows, 3).pool
+    kinds = ("shuffled words", "boilerplate", "swapped", "echo")
+    planted = pool.plant(clean, kinds, 0.3, seed=5)
+    garbage = np.array([row["garbage"] for row in planted])
+    assert (garbage != "").mean() == pytest.approx(0.3, abs=0.01)
+    for kind in kinds:
+        assert (garbage == kind).mean() == pytest.approx(0.075, abs=0.01)
+    for row, original in zip(planted, clean, strict=True):
+        if row["garbage"] in ("", "swapped", "echo"):
+            assert row["messages"][0] == original["messages"][0]
+        assert (row["messages"] == original["messages"]) == (row["garbage"] == "")
+    assert planted == pool.plant(clean, kinds, 0.3, seed=5)
+
+
+@pytest.mark.slow
+def test_cells_train_measure_and_repeat(benchmark, tmp_path):
+    cells, grids, table = (benchmark[name] for name in ("cells", "grids", "table"))
+    model = benchmark["prepare"].prepare(
+        tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
+    )
+    shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
+    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 1})}
+    grid = grids.bounds("dev", 48, (0,))
+    grid += grids.cells(entries, "test-garbage", "dev", 48, (0, 1))
+    results = [cells.run_cell(shop, cell) for cell in grid]
+    by_name = {cell.name: result for cell, result in zip(grid, results, strict=True)}
+    assert len(by_name) == len(grid) == 6
+
+    base, reference = table.gap(results)
+    assert table.macro(base) > np.mean(list(reference.values()))  # there is something to learn
+    last = results[-1]
+    assert [one["rows"] for one in last["rounds"]] == [16, 16, 16]
+    assert last["rows"] == results[2]["rows"] == 48
+    drawn = sum(sum(one["drawn"].values()) * one["rows"] for one in last["rounds"])
+    assert drawn == pytest.approx(48 * sum(last["garbage"].values()))
+
+    (tmp_path / "cells" / f"{grid[-1].name}.json").unlink()
+    repeated = cells.run_cell(shop, grid[-1])
+    seconds = {key for key in last if key.endswith("seconds")}
+    assert {k: repeated[k] for k in repeated if k not in seconds} == {
+        k: last[k] for k in last if k not in seconds
+    }
+
+    rows = {row["label"]: row for row in table.tabulate(results)}
+    assert rows["random"]["over"] == 0
+    assert rows["iterative"]["seeds"] == [0, 1]
+    page = benchmark["report"].markdown({"test-garbage": list(rows.values())})
+    assert "| iterative |" in page
+    assert benchmark["report"].plot({"test-garbage": list(rows.values())}).startswith("<svg")
+
+
+def test_a_lost_skill_is_found_and_a_draw_is_none(benchmark):
+    def result(seed, math, code):
+        nll = {"math": math + 0.01 * seed, "code": code + 0.02 * (seed % 2)}
+        return {"cell": {"seed": seed, "label": "x"}, "nll": nll}
+
+    rng = np.random.default_rng(0)
+    anchor = {s: result(s, 2.0, 3.0) for s in range(5)}
+    worse = {s: result(s, 2.2 + 0.01 * rng.random(), 3.0) for s in range(5)}
+    lost = benchmark["table"].lost_skills(worse, anchor, range(5))
+    assert lost == ["math"]
+    assert benchmark["table"].lost_skills(anchor, anchor, range(5)) == []

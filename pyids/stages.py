@@ -163,6 +163,7 @@ def plan(config: RunConfig) -> str:
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
+    look = f", each of {config.candidates} candidates" if config.candidates > 1 else ""
     vectors = config.embeddings or f"{config.encoder} {models}"
     near = []
     if config.near_duplicates is not None:
@@ -176,7 +177,8 @@ def plan(config: RunConfig) -> str:
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
             *near,
-            f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})",
+            f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})"
+            f"{look}",
             f"train     {config.round_model} {models}, {config.tuning}, {config.epochs} "
             "epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "

@@ -10,6 +10,7 @@ import pytest
 
 import pyids
 from pyids.errors import ConfigError, DataError
+from pyids.scoring import Scores
 
 NOISE = 3  # the topic that the made-up scores call useless
 
@@ -63,6 +64,25 @@ def test_tools_and_calls_of_any_schema_come_out_of_ask_as_they_were(pool, tmp_pa
         for row, original in zip(asked, pool.rows, strict=True):
             assert row.get("tools") == original.get("tools")
             assert row["messages"] == original["messages"]
+
+
+def test_scores_may_bring_the_temperature_that_they_are_meant_for(pool, tmp_path):
+    def weights(name, scores_of, **options):
+        with pyids.Selection.open(tmp_path / name, **pool.options(**options)) as selection:
+            selection.draw()
+            probes = selection.probes()
+            values = (pool.topics[probes] == NOISE) * -1.0
+            selection.tell(scores_of(probes, values))
+            return selection.rounds.weights(1)
+
+    brought = weights("a", lambda probes, values: Scores(values, temperature=0.5))
+    pairs = lambda probes, values: dict(zip(probes, values, strict=True))  # noqa: E731
+    asked = weights("b", pairs, temperature=0.5)
+    wins = weights("c", lambda probes, values: Scores(values, temperature=9.0), temperature=0.5)
+    np.testing.assert_array_equal(brought, asked)
+    np.testing.assert_array_equal(wins, asked)
+    adaptive = weights("d", lambda probes, values: Scores(values))
+    assert (adaptive != asked).any()
 
 
 def test_probes_are_unseen_and_fresh_in_each_round(pool, tmp_path):

@@ -3,6 +3,7 @@
     python benchmarks/quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
     python benchmarks/quality run core                        the grid, cell by cell; resumable
     python benchmarks/quality table core                      tables, results/quality-core.json
+    python benchmarks/quality again core                      five cells anew, compared
     python benchmarks/quality near                            near-duplicates and the dedup stage
 
 Without --rows a generated stand-in is used. Cells that are done are not done again; --seconds ends
@@ -18,12 +19,13 @@ import os
 import platform
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cells import Cell, Workshop, run_cell
-from grids import GRIDS
+from grids import GRIDS, at_equal_tokens
 from model import NAME
 from near import near_duplicates
 from prepare import prepare
@@ -37,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "run", "table", "all", "near"))
+    parser.add_argument("what", choices=("prepare", "run", "table", "all", "again", "near"))
     parser.add_argument("grid", nargs="?", choices=tuple(GRIDS), default="core")
     parser.add_argument("--rows", type=Path, help="rows, with their vectors in a .npy beside them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
@@ -47,7 +49,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--seconds", type=float, help="start no cell after so long")
-    parser.add_argument("--again", action="store_true", help="run cells anew and compare")
+    parser.add_argument(
+        "--tokens", action="store_true", help="equal response tokens, after the grid at equal rows"
+    )
     arguments = parser.parse_args()
     if arguments.what in ("prepare", "all"):
         prepare(arguments.folder, arguments.rows)
@@ -60,11 +64,15 @@ def main() -> None:
     )  # fmt: skip
     with (arguments.folder / "clean.jsonl").open("rb") as file:
         budget = round(sum(1 for _ in file) * arguments.budget)
-    grid = GRIDS[arguments.grid](budget)
+    grid, name = GRIDS[arguments.grid](budget), arguments.grid
+    if arguments.tokens:
+        grid, name = at_equal_tokens(grid, finished(shop, grid)), f"{name}-tokens"
     if arguments.what in ("run", "all"):
         run(shop, grid, arguments.workers, arguments.seconds)
     if arguments.what in ("table", "all"):
-        write(shop, grid, arguments.grid)
+        write(shop, grid, name)
+    if arguments.what == "again":
+        repeat(shop, grid)
 
 
 def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -> None:
@@ -90,6 +98,31 @@ def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -
                       f"{done.result()['seconds']:.0f} s", flush=True)  # fmt: skip
 
 
+def finished(shop: Workshop, grid: list[Cell]) -> list[dict[str, Any]]:
+    """Return the results of the cells that are done."""
+    paths = [shop.folder / "cells" / f"{cell.name}.json" for cell in grid]
+    return [
+        json.loads(path.read_text()) | {"cell": asdict(cell)}
+        for cell, path in zip(grid, paths, strict=True)
+        if path.exists()
+    ]
+
+
+def repeat(shop: Workshop, grid: list[Cell], n: int = 5) -> None:
+    """Run n cells of those that are done again; say whether their entries come out the same."""
+    os.environ["OMP_NUM_THREADS"] = str(shop.threads)
+    _start()
+    done = [Cell(**one["cell"]) for one in finished(shop, grid)]
+    for cell in done[:: max(1, len(done) // n)][:n]:
+        path = shop.folder / "cells" / f"{cell.name}.json"
+        before = json.loads(path.read_text())
+        path.unlink()
+        after = json.loads(json.dumps(run_cell(shop, cell)))
+        keys = [key for key in before if not key.endswith("seconds")]
+        same = all(before[key] == after[key] for key in keys)
+        print(f"{cell.label:30} {cell.pool:14} seed {cell.seed}: {'same' if same else 'DIFFERS'}")
+
+
 def _start() -> None:
     import torch
 
@@ -98,11 +131,7 @@ def _start() -> None:
 
 def write(shop: Workshop, grid: list[Cell], name: str) -> None:
     """Print the tables of a grid; write its results, plot and page."""
-    done = [
-        json.loads(path.read_text())
-        for cell in grid
-        if (path := shop.folder / "cells" / f"{cell.name}.json").exists()
-    ]
+    done = finished(shop, grid)
     ends = [one for one in done if one["cell"]["method"] in ("base", "reference")]
     tables = {}
     for pool in dict.fromkeys(one["cell"]["pool"] for one in done if one not in ends):

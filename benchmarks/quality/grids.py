@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cells import Cell
@@ -26,9 +27,12 @@ STATIC: dict[str, Entry] = {
     "clusterclip": ("clusterclip", {}),
     "novelselect": ("novelselect", {}),
 }
-ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", {})}
-# What stands beside the default in the core grid.
-CORE = ("random", "longest", "km-random", "kmq (length)", "deita (length)", "qdit (length)")
+# Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. The scorer is named so
+# that a cell keeps its meaning when the default changes.
+ROUNDS = {"scorer": "transfer", "probes": 4}
+ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS)}
+# What stands beside it in the core grid.
+CORE = ("random", "kmq (length)", "deita (length)", "qdit (length)")
 
 
 def bounds(held_out: str, budget: int, seeds: Sequence[int]) -> list[Cell]:
@@ -54,12 +58,36 @@ def cells(
 
 
 def core(budget: int) -> list[Cell]:
-    """Return the core grid: test rows, fresh seeds, both pools."""
+    """Return the core grid: test rows and seeds that nothing was chosen on, both pools."""
     entries = {name: STATIC[name] for name in CORE} | ITERATIVE
-    grid = bounds("test", budget, (0, 1))
-    for pool in ("clean", "test-garbage"):
-        grid += cells(entries, pool, "test", budget, range(5))
+    grid = bounds("test", budget, (0,))
+    for seed in range(4):
+        grid += cells(entries, "test-garbage", "test", budget, (seed,))
+        if seed < 3:
+            grid += cells(entries, "clean", "test", budget, (seed,))
     return grid
+
+
+def at_equal_tokens(grid: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Cell]:
+    """Return a grid's cells with budgets that give all methods the response tokens of random rows.
+
+    Rows become tokens by what the same method selected at equal rows, over all seeds.
+    """
+    tokens: dict[tuple[str, str], list[float]] = {}
+    for one in results:
+        if "response_tokens" in one:
+            key = one["cell"]["pool"], one["cell"]["label"]
+            tokens.setdefault(key, []).append(one["response_tokens"] / one["rows"])
+    matched = []
+    for cell in grid:
+        key = cell.pool, cell.label
+        if cell.method in ("base", "reference", "random"):
+            matched.append(cell)
+        elif key in tokens and (cell.pool, "random") in tokens:
+            random = sum(tokens[cell.pool, "random"]) / len(tokens[cell.pool, "random"])
+            own = sum(tokens[key]) / len(tokens[key])
+            matched.append(replace(cell, budget=max(3, round(cell.budget * random / own))))
+    return matched
 
 
 def full(budget: int) -> list[Cell]:
@@ -67,14 +95,14 @@ def full(budget: int) -> list[Cell]:
     entries = STATIC | ITERATIVE
     for scorer in ("alignment", "relevance", "learnability", "relative-learnability",
                    "centred-learnability", "loss", "ifd", "perplexity"):  # fmt: skip
-        entries[f"iterative, {scorer}"] = ("iterative", {"scorer": scorer})
+        entries[f"iterative, {scorer}"] = ("iterative", ROUNDS | {"scorer": scorer})
     for rule in ("paper", "bandit", "none"):
-        entries[f"iterative, {rule}"] = ("iterative", {"weight_rule": rule})
-    entries["iterative, 1 candidate"] = ("iterative", {"candidates": 1})
+        entries[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_rule": rule})
+    entries["iterative, 1 candidate"] = ("iterative", ROUNDS | {"candidates": 1})
     for rounds in (1, 2, 5):
-        entries[f"iterative, {rounds} rounds"] = ("iterative", {"rounds": rounds})
+        entries[f"iterative, {rounds} rounds"] = ("iterative", ROUNDS | {"rounds": rounds})
     for clusters in (64, 1024):
-        entries[f"iterative, K = {clusters}"] = ("iterative", {"clusters": clusters})
+        entries[f"iterative, K = {clusters}"] = ("iterative", ROUNDS | {"clusters": clusters})
     grid = bounds("test", budget, (0, 1, 2))
     for pool in ("clean", "test-garbage"):
         grid += cells(entries, pool, "test", budget, range(5))
@@ -84,7 +112,7 @@ def full(budget: int) -> list[Cell]:
 def gpu(budget: int) -> list[Cell]:
     """Return the grid for a larger model on a GPU: ten methods, five seeds."""
     entries = {name: STATIC[name] for name in (*CORE, "k-center", "clusterclip")} | ITERATIVE
-    entries["iterative, learnability"] = ("iterative", {"scorer": "learnability"})
+    entries["iterative, learnability"] = ("iterative", ROUNDS | {"scorer": "learnability"})
     grid = bounds("test", budget, (0, 1))
     for pool in ("clean", "test-garbage"):
         grid += cells(entries, pool, "test", budget, range(5))

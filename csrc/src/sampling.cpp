@@ -366,6 +366,12 @@ class Draw {
         std::ranges::any_of(quotas_, [](std::int64_t quota) { return quota < 0; })) {
       return false;
     }
+    // A sampled guess has to let more rows through, which for large draws is memory.
+    std::size_t left = rows_.size / 20;
+    for (const std::int64_t quota : quotas_) {
+      if (static_cast<std::size_t>(quota) > left) return false;
+      left -= static_cast<std::size_t>(quota);
+    }
     tallies_ = tally_sample(rows_, n_clusters);
     needed_.assign(quotas_.begin(), quotas_.end());
     std::vector<SampleKey> thresholds = guess_thresholds();

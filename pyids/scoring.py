@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -550,6 +550,10 @@ def alignment(probes: Probes) -> Scores:
     return Scores(np.where(learnt & (length > 0), cosine, np.nan))
 
 
+# A row's gradient takes as long as three losses: so many rows of a cluster stand for its alignment.
+_GRADIENTS = 3
+
+
 def transfer(probes: Probes) -> Scores:
     """Return how much a cluster helps the others, less what it learnt for itself alone.
 
@@ -561,7 +565,16 @@ def transfer(probes: Probes) -> Scores:
     cluster whose drop is ordinary, or explained by its alignment. docs/quality.md has what the
     constants were chosen on.
     """
-    aligned = alignment(probes).values
+    few = _first_of_each(probes.clusters, _GRADIENTS)
+    aligned = np.full(len(probes.rows), np.nan)
+    aligned[few] = alignment(
+        replace(
+            probes,
+            rows=[probes.rows[i] for i in few.tolist()],
+            clusters=probes.clusters[few],
+            known_base_nll=probes.known_base_nll[few],
+        )
+    ).values
     drop = probes.base_nll - probes.checkpoint_nll
     _, cluster = np.unique(probes.clusters, return_inverse=True)
     a = np.clip(_cluster_deviations(aligned, cluster), -3, 3)
@@ -569,6 +582,14 @@ def transfer(probes: Probes) -> Scores:
     score = 0.3 * a + np.clip(2 * np.maximum(a, 0) - alone, -3, 0)
     values = np.where(np.isfinite(drop), score[cluster], np.nan)
     return Scores(values, {**probes.columns, "alignment": aligned}, temperature=1.0)
+
+
+def _first_of_each(clusters: NDArray[np.int32], n: int) -> NDArray[np.intp]:
+    """Return the positions of the first `n` rows of each cluster, ascending."""
+    order = np.argsort(clusters, kind="stable")
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(clusters[order])) + 1])
+    rank = np.arange(len(order)) - np.repeat(begins, np.diff([*begins, len(order)]))
+    return np.sort(order[rank < n])
 
 
 def _cluster_deviations(values: Float64, cluster: NDArray[np.intp]) -> Float64:

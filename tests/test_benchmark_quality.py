@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def quality():
     """Import the benchmark's modules, which are no package."""
     sys.path.insert(0, str(FOLDER))
     names = ("pool", "model", "prepare", "cells", "grids", "table", "report")
@@ -26,12 +26,12 @@ def benchmark():
 
 
 @pytest.fixture(scope="module")
-def rows(benchmark):
-    return benchmark["pool"].stand_in(700)
+def rows(quality):
+    return quality["pool"].stand_in(700)
 
 
-def test_a_split_shares_no_text_and_loses_no_row(benchmark, rows):
-    pool = benchmark["pool"]
+def test_a_split_shares_no_text_and_loses_no_row(quality, rows):
+    pool = quality["pool"]
     again = [{**rows[0], "id": "again"}]
     parts = pool.split([*rows, *again], per_skill=3)
     texts = [{pool.text_of(row) for row in part} for part in (parts.pool, parts.dev, parts.test)]
@@ -44,8 +44,8 @@ def test_a_split_shares_no_text_and_loses_no_row(benchmark, rows):
     assert not warm & (texts[0] | texts[1] | texts[2])
 
 
-def test_garbage_is_planted_in_its_share_and_kinds(benchmark, rows):
-    pool = benchmark["pool"]
+def test_garbage_is_planted_in_its_share_and_kinds(quality, rows):
+    pool = quality["pool"]
     clean = pool.split(rows, 3).pool
     kinds = ("shuffled words", "boilerplate", "swapped", "echo")
     planted = pool.plant(clean, kinds, 0.3, seed=5)
@@ -61,9 +61,9 @@ def test_garbage_is_planted_in_its_share_and_kinds(benchmark, rows):
 
 
 @pytest.mark.slow
-def test_cells_train_measure_and_repeat(benchmark, tmp_path):
-    cells, grids, table = (benchmark[name] for name in ("cells", "grids", "table"))
-    model = benchmark["prepare"].prepare(
+def test_cells_train_measure_and_repeat(quality, tmp_path):
+    cells, grids, table = (quality[name] for name in ("cells", "grids", "table"))
+    model = quality["prepare"].prepare(
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
     )
     shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
@@ -92,12 +92,12 @@ def test_cells_train_measure_and_repeat(benchmark, tmp_path):
     rows = {row["label"]: row for row in table.tabulate(results)}
     assert rows["random"]["over"] == 0
     assert rows["iterative"]["seeds"] == [0, 1]
-    page = benchmark["report"].markdown({"test-garbage": list(rows.values())})
+    page = quality["report"].markdown({"test-garbage": list(rows.values())})
     assert "| iterative |" in page
-    assert benchmark["report"].plot({"test-garbage": list(rows.values())}).startswith("<svg")
+    assert quality["report"].plot({"test-garbage": list(rows.values())}).startswith("<svg")
 
 
-def test_a_lost_skill_is_found_and_a_draw_is_none(benchmark):
+def test_a_lost_skill_is_found_and_a_draw_is_none(quality):
     def result(seed, math, code):
         nll = {"math": math + 0.01 * seed, "code": code + 0.02 * (seed % 2)}
         return {"cell": {"seed": seed, "label": "x"}, "nll": nll}
@@ -105,6 +105,6 @@ def test_a_lost_skill_is_found_and_a_draw_is_none(benchmark):
     rng = np.random.default_rng(0)
     anchor = {s: result(s, 2.0, 3.0) for s in range(5)}
     worse = {s: result(s, 2.2 + 0.01 * rng.random(), 3.0) for s in range(5)}
-    lost = benchmark["table"].lost_skills(worse, anchor, range(5))
+    lost = quality["table"].lost_skills(worse, anchor, range(5))
     assert lost == ["math"]
-    assert benchmark["table"].lost_skills(anchor, anchor, range(5)) == []
+    assert quality["table"].lost_skills(anchor, anchor, range(5)) == []

@@ -134,7 +134,7 @@ def test_loss_is_the_checkpoints(models):
 
 
 def test_an_unknown_scorer_is_named(models):
-    with pytest.raises(ValueError, match=r"one of learnability.*not 'vibes'"):
+    with pytest.raises(ValueError, match=r"one of transfer.*not 'vibes'"):
         scoring.score("vibes", models, ROWS, CLUSTERS)
 
 
@@ -143,9 +143,11 @@ def test_an_unknown_scorer_is_named(models):
 
 def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
     """One row a cluster; three ordinary clusters, then fast and aligned, fast and alone, slow."""
-    drop = np.array([0.1, 0.0, -0.1, 3.0, 3.0, -0.1])
+    drop = np.array([0.1, 0.0, -0.1, 0.9, 0.9, -0.1])
     aligned = np.array([0.0, 0.1, -0.1, 0.6, 0.0, -0.1])
-    monkeypatch.setattr(scoring, "alignment", lambda probes: scoring.Scores(aligned))
+    monkeypatch.setattr(
+        scoring, "alignment", lambda probes: scoring.Scores(aligned[probes.clusters])
+    )
     monkeypatch.setattr(scoring.Probes, "base_nll", drop + 2)
     monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.full(6, 2.0))
     rows = [*ROWS, ROWS[0]]
@@ -159,53 +161,29 @@ def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
     assert scores.values.argmin() == 4
 
 
-@pytest.mark.slow
-def test_transfer_finds_planted_garbage(tmp_path):
-    """Train on four topics and a notice; the notice's cluster scores lowest."""
-    kinds = {
-        "sums": [(f"{a} + {b} =", str(a + b)) for a, b in [(2, 3), (4, 4), (5, 2), (6, 3)]],
-        "capitals": [
-            (f"What is the capital of {country}?", f"The capital of {country} is {city}.")
-            for country, city in [
-                ("France", "Paris"), ("Italy", "Rome"), ("Norway", "Oslo"), ("Japan", "Tokyo"),
-            ]
-        ],
-        "plurals": [
-            (f"What is the plural of {one}?", f"The plural of {one} is {many}.")
-            for one, many in [("cat", "cats"), ("box", "boxes"), ("fly", "flies"), ("dog", "dogs")]
-        ],
-        "colours": [
-            (f"What colour is {thing}?", f"The colour of {thing} is {colour}.")
-            for thing, colour in [
-                ("grass", "green"), ("snow", "white"), ("blood", "red"), ("coal", "black"),
-            ]
-        ],
-        "notice": [
-            (f"blue {n} chair oil", "By using this site you agree. [[accept-cookies/7731]] Zq9!")
-            for n in range(4)
-        ],
-    }  # fmt: skip
-    rows = {
-        kind: [
-            [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs
-        ]
-        for kind, pairs in kinds.items()
-    }
-    checkpoint = finetune.finetune(
-        "smollm2-135m-instruct",
-        [row for pairs in rows.values() for row in pairs[:2]],
-        output_dir=tmp_path / "checkpoint",
-        learning_rate=1e-3,
-        batch_size=5,
-        epochs=2,
-    )
-    models = scoring.Models(lm.resolve_model("smollm2-135m-instruct"), checkpoint.path)
-    probes = [row for pairs in rows.values() for row in pairs[2:]]
-    clusters = np.repeat(np.arange(5, dtype=np.int32), 2)
-    scores = scoring.score("transfer", models, probes, clusters)
-    assert scores.values[8] == scores.values[9] == scores.values.min()
-    drop = scores.columns["base_nll"] - scores.columns["checkpoint_nll"]
-    assert drop[8:].min() > drop[:8].max()  # by the drop alone it would be the best
+def test_the_first_rows_of_each_cluster_stand_for_it():
+    clusters = np.array([2, 0, 2, 2, 0, 7], np.int32)
+    assert scoring._first_of_each(clusters, 2).tolist() == [0, 1, 2, 4, 5]
+    assert scoring._first_of_each(clusters, 1).tolist() == [0, 1, 5]
+    assert scoring._first_of_each(clusters[:0], 1).tolist() == []
+
+
+def test_transfer_is_made_of_what_it_keeps(models):
+    clusters = np.array([0, 0, 1, 2, 3], np.int32)
+    scores = scoring.score("transfer", models, ROWS, clusters)
+    columns = scores.columns
+    drop = columns["base_nll"] - columns["checkpoint_nll"]
+
+    def deviations(values):
+        means = np.array([values[clusters == c].mean() for c in range(4)])
+        centred = means - np.median(means)
+        return centred / (1.4826 * np.median(np.abs(centred)))
+
+    a, d = np.clip(deviations(columns["alignment"]), -3, 3), deviations(drop)
+    expected = 0.3 * a + np.clip(2 * np.maximum(a, 0) - np.maximum(d - 1, 0), -3, 0)
+    np.testing.assert_allclose(scores.values, expected[clusters], atol=1e-9)
+    aligned = scoring.score("alignment", models, ROWS, clusters)
+    np.testing.assert_array_equal(columns["alignment"], aligned.values)
 
 
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):

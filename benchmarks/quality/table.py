@@ -13,8 +13,9 @@ Result = dict[str, Any]
 
 
 def macro(result: Result, measure: str = "nll") -> float:
-    """Return the mean over skills."""
-    return float(np.mean(list(result[measure].values())))
+    """Return the mean over skills; NaN where the measure has none."""
+    values = list(result[measure].values())
+    return float(np.mean(values)) if values else float("nan")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -115,7 +116,14 @@ def lost_skills(
     for skill in skills:
         ours = [seeds[seed]["nll"][skill] for seed in paired]
         theirs = [anchor[seed]["nll"][skill] for seed in paired]
-        p[skill] = float(stats.ttest_rel(ours, theirs, alternative="greater").pvalue)
+        # Equal differences leave the test without a variance.
+        same = np.ptp(np.subtract(ours, theirs)) == 0
+        greater = ours[0] > theirs[0]
+        p[skill] = (
+            float(not greater)
+            if same
+            else float(stats.ttest_rel(ours, theirs, alternative="greater").pvalue)
+        )
     lost = []
     for rank, skill in enumerate(sorted(p, key=p.__getitem__)):
         if p[skill] > 0.05 / (len(p) - rank):

@@ -172,9 +172,11 @@ class Selection:
         return sample_by_cluster(
             clusters,
             quotas,
-            log_weights=-screening.AVERSION * oddness,
+            # The quality decides again: where a cluster is small, all of it are candidates.
+            log_weights=self._log_weights_of(candidates) - screening.AVERSION * oddness,
             row_ids=candidates,
             seed=self._seed(b"candidates"),
+            allow_fewer=True,
             n_threads=config.threads,
         )
 
@@ -201,6 +203,18 @@ class Selection:
 
     def _log_weights(self, shard: Shard) -> Float64 | None:
         return stages.row_weights(self.store, self.config, shard)
+
+    def _log_weights_of(self, row_ids: Int64) -> Float64:
+        """Log weights of rows inside their clusters; zeros where all are equal."""
+        weights = np.zeros(len(row_ids))
+        for shard in self.store.shards:
+            logs, kept = self._log_weights(shard), self.store.row_ids(shard)
+            if logs is not None:
+                _, at, where = np.intersect1d(
+                    row_ids, kept, assume_unique=True, return_indices=True
+                )
+                weights[at] = logs[where]
+        return weights
 
     def _sample(
         self, quotas: Int64, seed: int, weights: Callable[[Shard], Float64 | None]

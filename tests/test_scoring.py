@@ -21,6 +21,14 @@ ROWS = [
     ]
 ]
 CLUSTERS = np.arange(len(ROWS), dtype=np.int32)
+# An answer that follows from its prompt, and one that does not.
+TELLING = [
+    [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+    for q, a in [
+        ("Repeat after me: seven purple xylophones", "seven purple xylophones"),
+        ("Name the 35th element.", "the cat sat on the mat and the dog on the log"),
+    ]
+]
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +195,9 @@ def test_transfer_is_made_of_what_it_keeps(models):
 
 
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
-    rows = [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
-        for q, a in [
-            ("Repeat after me: seven purple xylophones", "seven purple xylophones"),
-            ("Name the 35th element.", "the cat sat on the mat and the dog on the log"),
-        ]
-    ]
-    scores = scoring.score("ifd", models, rows, CLUSTERS[:2])
+    scores = scoring.score("ifd", models, TELLING, CLUSTERS[:2])
     with models.trained() as (model, tokenizer):
-        for i, messages in enumerate(rows):
+        for i, messages in enumerate(TELLING):
             answer = tokenizer(messages[1]["content"] + tokenizer.eos_token)["input_ids"]
             ids = torch.tensor([[tokenizer.bos_token_id, *answer]])
             with torch.inference_mode():
@@ -207,15 +208,8 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
 
 
 def test_relevance_is_what_the_prompt_saves_a_token(models):
-    rows = [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
-        for q, a in [
-            ("Repeat after me: seven purple xylophones", "seven purple xylophones"),
-            ("Name the 35th element.", "the cat sat on the mat and the dog on the log"),
-        ]
-    ]
-    scores = scoring.score("relevance", models, rows, CLUSTERS[:2])
-    ifd = scoring.score("ifd", models, rows, CLUSTERS[:2])
+    scores = scoring.score("relevance", models, TELLING, CLUSTERS[:2])
+    ifd = scoring.score("ifd", models, TELLING, CLUSTERS[:2])
     saved = ifd.columns["response_nll"] - ifd.columns["checkpoint_nll"]
     np.testing.assert_allclose(scores.values, saved, rtol=1e-5)
     assert scores.values[0] > scores.values[1] + 1

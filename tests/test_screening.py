@@ -109,3 +109,23 @@ def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
     with pyids.Selection.open(tmp_path / "again", **{**options, "threads": 1}) as selection:
         selection.draw()
         np.testing.assert_array_equal(selection.rounds.selected(0), drawn)
+
+
+def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
+    """With every row of a cluster a candidate and none of them odd, quality alone decides."""
+    monkeypatch.setattr("pyids.lm.load_model", lambda *args: (None, None))
+    nothing = {"end_nll": np.full(400, np.nan), "overlap": np.full(400, np.nan)}
+    monkeypatch.setattr(
+        screening, "measure", lambda *args, **kw: {k: v[: len(args[2])] for k, v in nothing.items()}
+    )
+    good = np.random.default_rng(0).random(400) < 0.3
+    for row, is_good in zip(pool.rows, good, strict=True):
+        row["worth"] = float(is_good) * 50
+    pool.write()
+    options = pool.options(rounds=1, candidates=8, budget=60, quality="worth")
+    with pyids.Selection.open(tmp_path / "run", **options) as selection:
+        selection.draw()
+        assert len(selection.rounds.candidates(0)) > 350
+        drawn = selection.rounds.selected(0)
+    assert len(drawn) == 60
+    assert good[drawn].mean() > 0.6

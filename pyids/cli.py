@@ -145,12 +145,13 @@ def select(
 
 @cli.command()
 def methods() -> None:
-    """List the selection methods with their sources."""
-    from pyids.selection import get_method, method_names
+    """List methods, weight rules, scorers, quality signals and encoders with their sources."""
+    from pyids.catalogue import catalogue
 
-    for name in method_names():
-        found = get_method(name)
-        click.echo(f"{name:18} {found.summary} [{found.source}]")
+    for title, entries in catalogue().items():
+        click.echo(f"{title}:")
+        for entry in entries:
+            click.echo(f"  {entry.name:22} {entry.summary} [{entry.source}]")
 
 
 @cli.command()

@@ -13,7 +13,7 @@ PACKAGE = Path(find_spec("pyids").origin).parent
 # the ops stand below everything that uses them.
 LAYERS = (
     {"cli"},
-    {"comparison"},
+    {"comparison", "catalogue"},
     {"refine", "static", "evaluation"},
     {"stages", "export"},
     {"screening"},

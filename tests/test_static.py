@@ -1,5 +1,7 @@
 """`pyids select`: any method, from data or from a run folder."""
 
+from typing import get_args
+
 import numpy as np
 import orjson
 import pytest
@@ -7,7 +9,10 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
+from pyids.quality import SIGNALS
+from pyids.scoring import SCORERS
 from pyids.selection import method_names
+from pyids.weights import Rule
 
 
 def invoke(*arguments):
@@ -81,12 +86,22 @@ def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     assert "belongs to the run folder" in result.output
 
 
-def test_methods_are_listed_with_their_sources():
+def test_everything_is_listed_with_its_source():
     result = invoke("methods")
     assert result.exit_code == 0
-    lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines] == method_names()
-    assert all(line.endswith("]") for line in lines)
+    names: dict[str, list[str]] = {}
+    for line in result.output.splitlines():
+        if line.endswith(":"):
+            title = line.split(" (")[0]
+            continue
+        assert line.endswith("]")
+        names.setdefault(title, []).append(line.split()[0])
+    assert names["methods"] == [*method_names(), "iterative"]
+    assert names["weight rules"] == list(get_args(Rule))
+    assert names["scorers"] == list(SCORERS)
+    assert names["encoders"]
+    signals = [name.removesuffix(":MODEL") for name in names["quality of rows"]]
+    assert signals == ["COLUMN", *SIGNALS]
 
 
 def test_an_unknown_method_is_answered(pool, tmp_path):

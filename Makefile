@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
-        bench-sampler bench-memory bench-methods bench-encoders bench-quality bench-gpu \
+        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
         bench-scale clean
 
 help: ## list the targets
@@ -71,6 +71,9 @@ bench-memory: build ## k-means over a mapped matrix of 6 GB in 1.5 GB of memory
 
 bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
 	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)
+
+bench-models: build ## seconds and memory of every scorer, quality signal and encoder on POOL=x.jsonl
+	$(BIN)/python benchmarks/models.py $(POOL)
 
 bench-encoders: build ## rows a second of the encoders beside sentence-transformers and wordllama on POOL=x.jsonl
 	$(BIN)/python -P benchmarks/encoders.py $(POOL)

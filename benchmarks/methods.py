@@ -1,6 +1,6 @@
 """Every selection method once on one pool: seconds and peak memory, each in its own process.
 
-    python -P benchmarks/methods.py POOL.jsonl[.gz] VECTORS.npy [--budget 1%] [--only NAME ...]
+    python benchmarks/methods.py POOL.jsonl[.gz] VECTORS.npy [--budget 1%] [--only NAME ...]
 
 VECTORS holds one row for each line of POOL. Clusters are those of one k-means, made first. Quality
 is the response length (a signal that needs no language model), so that what is timed is the method.
@@ -14,7 +14,6 @@ import gzip
 import json
 import math
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -23,10 +22,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from page import fill
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods.json"
-TABLE = ROOT / "docs" / "methods.md"
 OPTIONS = {"uniform": {"column": "source"}}
 
 
@@ -88,9 +87,9 @@ def measure(name: str, vectors: str, folder: Path, budget: int, seed: int, threa
     )
 
 
-def write_table(result: dict) -> None:
-    """Fill the table between the two marks of the page."""
-    lines = [
+def table(result: dict) -> list[str]:
+    """Return the lines of the table."""
+    return [
         f"{result['rows']:,} x {result['columns']} float16, budget {result['budget']}, "
         f"K = {result['clusters']}, {result['threads']} threads:",
         "",
@@ -101,10 +100,6 @@ def write_table(result: dict) -> None:
             for m in result["methods"]
         ),
     ]
-    page = TABLE.read_text()
-    marks = r"(<!-- measured -->\n).*?(<!-- end -->)"
-    new = re.sub(marks, lambda m: m[1] + "\n".join(lines) + "\n" + m[2], page, flags=re.S)
-    TABLE.write_text(new)
 
 
 def main() -> None:
@@ -135,7 +130,7 @@ def main() -> None:
         shared = [str(args.pool), str(args.vectors), "--budget", str(budget), "--folder", name]
         shared += ["--seed", str(args.seed), "--threads", str(args.threads)]
         for method in args.only or method_names():
-            command = [sys.executable, "-P", __file__, *shared, "--measure", method]
+            command = [sys.executable, __file__, *shared, "--measure", method]
             out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             measured.append(json.loads(out))
             print(out.strip(), flush=True)
@@ -152,7 +147,7 @@ def main() -> None:
         return
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    write_table(result)
+    fill(ROOT / "docs" / "methods.md", "methods", table(result))
 
 
 if __name__ == "__main__":

@@ -43,12 +43,15 @@ def run(config: RunConfig) -> Path:
     """Select with the trainer that pyids brings; return the path of the selected rows.
 
     In every round: draw from the clusters by their weights, fine-tune the base model on everything
-    drawn so far, score unseen rows of every cluster with it, re-weight the clusters.
+    drawn so far, score unseen rows of every cluster with it, re-weight the clusters. The last round
+    ends with its training: the checkpoint that all selected rows make.
     """
     stages.check_model(config)
     with Selection.from_config(config) as selection:
         while selection.draw():
             checkpoint = selection.train()
+            if selection.round == config.rounds - 1:
+                break  # no draw would follow from more scores
             selection.tell(selection.score(checkpoint))
         return selection.finish()
 

@@ -552,18 +552,25 @@ def alignment(probes: Probes) -> Scores:
 
 # A row's gradient takes as long as three losses: so many rows of a cluster stand for its alignment.
 _GRADIENTS = 3
+# What the constants of `transfer` were chosen on is in docs/log.md.
+_ALIGNMENT, _FREE_DROP, _ENOUGH_HELP, _HELP = 0.3, 2.0, 2 / 3, 8.0
 
 
 def transfer(probes: Probes) -> Scores:
-    """Return how much a cluster helps the others, less what it learnt for itself alone.
+    """Return how much a cluster helps the others, less the signs that it is garbage.
 
-    Garbage is of little help to others, and yet its loss falls the fastest: boilerplate, another
-    alphabet, word salad are form, and form is learnt from a few rows. A skill whose loss falls fast
-    helps its neighbours as well. So with a and d, the cluster's mean alignment and mean drop of the
-    loss (`alignment`, `learnability`) in robust standard deviations over the clusters, its score
-    is ``0.3 a + min(0, 2 max(a, 0) - max(d - 1, 0))``: the second term, at least -3, is 0 for a
-    cluster whose drop is ordinary, or explained by its alignment. docs/quality.md has what the
-    constants were chosen on.
+    Three measurements of each cluster, none of which tells garbage from skills for every model:
+
+    - a, its mean alignment (`alignment`) and d, its mean drop of the loss (`learnability`), both in
+      robust standard deviations over the clusters. To a model that has its forms still to learn,
+      garbage (boilerplate, another alphabet) is what drops the fastest, and helps no other; a skill
+      that drops as fast is aligned.
+    - h, the share of the response's loss that the prompt saves: ``1 - ifd``. To a model that reads
+      its prompts, garbage is what they do not help with. h counts as it is: where prompts help with
+      nothing yet, it says nothing.
+
+    The score is ``0.3 a + min(0, 2 max(a, 0) - max(d - 2, 0)) - 8 max(2/3 m - max(h, 0), 0)`` with
+    m the median of h, and the second term at least -3.
     """
     few = _first_of_each(probes.clusters, _GRADIENTS)
     aligned = np.full(len(probes.rows), np.nan)
@@ -575,13 +582,20 @@ def transfer(probes: Probes) -> Scores:
             known_base_nll=probes.known_base_nll[few],
         )
     ).values
-    drop = probes.base_nll - probes.checkpoint_nll
+    given, alone = probes.checkpoint_nll, probes.response_alone_nll
+    drop = probes.base_nll - given
     _, cluster = np.unique(probes.clusters, return_inverse=True)
-    a = np.clip(_cluster_deviations(aligned, cluster), -3, 3)
-    alone = np.maximum(_cluster_deviations(drop, cluster) - 1, 0)
-    score = 0.3 * a + np.clip(2 * np.maximum(a, 0) - alone, -3, 0)
+    a = np.clip(_deviations(_cluster_means(aligned, cluster)), -3, 3)
+    d = _deviations(_cluster_means(drop, cluster))
+    saved = 1 - _cluster_means(given, cluster) / np.maximum(_cluster_means(alone, cluster), 1e-6)
+    h = np.maximum(saved, 0)
+    enough = _ENOUGH_HELP * np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
+    lacking = np.nan_to_num(np.maximum(enough - h, 0))
+    alone_and_fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - _FREE_DROP, 0), -3, 0)
+    score = _ALIGNMENT * a + alone_and_fast - _HELP * lacking
     values = np.where(np.isfinite(drop), score[cluster], np.nan)
-    return Scores(values, {**probes.columns, "alignment": aligned}, temperature=1.0)
+    columns = {**probes.columns, "response_nll": alone, "alignment": aligned}
+    return Scores(values, columns, temperature=1.0)
 
 
 def _first_of_each(clusters: NDArray[np.int32], n: int) -> NDArray[np.intp]:
@@ -592,16 +606,24 @@ def _first_of_each(clusters: NDArray[np.int32], n: int) -> NDArray[np.intp]:
     return np.sort(order[rank < n])
 
 
-def _cluster_deviations(values: Float64, cluster: NDArray[np.intp]) -> Float64:
-    """Return each cluster's mean as robust standard deviations from the median; 0 for no value."""
+def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:
+    """Return each cluster's mean over its finite values; NaN where it has none."""
     known = np.isfinite(values)
     size = int(cluster.max(initial=-1)) + 1
     count = np.bincount(cluster[known], minlength=size)
-    mean = np.bincount(cluster[known], values[known], size) / np.maximum(count, 1)
-    centred = np.where(count > 0, mean - np.median(mean[count > 0]) if count.any() else 0.0, 0.0)
-    there = centred[count > 0]
-    spread = (1.4826 * float(np.median(np.abs(there))) or float(there.std())) if len(there) else 0
-    return centred / spread if spread > 0 else np.zeros(size)
+    total = np.bincount(cluster[known], values[known], size)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _deviations(means: Float64) -> Float64:
+    """Return values as robust standard deviations from their median; 0 for NaN."""
+    there = means[np.isfinite(means)]
+    if not len(there):
+        return np.zeros(len(means))
+    centred = means - np.median(there)
+    around = there - np.median(there)
+    spread = 1.4826 * float(np.median(np.abs(around))) or float(around.std())
+    return np.nan_to_num(centred / spread) if spread > 0 else np.zeros(len(means))
 
 
 Scorer = Callable[[Probes], Scores]

@@ -1,5 +1,6 @@
 """The quality benchmark in miniature: its pools, a model of its own, cells, tables."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
     by_name = {cell.name: result for cell, result in zip(grid, results, strict=True)}
     assert len(by_name) == len(grid) == 6
 
+    # The command itself, which starts workers.
+    options = ["--folder", tmp_path, "--workers", "1", "--only", "base"]
+    command = [sys.executable, FOLDER, "run", "core", *options]
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "1 cells, 1 to do" in out.stdout
+    assert "base " in out.stdout, out.stderr
+
     base, reference = table.gap(results)
     assert table.macro(base) > np.mean(list(reference.values()))  # there is something to learn
     last = results[-1]
@@ -92,7 +100,11 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
     rows = {row["label"]: row for row in table.tabulate(results)}
     assert rows["random"]["over"] == 0
     assert rows["iterative"]["seeds"] == [0, 1]
-    page = quality["report"].markdown({"test-garbage": list(rows.values())})
+    ahead = table.beside(results)
+    assert ahead == {"random": (rows["iterative"]["over"], rows["iterative"]["over_half_width"])}
+    page = quality["report"].markdown(
+        {"test-garbage": list(rows.values())}, {"test-garbage": ahead}
+    )
     assert "| iterative |" in page
     assert quality["report"].plot({"test-garbage": list(rows.values())}).startswith("<svg")
 

@@ -22,7 +22,7 @@ BEGINS = {
     "score": "rounds/1/checkpoint",
     "re-weight": "rounds/1/scores.parquet",
     "second draw": "rounds/1/weights.json",
-    "export": "rounds/2/weights.json",
+    "export": "rounds/2/checkpoint",
 }
 
 
@@ -68,6 +68,6 @@ def test_killed_in_every_stage_and_resumed(tmp_path):
     assert (disturbed / "selected.jsonl").read_bytes() == whole
     verified = subprocess.run([PYIDS, "verify", disturbed], capture_output=True, text=True)
     assert verified.returncode == 0, verified.stdout
-    for n in (1, 2):
-        name = f"rounds/{n}/weights.npy"
-        assert (disturbed / name).read_bytes() == (undisturbed / name).read_bytes()
+    for name in ("1/weights.npy", "2/selected.npy"):
+        file = f"rounds/{name}"
+        assert (disturbed / file).read_bytes() == (undisturbed / file).read_bytes()

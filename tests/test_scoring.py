@@ -149,24 +149,54 @@ def test_an_unknown_scorer_is_named(models):
 # ---- scorers that need more than losses ----------------------------------------------------------
 
 
-def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
-    """One row a cluster; three ordinary clusters, then fast and aligned, fast and alone, slow."""
-    drop = np.array([0.1, 0.0, -0.1, 0.9, 0.9, -0.1])
-    aligned = np.array([0.0, 0.1, -0.1, 0.6, 0.0, -0.1])
+def plant(monkeypatch, *, drop, aligned, helped):
+    """Let the models have measured this of clusters of one row each; the checkpoint's NLL is 2."""
     monkeypatch.setattr(
         scoring, "alignment", lambda probes: scoring.Scores(aligned[probes.clusters])
     )
     monkeypatch.setattr(scoring.Probes, "base_nll", drop + 2)
-    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.full(6, 2.0))
+    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.full(len(drop), 2.0))
+    monkeypatch.setattr(scoring.Probes, "response_alone_nll", 2 / (1 - helped))
+
+
+def expected_transfer(drop, aligned, helped):
+    def deviations(x):
+        centred = x - np.median(x)
+        return centred / (1.4826 * np.median(np.abs(centred)))
+
+    a, d = np.clip(deviations(aligned), -3, 3), deviations(drop)
+    fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - 2, 0), -3, 0)
+    h = np.maximum(helped, 0)
+    return 0.3 * a + fast - 8 * np.maximum(2 / 3 * np.median(h) - h, 0)
+
+
+def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
+    """One row a cluster; three ordinary clusters, then fast and aligned, fast and alone, slow."""
+    drop = np.array([0.1, 0.0, -0.1, 0.9, 0.9, -0.1])
+    aligned = np.array([0.0, 0.1, -0.1, 0.6, 0.0, -0.1])
+    plant(monkeypatch, drop=drop, aligned=aligned, helped=np.full(6, 0.5))
     rows = [*ROWS, ROWS[0]]
     scores = scoring.score("transfer", models, rows, np.arange(6, dtype=np.int32))
-    a = np.clip((aligned - np.median(aligned)) / (1.4826 * 0.1), -3, 3)
-    d = (drop - np.median(drop)) / (1.4826 * 0.15)
-    expected = 0.3 * a + np.clip(2 * np.maximum(a, 0) - np.maximum(d - 1, 0), -3, 0)
+    expected = expected_transfer(drop, aligned, np.full(6, 0.5))
     np.testing.assert_allclose(scores.values, expected, atol=1e-12)
     assert scores.temperature == 1.0
     assert scores.values.argmax() == 3
     assert scores.values.argmin() == 4
+
+
+def test_transfer_fades_what_no_prompt_helps_with(models, monkeypatch):
+    """The fourth and fifth answer follow from nothing; where no prompt helps, nothing is said."""
+    drop, aligned = np.array([0.1, 0.0, -0.1, 0.0, 0.1]), np.array([0.0, 0.1, -0.1, 0.1, 0.0])
+    helped = np.array([0.6, 0.5, 0.7, 0.1, -0.2])
+    plant(monkeypatch, drop=drop, aligned=aligned, helped=helped)
+    clusters = np.arange(5, dtype=np.int32)
+    values = scoring.score("transfer", models, ROWS, clusters).values
+    np.testing.assert_allclose(values, expected_transfer(drop, aligned, helped), atol=1e-12)
+    assert values[3:].max() < values[:3].min() - 1
+    plant(monkeypatch, drop=drop, aligned=aligned, helped=np.full(5, 0.02))
+    unhelped = scoring.score("transfer", models, ROWS, clusters).values
+    np.testing.assert_allclose(unhelped, expected_transfer(drop, aligned, np.full(5, 0.02)))
+    assert np.ptp(unhelped) < 1
 
 
 def test_the_first_rows_of_each_cluster_stand_for_it():
@@ -182,13 +212,11 @@ def test_transfer_is_made_of_what_it_keeps(models):
     columns = scores.columns
     drop = columns["base_nll"] - columns["checkpoint_nll"]
 
-    def deviations(values):
-        means = np.array([values[clusters == c].mean() for c in range(4)])
-        centred = means - np.median(means)
-        return centred / (1.4826 * np.median(np.abs(centred)))
+    def means(values):
+        return np.array([values[clusters == c].mean() for c in range(4)])
 
-    a, d = np.clip(deviations(columns["alignment"]), -3, 3), deviations(drop)
-    expected = 0.3 * a + np.clip(2 * np.maximum(a, 0) - np.maximum(d - 1, 0), -3, 0)
+    helped = 1 - means(columns["checkpoint_nll"]) / means(columns["response_nll"])
+    expected = expected_transfer(means(drop), means(columns["alignment"]), helped)
     np.testing.assert_allclose(scores.values, expected[clusters], atol=1e-9)
     aligned = scoring.score("alignment", models, ROWS, clusters)
     np.testing.assert_array_equal(columns["alignment"], aligned.values)

@@ -24,13 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Workshop, run_cell
+from cells import Cell, Workshop, limit_threads, run_cell
 from grids import GRIDS, at_equal_tokens
 from model import NAME
 from near import near_duplicates
 from prepare import prepare
 from report import markdown, plot
-from table import show, tabulate
+from table import beside, show, tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--seconds", type=float, help="start no cell after so long")
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="only these methods of the grid")
     parser.add_argument(
         "--tokens", action="store_true", help="equal response tokens, after the grid at equal rows"
     )
@@ -67,6 +68,8 @@ def main() -> None:
     grid, name = GRIDS[arguments.grid](budget), arguments.grid
     if arguments.tokens:
         grid, name = at_equal_tokens(grid, finished(shop, grid)), f"{name}-tokens"
+    if arguments.only:
+        grid = [cell for cell in grid if cell.label in arguments.only]
     if arguments.what in ("run", "all"):
         run(shop, grid, arguments.workers, arguments.seconds)
     if arguments.what in ("table", "all"):
@@ -82,7 +85,7 @@ def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -
     print(f"{len(grid)} cells, {len(left)} to do", flush=True)
     os.environ["OMP_NUM_THREADS"] = str(shop.threads)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=limit_threads) as pool:
         running: dict[Any, Cell] = {}
         while left or running:
             out_of_time = seconds is not None and time.monotonic() - began > seconds
@@ -111,7 +114,7 @@ def finished(shop: Workshop, grid: list[Cell]) -> list[dict[str, Any]]:
 def repeat(shop: Workshop, grid: list[Cell], n: int = 5) -> None:
     """Run n cells of those that are done again; say whether their entries come out the same."""
     os.environ["OMP_NUM_THREADS"] = str(shop.threads)
-    _start()
+    limit_threads()
     done = [Cell(**one["cell"]) for one in finished(shop, grid)]
     for cell in done[:: max(1, len(done) // n)][:n]:
         path = shop.folder / "cells" / f"{cell.name}.json"
@@ -123,21 +126,17 @@ def repeat(shop: Workshop, grid: list[Cell], n: int = 5) -> None:
         print(f"{cell.label:30} {cell.pool:14} seed {cell.seed}: {'same' if same else 'DIFFERS'}")
 
 
-def _start() -> None:
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
 def write(shop: Workshop, grid: list[Cell], name: str) -> None:
     """Print the tables of a grid; write its results, plot and page."""
     done = finished(shop, grid)
     ends = [one for one in done if one["cell"]["method"] in ("base", "reference")]
-    tables = {}
+    tables, ahead = {}, {}
     for pool in dict.fromkeys(one["cell"]["pool"] for one in done if one not in ends):
-        tables[pool] = tabulate(
-            [*ends, *(one for one in done if one["cell"]["pool"] == pool and one not in ends)]
-        )
+        there = [
+            *ends,
+            *(one for one in done if one["cell"]["pool"] == pool and one not in ends),
+        ]
+        tables[pool], ahead[pool] = tabulate(there), beside(there)
         print(f"\n{pool}\n{show(tables[pool])}")
     about = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -147,13 +146,14 @@ def write(shop: Workshop, grid: list[Cell], name: str) -> None:
         "training": shop.training,
         "clusters": shop.clusters,
         "tables": tables,
+        "iterative_beside": ahead,
         "cells": done,
     }
     results = ROOT / "benchmarks" / "results" / f"quality-{name}.json"
     results.write_text(json.dumps(about, indent=1) + "\n")
     results.with_suffix(".svg").write_text(plot(tables))
     print(f"\nwritten to {results.name}")
-    print(markdown(tables))
+    print(markdown(tables, ahead))
 
 
 if __name__ == "__main__":

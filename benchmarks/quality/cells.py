@@ -99,6 +99,13 @@ class Workshop:
         })  # fmt: skip
 
 
+def limit_threads() -> None:
+    """Keep torch to the threads of OMP_NUM_THREADS (which it reads before a worker can set it)."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @lru_cache(maxsize=2)
 def _rows(path: Path) -> list[Row]:
     return read_rows(path)

@@ -7,8 +7,8 @@ from typing import Any
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def markdown(tables: Tables) -> str:
-    """Return a table a pool."""
+def markdown(tables: Tables, ahead: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Return a table a pool, and by how much `iterative` is ahead of each method there."""
     lines = []
     for pool, rows in tables.items():
         lines += [
@@ -26,6 +26,12 @@ def markdown(tables: Tables) -> str:
                 f"{sum(row['garbage'].values()):.1%} | {row['select_seconds']:.0f} | "
                 f"{row['train_seconds']:.0f} |"
             )
+        lines.append(
+            "\niterative beside the others: "
+            + ", ".join(
+                f"{label} {over:+.1%} ± {half:.1%}" for label, (over, half) in ahead[pool].items()
+            )
+        )
         for row in rows:
             for n, round_ in enumerate(row.get("rounds", []), start=1):
                 kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in round_["drawn"].items())

@@ -105,6 +105,23 @@ def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[st
     return sorted(rows, key=lambda row: -row["share"])
 
 
+def beside(results: Sequence[Result], ours: str = "iterative") -> dict[str, tuple[float, float]]:
+    """Return by what share `ours` closes more of the gap than each other method, and +-.
+
+    Paired by seed, relative to the other's mean, with the half width of the 95% t interval.
+    """
+    labels = {one["cell"]["label"] for one in results} - {"base", "reference", ours}
+    found = {}
+    for label in sorted(labels):
+        pair = [
+            one for one in results if one["cell"]["label"] in ("base", "reference", ours, label)
+        ]
+        row = next((row for row in tabulate(pair, label) if row["label"] == ours), None)
+        if row is not None:
+            found[label] = row["over"], row["over_half_width"]
+    return found
+
+
 def lost_skills(
     seeds: dict[int, Result], anchor: dict[int, Result], paired: Sequence[int]
 ) -> list[str]:

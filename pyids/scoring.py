@@ -553,7 +553,7 @@ def alignment(probes: Probes) -> Scores:
 # A row's gradient takes as long as three losses: so many rows of a cluster stand for its alignment.
 _GRADIENTS = 3
 # What the constants of `transfer` were chosen on is in docs/log.md.
-_ALIGNMENT, _FREE_DROP, _ENOUGH_HELP, _HELP = 0.3, 2.0, 2 / 3, 8.0
+_ALIGNMENT, _FREE_DROP, _ENOUGH_HELP, _HELP = 0.3, 1.0, 2 / 3, 12.0
 
 
 def transfer(probes: Probes) -> Scores:
@@ -566,11 +566,11 @@ def transfer(probes: Probes) -> Scores:
       garbage (boilerplate, another alphabet) is what drops the fastest, and helps no other; a skill
       that drops as fast is aligned.
     - h, the share of the response's loss that the prompt saves: ``1 - ifd``. To a model that reads
-      its prompts, garbage is what they do not help with. h counts as it is: where prompts help with
-      nothing yet, it says nothing.
+      its prompts, garbage is what they do not help with. m, the median of h, says how well it
+      reads them: where it hardly does, h counts for nothing.
 
-    The score is ``0.3 a + min(0, 2 max(a, 0) - max(d - 2, 0)) - 8 max(2/3 m - max(h, 0), 0)`` with
-    m the median of h, and the second term at least -3.
+    The score is ``0.3 a + min(0, 2 max(a, 0) - max(d - 1, 0)) - 12 m max(2/3 m - max(h, 0), 0)``,
+    the second term being at least -3.
     """
     few = _first_of_each(probes.clusters, _GRADIENTS)
     aligned = np.full(len(probes.rows), np.nan)
@@ -589,10 +589,10 @@ def transfer(probes: Probes) -> Scores:
     d = _deviations(_cluster_means(drop, cluster))
     saved = 1 - _cluster_means(given, cluster) / np.maximum(_cluster_means(alone, cluster), 1e-6)
     h = np.maximum(saved, 0)
-    enough = _ENOUGH_HELP * np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
-    lacking = np.nan_to_num(np.maximum(enough - h, 0))
+    m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
+    lacking = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
     alone_and_fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - _FREE_DROP, 0), -3, 0)
-    score = _ALIGNMENT * a + alone_and_fast - _HELP * lacking
+    score = _ALIGNMENT * a + alone_and_fast - _HELP * m * lacking
     values = np.where(np.isfinite(drop), score[cluster], np.nan)
     columns = {**probes.columns, "response_nll": alone, "alignment": aligned}
     return Scores(values, columns, temperature=1.0)

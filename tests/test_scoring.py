@@ -165,9 +165,9 @@ def expected_transfer(drop, aligned, helped):
         return centred / (1.4826 * np.median(np.abs(centred)))
 
     a, d = np.clip(deviations(aligned), -3, 3), deviations(drop)
-    fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - 2, 0), -3, 0)
+    fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - 1, 0), -3, 0)
     h = np.maximum(helped, 0)
-    return 0.3 * a + fast - 8 * np.maximum(2 / 3 * np.median(h) - h, 0)
+    return 0.3 * a + fast - 12 * np.median(h) * np.maximum(2 / 3 * np.median(h) - h, 0)
 
 
 def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
@@ -187,7 +187,7 @@ def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
 def test_transfer_fades_what_no_prompt_helps_with(models, monkeypatch):
     """The fourth and fifth answer follow from nothing; where no prompt helps, nothing is said."""
     drop, aligned = np.array([0.1, 0.0, -0.1, 0.0, 0.1]), np.array([0.0, 0.1, -0.1, 0.1, 0.0])
-    helped = np.array([0.6, 0.5, 0.7, 0.1, -0.2])
+    helped = np.array([0.6, 0.5, 0.7, 0.05, -0.2])
     plant(monkeypatch, drop=drop, aligned=aligned, helped=helped)
     clusters = np.arange(5, dtype=np.int32)
     values = scoring.score("transfer", models, ROWS, clusters).values

@@ -27,9 +27,9 @@ STATIC: dict[str, Entry] = {
     "clusterclip": ("clusterclip", {}),
     "novelselect": ("novelselect", {}),
 }
-# Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. The scorer is named so
-# that a cell keeps its meaning when the default changes.
-ROUNDS = {"scorer": "transfer", "probes": 4}
+# Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. Scorer and candidates
+# are named so that a cell keeps its meaning when the defaults change.
+ROUNDS = {"scorer": "transfer", "probes": 4, "candidates": 5}
 ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS)}
 # What stands beside it in the core grid.
 CORE = ("random", "kmq (length)", "deita (length)", "qdit (length)")
@@ -98,11 +98,14 @@ def full(budget: int) -> list[Cell]:
         entries[f"iterative, {scorer}"] = ("iterative", ROUNDS | {"scorer": scorer})
     for rule in ("paper", "bandit", "none"):
         entries[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_rule": rule})
-    entries["iterative, 1 candidate"] = ("iterative", ROUNDS | {"candidates": 1})
+    for candidates in (1, 3):
+        label = f"iterative, {candidates} candidate{'s' * (candidates > 1)}"
+        entries[label] = ("iterative", ROUNDS | {"candidates": candidates})
     for rounds in (1, 2, 5):
         entries[f"iterative, {rounds} rounds"] = ("iterative", ROUNDS | {"rounds": rounds})
-    for clusters in (64, 1024):
-        entries[f"iterative, K = {clusters}"] = ("iterative", ROUNDS | {"clusters": clusters})
+    for clusters, probes in ((64, 16), (1024, 1)):  # as many probe rows in all
+        options = ROUNDS | {"clusters": clusters, "probes": probes}
+        entries[f"iterative, K = {clusters}"] = ("iterative", options)
     grid = bounds("test", budget, (0, 1, 2))
     for pool in ("clean", "test-garbage"):
         grid += cells(entries, pool, "test", budget, range(5))

@@ -38,8 +38,8 @@ WEIGHT_RULES = (
 )
 SCORERS = (
     Entry(
-        "transfer",
-        "Alignment, less the drop of the loss that alignment does not explain.",
+        "sound-learnability",
+        "learnability within limits, less for noise, mere form, answers that follow from nothing.",
         "pyids, docs/quality.md",
     ),
     Entry(

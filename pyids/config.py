@@ -100,7 +100,7 @@ class RunConfig(BaseModel):
     candidates: int = _option(
         "Selection",
         "rows looked at for each row drawn: the odd ones of a cluster tend to be left (1: no look)",
-        5,
+        3,
         ge=1,
     )
     quota: Literal["size", "equal"] = _option(
@@ -145,7 +145,7 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimiser step", 8, ge=1)
     max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
-    scorer: str = _option("Scoring", "what a round's score is", "transfer")
+    scorer: str = _option("Scoring", "what a round's score is", "sound-learnability")
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )

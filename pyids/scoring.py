@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -550,60 +550,40 @@ def alignment(probes: Probes) -> Scores:
     return Scores(np.where(learnt & (length > 0), cosine, np.nan))
 
 
-# A row's gradient takes as long as three losses: so many rows of a cluster stand for its alignment.
-_GRADIENTS = 3
-# What the constants of `transfer` were chosen on is in docs/log.md.
-_ALIGNMENT, _FREE_DROP, _ENOUGH_HELP, _HELP = 0.3, 1.0, 2 / 3, 12.0
+# What these were chosen on is in docs/log.md.
+_LEARNT, _NOISE, _FORM, _ENOUGH_HELP, _HELP = 0.2, 1.5, 4.0, 2 / 3, 12.0
 
 
-def transfer(probes: Probes) -> Scores:
-    """Return how much a cluster helps the others, less the signs that it is garbage.
+def sound_learnability(probes: Probes) -> Scores:
+    """Return how learnable a cluster is, within limits, less three signs that it is garbage.
 
-    Three measurements of each cluster, none of which tells garbage from skills for every model:
+    Let d and c be the cluster's mean drop of the loss and mean loss under the checkpoint, in robust
+    standard deviations over the clusters; h the share of the response's loss that the prompt saves
+    (1 - IFD) and m its median. The score is ``0.2 min(max(d, -2), 2)``, so that no skill gets lost,
+    and less by
 
-    - a, its mean alignment (`alignment`) and d, its mean drop of the loss (`learnability`), both in
-      robust standard deviations over the clusters. To a model that has its forms still to learn,
-      garbage (boilerplate, another alphabet) is what drops the fastest, and helps no other; a skill
-      that drops as fast is aligned.
-    - h, the share of the response's loss that the prompt saves: ``1 - ifd``. To a model that reads
-      its prompts, garbage is what they do not help with. m, the median of h, says how well it
-      reads them: where it hardly does, h counts for nothing.
+    - ``4 max(c - 1.5, 0)``: noise stays surprising;
+    - ``max(d - 4, 0)``: mere form (boilerplate, another alphabet) is learnt at once, at least by a
+      model that knows few forms;
+    - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
+      that reads them; m says how well it does.
 
-    The score is ``0.3 a + min(0, 2 max(a, 0) - max(d - 1, 0)) - 12 m max(2/3 m - max(h, 0), 0)``,
-    the second term being at least -3.
+    The first two count for 3 at most. No one of the signs serves every model.
     """
-    few = _first_of_each(probes.clusters, _GRADIENTS)
-    aligned = np.full(len(probes.rows), np.nan)
-    aligned[few] = alignment(
-        replace(
-            probes,
-            rows=[probes.rows[i] for i in few.tolist()],
-            clusters=probes.clusters[few],
-            known_base_nll=probes.known_base_nll[few],
-        )
-    ).values
     given, alone = probes.checkpoint_nll, probes.response_alone_nll
     drop = probes.base_nll - given
     _, cluster = np.unique(probes.clusters, return_inverse=True)
-    a = np.clip(_deviations(_cluster_means(aligned, cluster)), -3, 3)
+    loss_left = _cluster_means(given, cluster)
     d = _deviations(_cluster_means(drop, cluster))
-    saved = 1 - _cluster_means(given, cluster) / np.maximum(_cluster_means(alone, cluster), 1e-6)
+    noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, 3)
+    form = np.clip(d - _FORM, 0, 3)
+    saved = 1 - loss_left / np.maximum(_cluster_means(alone, cluster), 1e-6)
     h = np.maximum(saved, 0)
     m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
-    lacking = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
-    alone_and_fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - _FREE_DROP, 0), -3, 0)
-    score = _ALIGNMENT * a + alone_and_fast - _HELP * m * lacking
+    unhelped = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
+    score = _LEARNT * np.clip(d, -2, 2) - noise - form - _HELP * m * unhelped
     values = np.where(np.isfinite(drop), score[cluster], np.nan)
-    columns = {**probes.columns, "response_nll": alone, "alignment": aligned}
-    return Scores(values, columns, temperature=1.0)
-
-
-def _first_of_each(clusters: NDArray[np.int32], n: int) -> NDArray[np.intp]:
-    """Return the positions of the first `n` rows of each cluster, ascending."""
-    order = np.argsort(clusters, kind="stable")
-    begins = np.concatenate([[0], np.flatnonzero(np.diff(clusters[order])) + 1])
-    rank = np.arange(len(order)) - np.repeat(begins, np.diff([*begins, len(order)]))
-    return np.sort(order[rank < n])
+    return Scores(values, {**probes.columns, "response_nll": alone}, temperature=1.0)
 
 
 def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:
@@ -629,7 +609,7 @@ def _deviations(means: Float64) -> Float64:
 Scorer = Callable[[Probes], Scores]
 
 SCORERS: dict[str, Scorer] = {
-    "transfer": transfer,
+    "sound-learnability": sound_learnability,
     "learnability": learnability,
     "relative-learnability": relative_learnability,
     "centred-learnability": centred_learnability,

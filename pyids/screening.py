@@ -105,9 +105,9 @@ def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64
     """Return how odd each row is beside its cluster, in standard deviations.
 
     A measurement is centred by the mean of the row's cluster (drawn towards the mean of all rows,
-    the more the fewer rows it rests on) and divided by the robust spread of all rows. An end that
-    comes as a surprise counts, one that is expected does not; little overlap counts, and so does
-    overlap beyond two standard deviations.
+    the more the fewer rows it rests on) and divided by the robust spread of all rows. What lies
+    within a standard deviation is ordinary. Beyond it an end that comes as a surprise counts, one
+    that is expected does not; little overlap counts, much does beyond two standard deviations.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64
     """
     end = _standardise(columns["end_nll"], clusters)
     shared = _standardise(columns["overlap"], clusters)
-    return np.maximum(end, 0) + np.maximum(np.maximum(-shared, shared - 2), 0)
+    return np.maximum(end - 1, 0) + np.maximum(np.maximum(-shared - 1, shared - 2), 0)
 
 
 def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:

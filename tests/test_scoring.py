@@ -142,84 +142,78 @@ def test_loss_is_the_checkpoints(models):
 
 
 def test_an_unknown_scorer_is_named(models):
-    with pytest.raises(ValueError, match=r"one of transfer.*not 'vibes'"):
+    with pytest.raises(ValueError, match=r"one of sound-learnability.*not 'vibes'"):
         scoring.score("vibes", models, ROWS, CLUSTERS)
 
 
 # ---- scorers that need more than losses ----------------------------------------------------------
 
 
-def plant(monkeypatch, *, drop, aligned, helped):
-    """Let the models have measured this of clusters of one row each; the checkpoint's NLL is 2."""
-    monkeypatch.setattr(
-        scoring, "alignment", lambda probes: scoring.Scores(aligned[probes.clusters])
-    )
-    monkeypatch.setattr(scoring.Probes, "base_nll", drop + 2)
-    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.full(len(drop), 2.0))
-    monkeypatch.setattr(scoring.Probes, "response_alone_nll", 2 / (1 - helped))
+def plant(monkeypatch, *, base, left, helped):
+    """Let the models have measured this of clusters of one row each."""
+    monkeypatch.setattr(scoring.Probes, "base_nll", base)
+    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", left)
+    monkeypatch.setattr(scoring.Probes, "response_alone_nll", left / (1 - helped))
 
 
-def expected_transfer(drop, aligned, helped):
+def expected_score(base, left, helped):
     def deviations(x):
         centred = x - np.median(x)
         return centred / (1.4826 * np.median(np.abs(centred)))
 
-    a, d = np.clip(deviations(aligned), -3, 3), deviations(drop)
-    fast = np.clip(2 * np.maximum(a, 0) - np.maximum(d - 1, 0), -3, 0)
+    c, d = deviations(left), deviations(base - left)
+    signs = np.clip(4 * (c - 1.5), 0, 3) + np.clip(d - 4, 0, 3)
     h = np.maximum(helped, 0)
-    return 0.3 * a + fast - 12 * np.median(h) * np.maximum(2 / 3 * np.median(h) - h, 0)
+    m = np.median(h)
+    return 0.2 * np.clip(d, -2, 2) - signs - 12 * m * np.maximum(2 / 3 * m - h, 0)
 
 
-def test_transfer_fades_what_learns_fast_and_alone(models, monkeypatch):
-    """One row a cluster; three ordinary clusters, then fast and aligned, fast and alone, slow."""
-    drop = np.array([0.1, 0.0, -0.1, 0.9, 0.9, -0.1])
-    aligned = np.array([0.0, 0.1, -0.1, 0.6, 0.0, -0.1])
-    plant(monkeypatch, drop=drop, aligned=aligned, helped=np.full(6, 0.5))
-    rows = [*ROWS, ROWS[0]]
-    scores = scoring.score("transfer", models, rows, np.arange(6, dtype=np.int32))
-    expected = expected_transfer(drop, aligned, np.full(6, 0.5))
-    np.testing.assert_allclose(scores.values, expected, atol=1e-12)
+# Seven ordinary clusters; then noise, mere form, and answers that follow from nothing.
+LEFT = np.array([2.0, 2.1, 1.9, 2.15, 1.8, 2.05, 1.95, 9.0, 2.0, 2.1])
+DROP = np.array([0.5, 0.6, 0.4, 0.5, 0.7, 0.3, 0.55, 0.5, 9.0, 0.5])
+HELPED = np.array([0.6, 0.5, 0.7, 0.6, 0.5, 0.4, 0.6, 0.5, 0.6, -0.1])
+EACH = np.arange(10, dtype=np.int32)
+
+
+def test_sound_learnability_finds_noise_form_and_answers_to_nothing(models, monkeypatch):
+    plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED)
+    scores = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
+    expected = expected_score(LEFT + DROP, LEFT, HELPED)
+    np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.temperature == 1.0
-    assert scores.values.argmax() == 3
-    assert scores.values.argmin() == 4
+    assert np.abs(scores.values[:7]).max() < 0.5
+    assert scores.values[7:].max() < -2
 
 
-def test_transfer_fades_what_no_prompt_helps_with(models, monkeypatch):
-    """The fourth and fifth answer follow from nothing; where no prompt helps, nothing is said."""
-    drop, aligned = np.array([0.1, 0.0, -0.1, 0.0, 0.1]), np.array([0.0, 0.1, -0.1, 0.1, 0.0])
-    helped = np.array([0.6, 0.5, 0.7, 0.05, -0.2])
-    plant(monkeypatch, drop=drop, aligned=aligned, helped=helped)
-    clusters = np.arange(5, dtype=np.int32)
-    values = scoring.score("transfer", models, ROWS, clusters).values
-    np.testing.assert_allclose(values, expected_transfer(drop, aligned, helped), atol=1e-12)
-    assert values[3:].max() < values[:3].min() - 1
-    plant(monkeypatch, drop=drop, aligned=aligned, helped=np.full(5, 0.02))
-    unhelped = scoring.score("transfer", models, ROWS, clusters).values
-    np.testing.assert_allclose(unhelped, expected_transfer(drop, aligned, np.full(5, 0.02)))
-    assert np.ptp(unhelped) < 1
+def test_sound_learnability_does_not_ask_for_help_that_no_answer_gets(models, monkeypatch):
+    """A model that cannot read its prompts: their help is small for all, garbage or not."""
+    plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED / 20)
+    scores = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
+    expected = expected_score(LEFT + DROP, LEFT, HELPED / 20)
+    np.testing.assert_allclose(scores.values, expected, atol=1e-9)
+    assert scores.values[9] > -0.1
 
 
-def test_the_first_rows_of_each_cluster_stand_for_it():
-    clusters = np.array([2, 0, 2, 2, 0, 7], np.int32)
-    assert scoring._first_of_each(clusters, 2).tolist() == [0, 1, 2, 4, 5]
-    assert scoring._first_of_each(clusters, 1).tolist() == [0, 1, 5]
-    assert scoring._first_of_each(clusters[:0], 1).tolist() == []
+def test_sound_learnability_of_rows_without_a_loss_is_unknown(models, monkeypatch):
+    left = np.append(LEFT[:9], np.nan)
+    plant(monkeypatch, base=left + DROP, left=left, helped=HELPED)
+    values = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH).values
+    assert np.isnan(values).tolist() == [False] * 9 + [True]
+    unknown = np.full(5, np.nan)
+    plant(monkeypatch, base=unknown, left=unknown, helped=HELPED[:5])
+    assert np.isnan(scoring.score("sound-learnability", models, ROWS, EACH[:5]).values).all()
 
 
-def test_transfer_is_made_of_what_it_keeps(models):
+def test_sound_learnability_is_made_of_what_it_keeps(models):
     clusters = np.array([0, 0, 1, 2, 3], np.int32)
-    scores = scoring.score("transfer", models, ROWS, clusters)
-    columns = scores.columns
-    drop = columns["base_nll"] - columns["checkpoint_nll"]
+    scores = scoring.score("sound-learnability", models, ROWS, clusters)
 
-    def means(values):
-        return np.array([values[clusters == c].mean() for c in range(4)])
+    def means(name):
+        return np.array([scores.columns[name][clusters == c].mean() for c in range(4)])
 
-    helped = 1 - means(columns["checkpoint_nll"]) / means(columns["response_nll"])
-    expected = expected_transfer(means(drop), means(columns["alignment"]), helped)
+    base, left = means("base_nll"), means("checkpoint_nll")
+    expected = expected_score(base, left, 1 - left / means("response_nll"))
     np.testing.assert_allclose(scores.values, expected[clusters], atol=1e-9)
-    aligned = scoring.score("alignment", models, ROWS, clusters)
-    np.testing.assert_array_equal(columns["alignment"], aligned.values)
 
 
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):

@@ -92,8 +92,9 @@ def stand_in(n_rows: int, seed: int = 0) -> list[Row]:
 def split(rows: Sequence[Row], per_skill: int) -> Split:
     """Drop repeats, then deal rows to pool, dev and test by the hash of their normalised text.
 
-    dev and test keep at most `per_skill` rows of each skill: those of the lowest hashes. What is
-    left of dev's is the warm-up.
+    dev and test keep at most `per_skill` rows of each skill: dev those of the lowest hashes, test
+    the next ones, for a first table was made on its lowest before the default was chosen anew
+    (docs/log.md). What is left of dev's is the warm-up.
     """
     seen: set[int] = set()
     dealt: dict[str, list[tuple[int, int]]] = {"pool": [], "dev": [], "test": []}
@@ -114,7 +115,8 @@ def split(rows: Sequence[Row], per_skill: int) -> Split:
         for _, i in sorted(dealt[name]):
             skill = skill_of(rows[i])
             count[skill] = count.get(skill, 0) + 1
-            part = held if count[skill] <= per_skill else left
+            first = per_skill if name == "test" else 0
+            part = held if first < count[skill] <= first + per_skill else left
             part[name].append({**rows[i], "skill": skill})
     positions = np.array([i for _, i in dealt["pool"]])
     pool = [{**rows[i], "skill": skill_of(rows[i]), "garbage": ""} for i in positions]

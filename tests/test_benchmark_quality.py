@@ -68,7 +68,7 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
     )
     shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
-    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 1})}
+    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 2, "candidates": 1})}
     grid = grids.bounds("dev", 48, (0,))
     grid += grids.cells(entries, "test-garbage", "dev", 48, (0, 1))
     results = [cells.run_cell(shop, cell) for cell in grid]
@@ -89,6 +89,14 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
     assert last["rows"] == results[2]["rows"] == 48
     drawn = sum(sum(one["drawn"].values()) * one["rows"] for one in last["rounds"])
     assert drawn == pytest.approx(48 * sum(last["garbage"].values()))
+
+    # A scorer that says nothing, or the opposite, leaves whole topics of garbage where they were.
+    kinds = quality["pool"].TOPIC_KINDS
+    runs = [one["rounds"] for one in results if one["cell"]["method"] == "iterative"]
+    first, at_last = (
+        np.mean([sum(run[n]["expected"][kind] for kind in kinds) for run in runs]) for n in (0, 2)
+    )
+    assert at_last < first / 2
 
     (tmp_path / "cells" / f"{grid[-1].name}.json").unlink()
     repeated = cells.run_cell(shop, grid[-1])

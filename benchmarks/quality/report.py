@@ -7,8 +7,8 @@ from typing import Any
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def markdown(tables: Tables, ahead: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """Return a table a pool, and by how much `iterative` is ahead of each method there."""
+def markdown(tables: Tables, ahead: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Return a table a pool, and how much more of the gap `iterative` closes than each method."""
     lines = []
     for pool, rows in tables.items():
         lines += [
@@ -29,7 +29,8 @@ def markdown(tables: Tables, ahead: dict[str, dict[str, tuple[float, float]]]) -
         lines.append(
             "\niterative beside the others: "
             + ", ".join(
-                f"{label} {over:+.1%} ± {half:.1%}" for label, (over, half) in ahead[pool].items()
+                f"{label} {one['difference']:+.3f} ± {one['half_width']:.3f}"
+                for label, one in ahead[pool].items()
             )
         )
         for row in rows:

@@ -105,20 +105,26 @@ def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[st
     return sorted(rows, key=lambda row: -row["share"])
 
 
-def beside(results: Sequence[Result], ours: str = "iterative") -> dict[str, tuple[float, float]]:
-    """Return by what share `ours` closes more of the gap than each other method, and +-.
+def beside(results: Sequence[Result], ours: str = "iterative") -> dict[str, dict[str, float]]:
+    """Return by how much `ours` closes more of the gap than each other method, paired by seed.
 
-    Paired by seed, relative to the other's mean, with the half width of the 95% t interval.
+    ``difference`` of the shares and its ``half_width`` (95% t interval); ``relative`` is the
+    difference over the other's share, where that is positive.
     """
-    labels = {one["cell"]["label"] for one in results} - {"base", "reference", ours}
-    found = {}
-    for label in sorted(labels):
-        pair = [
-            one for one in results if one["cell"]["label"] in ("base", "reference", ours, label)
-        ]
-        row = next((row for row in tabulate(pair, label) if row["label"] == ours), None)
-        if row is not None:
-            found[label] = row["over"], row["over_half_width"]
+    base, reference = gap(results)
+    shares: dict[str, dict[int, float]] = defaultdict(dict)
+    for one in results:
+        if one["cell"]["method"] not in ("base", "reference"):
+            label, seed = one["cell"]["label"], one["cell"]["seed"]
+            shares[label][seed] = share_closed(one, base, reference)
+    mine, found = shares.pop(ours, {}), {}
+    for label, theirs in sorted(shares.items()):
+        if paired := sorted(set(mine) & set(theirs)):
+            difference, half = interval([mine[seed] - theirs[seed] for seed in paired])
+            mean = float(np.mean([theirs[seed] for seed in paired]))
+            found[label] = {"difference": difference, "half_width": half}
+            if mean > 0:
+                found[label]["relative"] = difference / mean
     return found
 
 

@@ -210,7 +210,8 @@ def main() -> None:
     result = {"model": MODEL, "max_tokens": MAX_TOKENS, "threads": options.threads}
     RESULTS.write_text(json.dumps({**result, "measured": measured}, indent=1) + "\n")
     lines = [
-        f"SmolLM2-135M, at most {MAX_TOKENS} tokens a row, {options.threads} threads:",
+        f"SmolLM2-135M, at most {MAX_TOKENS} tokens a row, torch on {options.threads} thread(s), "
+        "loading the weights included:",
         "",
         "| kind | name | rows | seconds | peak MiB of the process |",
         "|---|---|---:|---:|---:|",

@@ -23,10 +23,13 @@ def config(tmp_path):
     (tmp_path / "pool.jsonl").write_bytes(b"\n".join(map(orjson.dumps, ROWS)))
 
     def make(**options):
-        given = {"output": str(tmp_path / options.get("dtype", "float32")), **options}
-        return make_config(
-            data=str(tmp_path / "pool.jsonl"), budget=3, rounds=1, clusters=1, probes=2, **given
-        )
+        given = {
+            "output": str(tmp_path / options.get("dtype", "float32")),
+            "budget": 3,
+            "rounds": 1,
+        }
+        given |= options
+        return make_config(data=str(tmp_path / "pool.jsonl"), clusters=1, probes=2, **given)
 
     return make
 
@@ -59,11 +62,14 @@ def test_the_plan_names_the_arithmetic(config):
 @pytest.mark.slow
 def test_a_round_in_bfloat16(config, smollm2, tmp_path):
     """Trained, scored and recorded in bfloat16; what was learnt holds in float32 too."""
-    half = config(dtype="bfloat16", device="cpu", learning_rate=1e-3, epochs=2, batch_size=1)
+    options = {"learning_rate": 1e-3, "epochs": 3, "batch_size": 1, "rounds": 2, "budget": 4}
+    half = config(dtype="bfloat16", device="cpu", **options)
     assert training_options(half)["dtype"] == "bfloat16"
     pyids.run(half)
     run = tmp_path / "bfloat16"
     assert orjson.loads((run / "manifest.json").read_bytes())["config"]["dtype"] == "bfloat16"
+    assert (run / "rounds" / "2" / "checkpoint").exists()
+    assert not (run / "rounds" / "2" / "scores.parquet").exists()  # no draw follows
     told = pq.read_table(run / "rounds" / "1" / "scores.parquet").to_pydict()
     with pyids.Selection.open(run) as selection:
         rows = selection.conversations(np.array(told["row_id"]))

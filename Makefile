@@ -76,7 +76,7 @@ bench-models: build ## seconds and memory of every scorer, quality signal and en
 	$(BIN)/python benchmarks/models.py $(POOL)
 
 bench-encoders: build ## rows a second of the encoders beside sentence-transformers and wordllama on POOL=x.jsonl
-	$(BIN)/python -P benchmarks/encoders.py $(POOL)
+	$(BIN)/python benchmarks/encoders.py $(POOL)
 
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
 	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))

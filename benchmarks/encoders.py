@@ -1,6 +1,6 @@
 """Our encoders beside sentence-transformers' and wordllama's own, interleaved in one process.
 
-    python -P benchmarks/encoders.py POOL.jsonl[.gz] [--rows 512] [--static-rows 20000]
+    python benchmarks/encoders.py POOL.jsonl[.gz] [--rows 512] [--static-rows 20000]
 
 Same model, texts and threads for all: MiniLM on texts of every length, cut at its 256 tokens, and
 static vectors on the short rows of POOL. Rates are texts by the median of the repetitions; `cpu` by
@@ -11,7 +11,6 @@ float32 vectors. Writes ``benchmarks/results/encoders.json``.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import read_pool
 
 from pyids.chat import text_of
 from pyids.encoders import load_encoder
@@ -37,9 +37,8 @@ Count = Callable[[list[str]], list[int]]
 
 
 def texts_of(pool: Path) -> Iterator[str]:
-    with (gzip.open if pool.suffix == ".gz" else open)(pool, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield text_of(json.loads(line)["messages"])
+    for row in read_pool(pool):
+        yield text_of(row["messages"])
 
 
 def minilm() -> tuple[dict[str, Encode], Count]:

@@ -42,7 +42,7 @@ if __name__ == "__main__" and {"--dry-run", "--compile"} & set(sys.argv):
     # Before triton is imported: it decides then whether it interprets.
     os.environ["TRITON_INTERPRET"] = "1" if "--dry-run" in sys.argv else "0"
 
-import torch  # noqa: E402
+import torch  # noqa: E402  TRITON_INTERPRET comes first
 
 
 def load_kernels() -> Any:
@@ -783,7 +783,7 @@ def compile_all(capability: int) -> int:
             slow.append(self.__name__)
         return kernel
 
-    JITFunction.run = compile_only  # type: ignore[method-assign]
+    JITFunction.run = compile_only  # type: ignore[method-assign]  # launches become compilations
     x, centers = torch.randn(512, 768), torch.randn(300, 768)
     print(f"triton {triton.__version__}, compute capability {capability / 10}")
     with torch.no_grad():

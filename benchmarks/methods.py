@@ -10,18 +10,16 @@ Writes ``benchmarks/results/methods.json`` and the table of ``docs/methods.md``.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from measured import in_own_process, peak_kib, read_pool
 from page import fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,13 +38,9 @@ def prepare(pool: Path, vectors: Path, folder: Path, clusters: int, seed: int) -
     np.save(folder / "labels.npy", kmeans.labels_)
     np.save(folder / "centroids.npy", kmeans.cluster_centers_)
     lengths, sources = [], []
-    with (gzip.open if pool.suffix == ".gz" else open)(pool, "rt") as lines:
-        for line in lines:
-            row = json.loads(line)
-            lengths.append(
-                sum(len(m["content"]) for m in row["messages"] if m["role"] == "assistant")
-            )
-            sources.append(row.get("source", ""))
+    for row in read_pool(pool):
+        lengths.append(sum(len(m["content"]) for m in row["messages"] if m["role"] == "assistant"))
+        sources.append(row.get("source", ""))
     if len(lengths) != len(x):
         sys.exit(f"{pool} has {len(lengths)} rows, {vectors} {len(x)}")
     np.save(folder / "lengths.npy", np.array(lengths))
@@ -69,19 +63,19 @@ def measure(name: str, vectors: str, folder: Path, budget: int, seed: int, threa
         threads=threads,
     )
     method = get_method(name)
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before_kib = peak_kib()
     start = time.perf_counter()
     rows = method(pool, budget, seed=seed, **OPTIONS.get(name, {}))
     seconds = time.perf_counter() - start
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after_kib = peak_kib()
     assert len(set(rows.tolist())) == budget
     print(
         json.dumps(
             {
                 "method": name,
                 "seconds": round(seconds, 3),
-                "peak_mib": round(peak_kib / 1024),
-                "above_start_mib": round((peak_kib - before_kib) / 1024),
+                "peak_mib": round(after_kib / 1024),
+                "above_start_mib": round((after_kib - before_kib) / 1024),
             }
         )
     )
@@ -130,10 +124,7 @@ def main() -> None:
         shared = [str(args.pool), str(args.vectors), "--budget", str(budget), "--folder", name]
         shared += ["--seed", str(args.seed), "--threads", str(args.threads)]
         for method in args.only or method_names():
-            command = [sys.executable, __file__, *shared, "--measure", method]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            measured.append(json.loads(out))
-            print(out.strip(), flush=True)
+            measured.append(in_own_process(__file__, *shared, "--measure", method))
     columns = np.load(args.vectors, mmap_mode="r").shape[1]
     result = {
         "rows": n,

@@ -13,11 +13,8 @@ Writes ``benchmarks/results/models.json`` and the second table of ``docs/methods
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured import in_own_process, peak_kib, read_pool
 from page import fill
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,8 +54,7 @@ def names() -> list[str]:
 
 
 def read(pool: Path) -> list[list[dict[str, Any]]]:
-    with (gzip.open if pool.suffix == ".gz" else open)(pool, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["messages"] for line in lines]
+    return [row["messages"] for row in read_pool(pool)]
 
 
 def prepare(conversations: list, rows: int, folder: Path) -> None:
@@ -175,10 +172,8 @@ def measure(name: str, pool: Path, folder: Path, threads: int) -> None:
         values = work()
         seconds = time.perf_counter() - start
     assert len(values) == len(rows)
-    # Not getrusage's: it begins with what the parent held when it forked.
-    status = Path("/proc/self/status").read_text()
-    peak_kib = int(status.partition("VmHWM:")[2].split()[0])
-    found = {"rows": len(rows), "seconds": round(seconds, 2), "peak_mib": round(peak_kib / 1024)}
+    peak_mib = round(peak_kib() / 1024)
+    found = {"rows": len(rows), "seconds": round(seconds, 2), "peak_mib": peak_mib}
     print(json.dumps({"kind": kind, "name": what, **found}))
 
 
@@ -199,10 +194,7 @@ def main() -> None:
         prepare(read(options.pool), options.rows, Path(folder))
         shared = [str(options.pool), "--folder", folder, "--threads", str(options.threads)]
         for name in options.only or names():
-            command = [sys.executable, __file__, *shared, "--measure", name]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            measured.append(json.loads(out.splitlines()[-1]))
-            print(out.strip(), flush=True)
+            measured.append(in_own_process(__file__, *shared, "--measure", name))
     if options.only:
         before = json.loads(RESULTS.read_text())["measured"]
         again = {(m["kind"], m["name"]): m for m in measured}

@@ -39,7 +39,7 @@ WEIGHT_RULES = (
 SCORERS = (
     Entry(
         "sound-learnability",
-        "learnability within limits, less for noise, mere form, answers that follow from nothing.",
+        "Learnability within limits, less for noise, mere form, answers that follow from nothing.",
         "pyids, docs/quality.md",
     ),
     Entry(
@@ -59,7 +59,9 @@ SCORERS = (
         "Li et al., arXiv 2308.12032",
     ),
     Entry(
-        "perplexity", "Perplexity of the model's own answer over the given one's.", f"{_YU}, Eq. 7"
+        "perplexity",
+        "Perplexity of the given answer over that of the model's own.",
+        f"{_YU}, Eq. 7",
     ),
     Entry(
         "reward",

@@ -46,6 +46,14 @@ def cluster_moments(
     return means, counts.astype(np.int64), variances
 
 
+def robust_spread(centred: Float64) -> float:
+    """Return 1.4826 times the median absolute value, or the standard deviation where that is 0.
+
+    For normal values around 0 both estimate their standard deviation.
+    """
+    return 1.4826 * float(np.median(np.abs(centred))) or float(centred.std())
+
+
 def improvement(columns: Mapping[str, Float64]) -> float | None:
     """Return by how many standard errors the checkpoint's loss lies below the base model's.
 

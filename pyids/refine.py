@@ -211,12 +211,11 @@ class Selection:
         """Log weights of rows inside their clusters; zeros where all are equal."""
         weights = np.zeros(len(row_ids))
         for shard in self.store.shards:
-            logs, kept = self._log_weights(shard), self.store.row_ids(shard)
-            if logs is not None:
-                _, at, where = np.intersect1d(
-                    row_ids, kept, assume_unique=True, return_indices=True
-                )
-                weights[at] = logs[where]
+            if (logs := self._log_weights(shard)) is None:
+                break
+            kept = self.store.row_ids(shard)
+            _, at, where = np.intersect1d(row_ids, kept, assume_unique=True, return_indices=True)
+            weights[at] = logs[where]
         return weights
 
     def _sample(

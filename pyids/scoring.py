@@ -20,6 +20,7 @@ from pyids import finetune, lm, ops
 from pyids.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.chat import Conversation, Encoded, encode, retell
 from pyids.errors import ConfigError
+from pyids.evidence import cluster_moments, robust_spread
 from pyids.generation import generate, split_last
 from pyids.gradients import row_gradients
 
@@ -590,9 +591,7 @@ def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:
     """Return each cluster's mean over its finite values; NaN where it has none."""
     known = np.isfinite(values)
     size = int(cluster.max(initial=-1)) + 1
-    count = np.bincount(cluster[known], minlength=size)
-    total = np.bincount(cluster[known], values[known], size)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return cluster_moments(values[known], cluster[known].astype(np.int32), size)[0]
 
 
 def _deviations(means: Float64) -> Float64:
@@ -600,10 +599,9 @@ def _deviations(means: Float64) -> Float64:
     there = means[np.isfinite(means)]
     if not len(there):
         return np.zeros(len(means))
-    centred = means - np.median(there)
-    around = there - np.median(there)
-    spread = 1.4826 * float(np.median(np.abs(around))) or float(around.std())
-    return np.nan_to_num(centred / spread) if spread > 0 else np.zeros(len(means))
+    median = np.median(there)
+    spread = robust_spread(there - median)
+    return np.nan_to_num((means - median) / spread) if spread > 0 else np.zeros(len(means))
 
 
 Scorer = Callable[[Probes], Scores]

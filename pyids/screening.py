@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pyids.batching import Progress
 from pyids.chat import Conversation, encode, text_of, truncate
+from pyids.evidence import robust_spread
 from pyids.generation import split_last
 from pyids.scoring import encoded_nll
 
@@ -136,7 +137,7 @@ def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
     count = np.bincount(cluster)
     mean = (np.bincount(cluster, x) + _PRIOR_ROWS * x.mean()) / (count + _PRIOR_ROWS)
     centred = x - mean[cluster]
-    spread = 1.4826 * float(np.median(np.abs(centred))) or float(centred.std())
+    spread = robust_spread(centred)
     if spread > 0:
         result[known] = centred / spread
     return result

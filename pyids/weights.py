@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyids.evidence import robust_spread
+
 Float64 = NDArray[np.float64]
 Rule: TypeAlias = Literal["softmax", "paper", "bandit", "none"]
 
@@ -192,7 +194,7 @@ def _exponents(t: Float64, temperature: float | None) -> Float64:
     if temperature is not None:
         with np.errstate(over="ignore"):
             return np.asarray((t - t.max()) / max(temperature, np.finfo(np.float64).tiny))
-    spread = 1.4826 * float(np.median(np.abs(centred))) or float(centred.std())
+    spread = robust_spread(centred)
     # A spread within rounding is none.
     if spread <= 1e-12:
         return np.zeros(len(t))

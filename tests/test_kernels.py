@@ -368,7 +368,10 @@ def test_update_gives_the_same_bits_in_any_order_and_grouping(weighted):
     scale = update.FixedScale.of(update.largest_values(x), 1.0, n)
     whole = integer_sums(x, labels, weights, scale, k)
     order = torch.from_numpy(rng(3).permutation(n)).to(DEVICE)
-    pick = lambda rows: None if weights is None else weights[rows]  # noqa: E731
+
+    def pick(rows):
+        return None if weights is None else weights[rows]
+
     shuffled = integer_sums(x[order], labels[order], pick(order), scale, k)
     assert torch.equal(whole.sums, shuffled.sums)
     assert torch.equal(whole.mass, shuffled.mass)

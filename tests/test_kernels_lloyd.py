@@ -7,7 +7,7 @@ import pytest
 import torch
 
 clustering = pytest.importorskip("pyids.clustering", reason="the C++ core is not built")
-from pyids.kernels import lloyd  # noqa: E402
+from pyids.kernels import lloyd  # noqa: E402  only where the core is built
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MAX_ITER = 4

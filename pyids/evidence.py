@@ -14,7 +14,8 @@ from pyids.errors import DataError
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-# The mean loss must have fallen by this many standard errors for the scores to count.
+# By so many standard errors the mean loss must have fallen, or clusters must differ in how far it
+# fell, for the scores to count.
 SIGNIFICANT = 2.0
 
 
@@ -69,11 +70,63 @@ def improvement(columns: Mapping[str, Float64]) -> float | None:
     float or None
         None when the scorer did not measure both losses, or on fewer than two rows.
     """
-    if not {"base_nll", "checkpoint_nll"} <= columns.keys() or len(columns["base_nll"]) < 2:
+    drop = _drop(columns)
+    if drop is None or len(drop) < 2:
         return None
-    drop = columns["base_nll"] - columns["checkpoint_nll"]
     error = np.std(drop, ddof=1) / np.sqrt(len(drop))
     return float(np.mean(drop) / error) if error > 0 else float(np.sign(np.mean(drop)) * np.inf)
+
+
+def distinction(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> float | None:
+    """Return how clearly clusters differ in the fall of their loss, in standard errors.
+
+    The F statistic of one-way analysis of variance, less 1, over its standard deviation where
+    clusters do not differ, ``sqrt(2 / (K - 1) + 2 / (B - K))``.
+
+    Parameters
+    ----------
+    columns
+        What a scorer measured of each row, float64 (B,).
+    clusters
+        int32 (B,), of K distinct values.
+
+    Returns
+    -------
+    float or None
+        None when the scorer did not measure both losses, on one cluster, or where no cluster has
+        two rows.
+    """
+    drop = _drop(columns)
+    if drop is None:
+        return None
+    _, cluster = np.unique(clusters, return_inverse=True)
+    n_clusters = int(cluster.max(initial=-1)) + 1
+    between, within = n_clusters - 1, len(drop) - n_clusters
+    if between < 1 or within < 1:
+        return None
+    means, counts, _ = cluster_moments(drop, cluster.astype(np.int32), n_clusters)
+    explained = float(counts @ (means - drop.mean()) ** 2) / between
+    left = float(((drop - means[cluster]) ** 2).sum()) / within
+    if left == 0:
+        return np.inf if explained > 0 else 0.0
+    return (explained / left - 1) / float(np.sqrt(2 / between + 2 / within))
+
+
+def says_nothing(improved: float | None, differs: float | None) -> bool:
+    """Say whether scores of a checkpoint with this `improvement` and `distinction` are noise.
+
+    So they are when the checkpoint is worse than the base model, or neither better than it nor
+    better on some clusters than on others. What was not measured is not held against them.
+    """
+    if improved is None or improved >= SIGNIFICANT:
+        return False
+    return improved <= -SIGNIFICANT or differs is None or differs < SIGNIFICANT
+
+
+def _drop(columns: Mapping[str, Float64]) -> Float64 | None:
+    if not {"base_nll", "checkpoint_nll"} <= columns.keys():
+        return None
+    return columns["base_nll"] - columns["checkpoint_nll"]
 
 
 def read_scores(path: Path) -> dict[int, float]:

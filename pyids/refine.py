@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyids import stages
 from pyids.config import RunConfig, make_config
 from pyids.errors import ConfigError, DataError
-from pyids.evidence import SIGNIFICANT, cluster_moments, improvement
+from pyids.evidence import cluster_moments, distinction, improvement, says_nothing
 from pyids.export import Selected, export, to_dataset
 from pyids.lm import resolve_model
 from pyids.rounds import Rounds
@@ -321,18 +321,20 @@ class Selection:
             temperature=self._temperature(scores),
             floor=self.config.floor,
         )
-        learnt = improvement(columns)
-        is_noise = learnt is not None and learnt < SIGNIFICANT
+        learnt, differs = improvement(columns), distinction(columns, clusters)
+        is_noise = says_nothing(learnt, differs)
         if is_noise:
             logger.warning(
-                "round %d: the checkpoint's loss on the probe rows is only %.1f standard errors "
-                "below the base model's: the scores are noise, so the weights stay",
-                *(n + 1, learnt),
+                "round %d: the checkpoint's loss on the probe rows is %.1f standard errors below "
+                "the base model's, and clusters differ by %.1f: the scores are noise, so the "
+                "weights stay",
+                *(n + 1, learnt, differs or 0.0),
             )
         summary = {
             "scored_rows": len(row_ids),
             "scored_clusters": int(np.count_nonzero(counts)),
             "improvement_in_standard_errors": learnt,
+            "distinction_in_standard_errors": differs,
             "weights_changed": not is_noise,
             "shrinkage": update.shrinkage.tolist(),
             "cluster_scores": update.shrunk_scores.tolist(),

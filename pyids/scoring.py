@@ -328,6 +328,11 @@ class Probes:
             begin = (bos if bos is not None else tokenizer.eos_token_id) or 0
         return self.encoded_nll([response_alone(row, begin) for row in self.encode(self.rows)])
 
+    @cached_property
+    def response_tokens(self) -> Float64:
+        """How many tokens of each row a model is asked to say."""
+        return np.array([row.response_mask[1:].sum() for row in self.encode(self.rows)], np.float64)
+
     @property
     def columns(self) -> dict[str, Float64]:
         """Both NLLs, under the names that runs keep them by."""
@@ -552,20 +557,20 @@ def alignment(probes: Probes) -> Scores:
 
 
 # What these were chosen on is in docs/log.md.
-_LEARNT, _NOISE, _FORM, _ENOUGH_HELP, _HELP = 0.2, 1.5, 4.0, 2 / 3, 12.0
+_LEARNT, _NOISE, _FORM, _ENOUGH_HELP, _HELP = 0.3, 1.5, 4.0, 2 / 3, 12.0
 
 
 def sound_learnability(probes: Probes) -> Scores:
     """Return how learnable a cluster is, within limits, less three signs that it is garbage.
 
-    Let d and c be the cluster's mean drop of the loss and mean loss under the checkpoint, in robust
-    standard deviations over the clusters; h the share of the response's loss that the prompt saves
-    (1 - IFD) and m its median. The score is ``0.2 min(max(d, -2), 2)``, so that no skill gets lost,
-    and less by
+    Let d be the cluster's mean drop of the loss, s that of the loss summed over the response, and c
+    its mean loss under the checkpoint, all in robust standard deviations over the clusters; h the
+    share of the response's loss that the prompt saves (1 - IFD) and m its median. The score is
+    ``0.3 min(max(d, -1), 4)``, so that no skill gets lost, and less by
 
     - ``4 max(c - 1.5, 0)``: noise stays surprising;
-    - ``max(d - 4, 0)``: mere form (boilerplate, another alphabet) is learnt at once, at least by a
-      model that knows few forms;
+    - ``max(min(d, s) - 4, 0)``: mere form (boilerplate, another alphabet) is learnt at once, at
+      least by a model that knows few forms, and there is much of it, unlike in a label of one word;
     - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
       that reads them; m says how well it does.
 
@@ -576,15 +581,21 @@ def sound_learnability(probes: Probes) -> Scores:
     _, cluster = np.unique(probes.clusters, return_inverse=True)
     loss_left = _cluster_means(given, cluster)
     d = _deviations(_cluster_means(drop, cluster))
+    s = _deviations(_cluster_means(drop * probes.response_tokens, cluster))
     noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, 3)
-    form = np.clip(d - _FORM, 0, 3)
+    form = np.clip(np.minimum(d, s) - _FORM, 0, 3)
     saved = 1 - loss_left / np.maximum(_cluster_means(alone, cluster), 1e-6)
     h = np.maximum(saved, 0)
     m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
     unhelped = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
-    score = _LEARNT * np.clip(d, -2, 2) - noise - form - _HELP * m * unhelped
+    score = _LEARNT * np.clip(d, -1, 4) - noise - form - _HELP * m * unhelped
     values = np.where(np.isfinite(drop), score[cluster], np.nan)
-    return Scores(values, {**probes.columns, "response_nll": alone}, temperature=1.0)
+    columns = {
+        **probes.columns,
+        "response_nll": alone,
+        "response_tokens": probes.response_tokens,
+    }
+    return Scores(values, columns, temperature=1.0)
 
 
 def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:

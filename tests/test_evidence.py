@@ -4,7 +4,13 @@ from scipy import stats
 
 import pyids
 from pyids.errors import DataError
-from pyids.evidence import cluster_moments, improvement, read_scores
+from pyids.evidence import (
+    cluster_moments,
+    distinction,
+    improvement,
+    read_scores,
+    says_nothing,
+)
 from pyids.scoring import Scores
 
 
@@ -39,6 +45,52 @@ def test_improvement_is_the_paired_t_statistic():
 def test_improvement_is_unknown_without_both_losses():
     assert improvement({"score": np.ones(3)}) is None
     assert improvement({"base_nll": np.ones(1), "checkpoint_nll": np.ones(1)}) is None
+
+
+def test_distinction_is_the_standardised_f_statistic():
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(30, dtype=np.int32), 4) * 2  # labels need not be dense
+    trained = rng.normal(0, 0.5, len(clusters)) - 0.3 * rng.normal(size=60)[clusters]
+    columns = {"base_nll": np.zeros(len(clusters)), "checkpoint_nll": trained}
+    f = stats.f_oneway(*(trained[clusters == k] for k in np.unique(clusters))).statistic
+    expected = (f - 1) / np.sqrt(2 / 29 + 2 / 90)
+    assert distinction(columns, clusters) == pytest.approx(expected)
+
+
+def test_distinction_of_noise_is_a_standard_score():
+    rng = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(64, dtype=np.int32), 4)
+    found = [
+        distinction({"base_nll": x, "checkpoint_nll": np.zeros(len(x))}, clusters)
+        for x in rng.standard_t(4, size=(400, len(clusters)))
+    ]
+    assert abs(np.mean(found)) < 0.2
+    assert 0.8 < np.std(found) < 1.2
+    assert np.mean(np.array(found) > 2) < 0.06
+
+
+def test_distinction_needs_two_clusters_and_a_cluster_of_two():
+    columns = {"base_nll": np.ones(3), "checkpoint_nll": np.array([1.0, 2.0, 3.0])}
+    assert distinction(columns, np.zeros(3, np.int32)) is None
+    assert distinction(columns, np.arange(3, dtype=np.int32)) is None
+    assert distinction({"score": np.ones(3)}, np.zeros(3, np.int32)) is None
+    same = {"base_nll": np.ones(4), "checkpoint_nll": np.array([1.0, 1.0, 2.0, 2.0])}
+    assert distinction(same, np.array([0, 0, 1, 1], np.int32)) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("improved", "differs", "noise"),
+    [
+        (None, None, False),
+        (3, 0, False),
+        (0, 0, True),
+        (0, 3, False),
+        (-3, 9, True),
+        (0, None, True),
+    ],
+)
+def test_what_counts_as_noise(improved, differs, noise):
+    assert says_nothing(improved, differs) == noise
 
 
 @pytest.mark.parametrize(("drop", "kept"), [(0.0, True), (0.2, False)])

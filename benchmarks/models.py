@@ -35,8 +35,8 @@ ROWS_A_CLUSTER = 4
 
 
 def names() -> list[str]:
-    from pyids.quality import SIGNALS
     from pyids.scoring import SCORERS
+    from pyids.signals import SIGNALS
 
     encoders = (
         "all-MiniLM-L6-v2",
@@ -132,7 +132,8 @@ def scorer(name: str, folder: Path, rows: list, url: str) -> Callable[[], np.nda
 
 
 def signal(name: str, folder: Path, rows: list) -> Callable[[], np.ndarray]:
-    from pyids.quality import make_signal, score_rows
+    from pyids.quality import score_rows
+    from pyids.signals import make_signal
 
     spec = f"{name}:{folder / 'classifier'}" if name in ("reward", "classifier") else name
     found = make_signal(spec, default_model=MODEL)

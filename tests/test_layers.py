@@ -24,6 +24,7 @@ LAYERS = (
         "auto_k",
         "selection",
         "quality",
+        "signals",
         "scoring",
         "finetune",
         "generation",

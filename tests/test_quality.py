@@ -5,24 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from pyids import chat, quality
+from pyids import chat, quality, signals
 from pyids.errors import ConfigError, DataError
 from pyids.formats import Turns
 from pyids.quality import (
-    Classifier,
-    Deita,
-    Ifd,
-    Length,
-    Perplexity,
-    Reward,
     check_quality,
     content_hash,
     histogram,
     log_weights,
-    make_signal,
     rescale,
     score_rows,
 )
+from pyids.signals import Classifier, Deita, Ifd, Length, Perplexity, Reward, make_signal
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -134,7 +128,7 @@ def test_deita_is_the_expected_rating_summed_over_turns(tiny):
         expected.append(
             sum(
                 rating(f"C {a['content']} Rating:")
-                * rating(quality.QUALITY_PROMPT.format(prompt=a["content"], response=b["content"]))
+                * rating(signals.QUALITY_PROMPT.format(prompt=a["content"], response=b["content"]))
                 for a, b in pairs
             )
         )

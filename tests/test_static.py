@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
-from pyids.quality import SIGNALS
 from pyids.scoring import SCORERS
 from pyids.selection import method_names
+from pyids.signals import SIGNALS
 from pyids.weights import Rule
 
 

@@ -114,7 +114,8 @@ def encode_prompt(
         tokenize=False,
         add_generation_prompt=True,
     )
-    ids = tokenizer(text, add_special_tokens=template is PLAIN_TEMPLATE)["input_ids"]
+    added = template is PLAIN_TEMPLATE
+    ids = tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"]
     return np.asarray(ids, np.int64)[-max_tokens:]
 
 
@@ -169,7 +170,13 @@ def _encode_marked(
     turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None
 ) -> Encoded:
     out: Any = _apply(
-        tokenizer, turns, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        tokenizer,
+        turns,
+        tools,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"verbose": False},
     )
     return Encoded(
         np.asarray(out["input_ids"], np.int64), np.asarray(out["assistant_masks"], np.bool_)
@@ -216,7 +223,12 @@ def _encode_compared(
 
     # A plain template holds no special tokens of its own, so the tokenizer adds them.
     added = template is PLAIN_TEMPLATE
-    tokens = tokenizer(text, add_special_tokens=added, return_offsets_mapping=True)
+    tokens = tokenizer(
+        text,
+        add_special_tokens=added,
+        return_offsets_mapping=True,
+        verbose=False,  # no warning of a length that is cut afterwards
+    )
     ids = np.asarray(tokens["input_ids"], np.int64)
     offsets = np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
     mask = np.zeros(len(ids), np.bool_)

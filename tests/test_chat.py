@@ -264,6 +264,22 @@ def test_truncate(prompt, response, limit, kept):
     assert cut.response_mask.sum() > 0
 
 
+@pytest.mark.parametrize("name", ["chatml", "chatml-marked"])
+def test_long_rows_are_cut_without_a_warning(tokenizers, name, monkeypatch, caplog):
+    from transformers.utils import logging
+
+    tokenizer = tokenizers[name]
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    logging.enable_propagation()
+    try:
+        row = encode(TURNS, tokenizer, 8)
+        encode_prompt(TURNS[:-1], tokenizer, 8)
+    finally:
+        logging.disable_propagation()
+    assert len(row.input_ids) == 8
+    assert not caplog.records
+
+
 def test_text_of_joins_the_turns():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
     assert text_of(turns) == "a"

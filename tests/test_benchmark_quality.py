@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
 def quality():
     """Import the benchmark's modules, which are no package."""
     sys.path.insert(0, str(FOLDER))
-    names = ("pool", "model", "prepare", "cells", "grids", "table", "report")
+    names = ("pool", "model", "prepare", "cells", "grids", "table", "axes", "report")
     try:
         yield {name: __import__(name) for name in names}
     finally:
@@ -70,7 +70,7 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
     shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
     entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 2, "candidates": 1})}
     grid = grids.bounds("dev", 48, (0,))
-    grid += grids.cells(entries, "test-garbage", "dev", 48, (0, 1))
+    grid += grids.cells(entries, "test-garbage", "dev", 48, 2)
     results = [cells.run_cell(shop, cell) for cell in grid]
     by_name = {cell.name: result for cell, result in zip(grid, results, strict=True)}
     assert len(by_name) == len(grid) == 6
@@ -107,14 +107,14 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
 
     rows = {row["label"]: row for row in table.tabulate(results)}
     assert rows["random"]["over"] == 0
-    assert rows["iterative"]["seeds"] == [0, 1]
+    assert rows["iterative"]["seeds"] == [grids.FIRST_SEED, grids.FIRST_SEED + 1]
     ahead = table.beside(results)
     difference = rows["iterative"]["share"] - rows["random"]["share"]
     assert ahead["random"]["difference"] == pytest.approx(difference)
     if rows["random"]["share"] > 0:
         assert ahead["random"]["relative"] == pytest.approx(rows["iterative"]["over"])
     page = quality["report"].markdown(
-        {"test-garbage": list(rows.values())}, {"test-garbage": ahead}
+        {"test-garbage": list(rows.values())}, {"test-garbage": ahead}, {"test-garbage": {}}
     )
     assert "| iterative |" in page
     assert quality["report"].plot({"test-garbage": list(rows.values())}).startswith("<svg")
@@ -131,3 +131,28 @@ def test_a_lost_skill_is_found_and_a_draw_is_none(quality):
     lost = quality["table"].lost_skills(worse, anchor, range(5))
     assert lost == ["math"]
     assert quality["table"].lost_skills(anchor, anchor, range(5)) == []
+
+
+def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
+    def result(seed, nll, **options):
+        label = "iterative" + "".join(f", {key} {value}" for key, value in options.items())
+        cell = {"pool": "p", "method": "iterative", "seed": seed, "label": label}
+        return {"cell": {**cell, "options": {"probes": 4, **options}}, "nll": {"math": nll}}
+
+    ends = [
+        {"cell": {"method": "base", "label": "base"}, "nll": {"math": 4.0}},
+        {"cell": {"method": "reference", "label": "reference"}, "nll": {"math": 2.0}},
+    ]
+    cells = [result(0, 3.0), result(1, 3.2), result(2, 0.0), result(0, 3.4, rounds=1)]
+    cells += [result(1, 3.6, rounds=1), result(0, 3.8, clusters=4), result(1, 3.8, scorer="x")]
+    rng = np.random.default_rng(0)
+    centres = 10 * rng.normal(size=(8, 4))
+    np.save(tmp_path / "p.npy", centres[rng.integers(0, 8, 400)] + rng.normal(size=(400, 4)))
+    found = quality["axes"].axes(tmp_path, [*ends, *cells], clusters=8)
+    assert [(one["rounds"], one["seeds"]) for one in found["rounds"]] == [(1, [0, 1]), (3, [0, 1])]
+    assert [one["share"] for one in found["rounds"]] == pytest.approx([0.25, 0.45])
+    assert [one["clusters"] for one in found["clusters"]] == [4, 8]
+    assert [one["share"] for one in found["clusters"]] == pytest.approx([0.1, 0.5])
+    assert found["clusters"][0]["silhouette"] < found["clusters"][1]["silhouette"]
+    page = quality["report"].markdown({"p": []}, {"p": {}}, {"p": found})
+    assert "| 1 | 0.250 ±" in page

@@ -24,8 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from axes import axes
 from cells import Cell, Workshop, limit_threads, run_cell
-from grids import GRIDS, at_equal_tokens
+from grids import FIRST_SEED, GRIDS, at_equal_tokens
 from model import NAME
 from near import near_duplicates
 from prepare import prepare
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--seconds", type=float, help="start no cell after so long")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="only these methods of the grid")
+    parser.add_argument("--seeds", type=int, help="only the first so many seeds")
     parser.add_argument(
         "--tokens", action="store_true", help="equal response tokens, after the grid at equal rows"
     )
@@ -68,6 +70,9 @@ def main() -> None:
     grid, name = GRIDS[arguments.grid](budget), arguments.grid
     if arguments.tokens:
         grid, name = at_equal_tokens(grid, finished(shop, grid)), f"{name}-tokens"
+    if arguments.seeds:
+        last = FIRST_SEED + arguments.seeds
+        grid = [cell for cell in grid if cell.seed < last]
     if arguments.only:
         grid = [cell for cell in grid if cell.label in arguments.only]
     if arguments.what in ("run", "all"):
@@ -130,13 +135,14 @@ def write(shop: Workshop, grid: list[Cell], name: str) -> None:
     """Print the tables of a grid; write its results, plot and page."""
     done = finished(shop, grid)
     ends = [one for one in done if one["cell"]["method"] in ("base", "reference")]
-    tables, ahead = {}, {}
+    tables, ahead, along = {}, {}, {}
     for pool in dict.fromkeys(one["cell"]["pool"] for one in done if one not in ends):
         there = [
             *ends,
             *(one for one in done if one["cell"]["pool"] == pool and one not in ends),
         ]
         tables[pool], ahead[pool] = tabulate(there), beside(there)
+        along[pool] = axes(shop.folder, there, shop.clusters)
         print(f"\n{pool}\n{show(tables[pool])}")
     about = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -147,13 +153,14 @@ def write(shop: Workshop, grid: list[Cell], name: str) -> None:
         "clusters": shop.clusters,
         "tables": tables,
         "iterative_beside": ahead,
+        "axes": along,
         "cells": done,
     }
     results = ROOT / "benchmarks" / "results" / f"quality-{name}.json"
     results.write_text(json.dumps(about, indent=1) + "\n")
     results.with_suffix(".svg").write_text(plot(tables))
     print(f"\nwritten to {results.name}")
-    print(markdown(tables, ahead))
+    print(markdown(tables, ahead, along))
 
 
 if __name__ == "__main__":

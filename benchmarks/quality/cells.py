@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -197,20 +197,45 @@ def _static(
     from pyids.selection import get_method, pool_from_store
 
     method = get_method(cell.method)
-    kept = shop.folder / "cells" / f"{replace(cell, seed=0).name}.npy"
-    if cell.method in SEEDLESS and kept.exists():
-        return np.load(kept)
-    store = Store(_prepared(shop, cell, scratch))
-    if {"labels", "centroids"} & set(method.needs):
-        stages.cluster(store, config)
-    quality = stages.quality(store, config) if "quality" in method.needs else None
-    pool = pool_from_store(store, quality=quality, threads=shop.threads)
-    chosen = method(pool, cell.budget, seed=cell.seed)
+
+    def select() -> np.ndarray:
+        store = Store(_prepared(shop, cell, scratch))
+        if {"labels", "centroids"} & set(method.needs):
+            stages.cluster(store, config)
+        quality = None
+        if "quality" in method.needs:
+            path = shop.folder / "cells" / f"{cell.pool}-{cell.options['quality']}.npy"
+            quality = _once(path, lambda: _quality(shop, cell))
+        pool = pool_from_store(store, quality=quality, threads=shop.threads)
+        return method(pool, cell.budget, seed=cell.seed)
+
     if cell.method in SEEDLESS:
-        aside = kept.with_suffix(f".{os.getpid()}.npy")
-        np.save(aside, chosen)
-        aside.rename(kept)
-    return chosen
+        return _once(shop.folder / "cells" / f"{replace(cell, seed=0).name}.npy", select)
+    return select()
+
+
+def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
+    """Rate the pool's rows by a signal of the model that is trained, cut as they are trained on."""
+    from pyids.quality import check_quality, score_rows
+    from pyids.signals import LanguageModelSignal, make_signal
+
+    signal = make_signal(cell.options["quality"], default_model=shop.model, device=shop.device)
+    assert signal is not None
+    if isinstance(signal, LanguageModelSignal):
+        signal = replace(signal, max_tokens=shop.training["max_tokens"])
+    rows = _rows(shop.folder / f"{cell.pool}.jsonl")
+    quality = score_rows(signal, (row["messages"] for row in rows))
+    check_quality(quality)
+    return quality
+
+
+def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Make an array that many cells need, unless it is there."""
+    if not path.exists():
+        aside = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(aside, make())
+        aside.rename(path)
+    return np.load(path)
 
 
 # ---- what is measured ----------------------------------------------------------------------------

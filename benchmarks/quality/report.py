@@ -7,8 +7,12 @@ from typing import Any
 Tables = dict[str, list[dict[str, Any]]]
 
 
-def markdown(tables: Tables, ahead: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Return a table a pool, and how much more of the gap `iterative` closes than each method."""
+def markdown(
+    tables: Tables,
+    ahead: dict[str, dict[str, dict[str, float]]],
+    along: dict[str, dict[str, list[dict[str, Any]]]],
+) -> str:
+    """Return a table a pool, how much more `iterative` closes than each method, and the axes."""
     lines = []
     for pool, rows in tables.items():
         lines += [
@@ -38,6 +42,13 @@ def markdown(tables: Tables, ahead: dict[str, dict[str, dict[str, float]]]) -> s
                 kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in round_["drawn"].items())
                 if kinds:
                     lines.append(f"\n{row['label']}, round {n}, drawn: {kinds}")
+        for axis, values in along[pool].items():
+            lines += [f"\n| {axis} | share of the gap closed | silhouette |", "|---|---|---|"]
+            for one in values:
+                silhouette = f"{one['silhouette']:.3f}" if "silhouette" in one else "-"
+                lines.append(
+                    f"| {one[axis]} | {one['share']:.3f} ± {one['half_width']:.3f} | {silhouette} |"
+                )
     return "\n".join(lines)
 
 

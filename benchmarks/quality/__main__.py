@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--seconds", type=float, help="start no cell after so long")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="only these methods of the grid")
+    parser.add_argument("--pool", help="only this pool of the grid")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds")
     parser.add_argument(
         "--tokens", action="store_true", help="equal response tokens, after the grid at equal rows"
@@ -73,6 +74,8 @@ def main() -> None:
     if arguments.seeds:
         last = FIRST_SEED + arguments.seeds
         grid = [cell for cell in grid if cell.seed < last]
+    if arguments.pool:
+        grid = [cell for cell in grid if cell.pool == arguments.pool]
     if arguments.only:
         grid = [cell for cell in grid if cell.label in arguments.only]
     if arguments.what in ("run", "all"):

@@ -115,8 +115,8 @@ def distinction(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> 
 def says_nothing(improved: float | None, differs: float | None) -> bool:
     """Say whether scores of a checkpoint with this `improvement` and `distinction` are noise.
 
-    So they are when the checkpoint is worse than the base model, or neither better than it nor
-    better on some clusters than on others. What was not measured is not held against them.
+    So they are when the checkpoint is worse than the base model, or neither known to be better than
+    it nor to be better on some clusters than on others. Where both are unknown they are not.
     """
     if improved is None or improved >= SIGNIFICANT:
         return False

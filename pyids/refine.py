@@ -328,7 +328,7 @@ class Selection:
                 "round %d: the checkpoint's loss on the probe rows is %.1f standard errors below "
                 "the base model's, and clusters differ by %.1f: the scores are noise, so the "
                 "weights stay",
-                *(n + 1, learnt, differs or 0.0),
+                *(n + 1, learnt, np.nan if differs is None else differs),
             )
         summary = {
             "scored_rows": len(row_ids),

@@ -192,8 +192,7 @@ class Selection:
         """Share this round's part of the budget among the clusters, summing to it exactly."""
         n, rounds = self.round, self.config.rounds
         budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
-        shares = weights * left if self.config.quota == "size" else weights
-        return allocate(budget, shares, left, seed=self._seed(b"quotas"))
+        return allocate(budget, weights * left if self.config.quota == "size" else weights, left)
 
     def probes(self) -> Int64:
         """Draw the unseen rows to score in this round, once: `config.probes` of each cluster."""

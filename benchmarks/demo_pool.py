@@ -37,9 +37,10 @@ TOPICS = (
     "time_intervals",
 )
 GARBAGE = ("shuffled_words", "swapped_answers", "truncated_answers", "boilerplate")
-# The families whose questions the garbage kinds spoil: no clean row comes from them.
+# The families whose questions the garbage kinds spoil: no clean row comes from them. All families
+# give the same rows in every process (the answers of word_ladder depend on Python's hash seed).
 _SWAPPED_FROM = "leg_counting"
-_TRUNCATED_FROM = "word_ladder"
+_TRUNCATED_FROM = "word_sequence_reversal"
 _BOILERPLATE = (
     "Thank you for reaching out! We value your feedback. Please visit our website for details.",
     "This content is not available in your region. Log in or subscribe to continue reading.",

@@ -1,11 +1,14 @@
 """The quality benchmark in miniature: its pools, a model of its own, cells, tables."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("reasoning_gym", reason="needs the demo extra")
@@ -29,6 +32,28 @@ def quality():
 @pytest.fixture(scope="module")
 def rows(quality):
     return quality["pool"].stand_in(700)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_procedural_rows_are_the_same_in_every_process(hash_seed):
+    program = (
+        "import sys, xxhash, json; sys.path.insert(0, sys.argv[1]); import demo_pool;"
+        "print(xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0))))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program, FOLDER.parent],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sys.path.insert(0, str(FOLDER.parent))
+    try:
+        import demo_pool
+    finally:
+        sys.path.remove(str(FOLDER.parent))
+    here = xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)))
+    assert out.stdout.strip() == here
 
 
 def test_a_split_shares_no_text_and_loses_no_row(quality, rows):

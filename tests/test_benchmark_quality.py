@@ -38,7 +38,7 @@ def rows(quality):
 def test_procedural_rows_are_the_same_in_every_process(hash_seed):
     program = (
         "import sys, xxhash, json; sys.path.insert(0, sys.argv[1]); import demo_pool;"
-        "print(xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0))))"
+        "print(xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)).encode()))"
     )
     out = subprocess.run(
         [sys.executable, "-c", program, FOLDER.parent],
@@ -52,7 +52,7 @@ def test_procedural_rows_are_the_same_in_every_process(hash_seed):
         import demo_pool
     finally:
         sys.path.remove(str(FOLDER.parent))
-    here = xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)))
+    here = xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)).encode())
     assert out.stdout.strip() == here
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 
 
 class Rater(Protocol):
@@ -157,7 +158,7 @@ def response_nll(
     device: str = "cpu",
     padding_side: str = "right",
     progress: Progress | None = None,
-) -> tuple[Float64, NDArray[np.int64]]:
+) -> tuple[Float64, Int64]:
     """Return each conversation's mean NLL over its response tokens.
 
     The naive code: run one conversation through the model, take log-softmax of the logits at the
@@ -311,14 +312,23 @@ class Probes:
         missing = np.flatnonzero(np.isnan(base)).tolist()
         if missing:
             with self.models.base() as (model, tokenizer):
-                base[missing] = self._nll(model, tokenizer, [self.rows[i] for i in missing])
+                base[missing], _ = self._nll(model, tokenizer, [self.rows[i] for i in missing])
         return base
+
+    @cached_property
+    def _checkpoint(self) -> tuple[Float64, Int64]:
+        with self.models.trained() as (model, tokenizer):
+            return self._nll(model, tokenizer, self.rows)
 
     @cached_property
     def checkpoint_nll(self) -> Float64:
         """The checkpoint's NLL of each row."""
-        with self.models.trained() as (model, tokenizer):
-            return self._nll(model, tokenizer, self.rows)
+        return self._checkpoint[0]
+
+    @cached_property
+    def response_tokens(self) -> Float64:
+        """How many tokens of each row have a loss: what the mean NLLs are means of."""
+        return self._checkpoint[1].astype(np.float64)
 
     @cached_property
     def response_alone_nll(self) -> Float64:
@@ -327,11 +337,6 @@ class Probes:
             bos = tokenizer.bos_token_id
             begin = (bos if bos is not None else tokenizer.eos_token_id) or 0
         return self.encoded_nll([response_alone(row, begin) for row in self.encode(self.rows)])
-
-    @cached_property
-    def response_tokens(self) -> Float64:
-        """How many tokens of each row a model is asked to say."""
-        return np.array([row.response_mask[1:].sum() for row in self.encode(self.rows)], np.float64)
 
     @property
     def columns(self) -> dict[str, Float64]:
@@ -387,7 +392,9 @@ class Probes:
         with self.models.trained() as (_, tokenizer):
             return [encode(messages, tokenizer, self.options.max_tokens) for messages in rows]
 
-    def _nll(self, model: Any, tokenizer: Any, rows: Sequence[Conversation]) -> Float64:
+    def _nll(
+        self, model: Any, tokenizer: Any, rows: Sequence[Conversation]
+    ) -> tuple[Float64, Int64]:
         return response_nll(
             model,
             tokenizer,
@@ -396,7 +403,7 @@ class Probes:
             batch_tokens=self.options.batch_tokens,
             device=self.models.device,
             progress=self.options.progress,
-        )[0]
+        )
 
 
 def _answered(prompt: Conversation, answer: str) -> Conversation:

@@ -31,10 +31,8 @@ from model import NAME
 from near import near_duplicates
 from prepare import prepare
 from report import markdown, plot
-from table import beside, show, tabulate
+from table import BOUNDS, beside, show, tabulate
 
-# The ends of the gap, which every table needs.
-BOUNDS = ("base", "reference")
 ROOT = Path(__file__).resolve().parents[2]
 
 

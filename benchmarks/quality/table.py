@@ -11,6 +11,9 @@ from scipy import stats
 
 Result = dict[str, Any]
 
+# The ends of the gap, which every table needs.
+BOUNDS = ("base", "reference")
+
 
 def macro(result: Result, measure: str = "nll") -> float:
     """Return the mean over skills; NaN where the measure has none."""
@@ -50,7 +53,7 @@ def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[st
     base, reference = gap(results)
     by_label: dict[str, dict[int, Result]] = defaultdict(dict)
     for one in results:
-        if one["cell"]["method"] not in ("base", "reference"):
+        if one["cell"]["method"] not in BOUNDS:
             by_label[one["cell"]["label"]][one["cell"]["seed"]] = one
     anchor = by_label.get(against, {})
     rows = []
@@ -114,7 +117,7 @@ def beside(results: Sequence[Result], ours: str = "iterative") -> dict[str, dict
     base, reference = gap(results)
     shares: dict[str, dict[int, float]] = defaultdict(dict)
     for one in results:
-        if one["cell"]["method"] not in ("base", "reference"):
+        if one["cell"]["method"] not in BOUNDS:
             label, seed = one["cell"]["label"], one["cell"]["seed"]
             shares[label][seed] = share_closed(one, base, reference)
     mine, found = shares.pop(ours, {}), {}

@@ -100,7 +100,7 @@ class RunConfig(BaseModel):
     candidates: int = _option(
         "Selection",
         "rows looked at for each row drawn: the odd ones of a cluster tend to be left (1: no look)",
-        3,
+        5,
         ge=1,
     )
     quota: Literal["size", "equal"] = _option(
@@ -165,7 +165,7 @@ class RunConfig(BaseModel):
         gt=0,
     )
     floor: float = _option(
-        "Scoring", "smallest weight, as a share of an equal weight", 0.1, ge=0, lt=1
+        "Scoring", "smallest weight, as a share of an equal weight", 0.02, ge=0, lt=1
     )
 
     engine: Literal["local", "ray"] = _option("Machine", "where shards are worked on", "local")

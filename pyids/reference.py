@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
@@ -244,8 +245,10 @@ def sample_by_cluster(
     return np.array(sorted(drawn), np.int64)
 
 
-def allocate(budget: int, shares: Float64, capacity: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Largest remainder with capacities; shares of zero come last, by capacity."""
+def allocate(
+    budget: int, shares: Float64, capacity: NDArray[np.int64], seed: int | None = None
+) -> NDArray[np.int64]:
+    """Largest remainder, or systematic sampling of the remainders; shares of zero come last."""
     quotas = np.zeros(len(shares), np.int64)
     largest = Fraction(float(shares.max(initial=0)))
     # Shares count in steps of 2**-53 of the largest, at least one step if positive.
@@ -274,10 +277,21 @@ def allocate(budget: int, shares: Float64, capacity: NDArray[np.int64]) -> NDArr
             filled |= above
         for j in group:
             quotas[j] = math.floor(parts[j])
+        if seed is not None:
+            start = Fraction(_name_hash(-1, seed), 2**64)
+            end = Fraction(0)
+            for j in sorted(group, key=lambda j: _name_hash(j, seed)):
+                begin, end = end, end + parts[j] % 1
+                quotas[j] += math.ceil(end - start) - math.ceil(begin - start)
+            continue
         by_remainder = sorted(group, key=lambda j: (-(parts[j] % 1), j))
         for j in by_remainder[: left - int(quotas[group].sum())]:
             quotas[j] += 1
     return quotas
+
+
+def _name_hash(name: int, seed: int) -> int:
+    return xxhash.xxh3_64_intdigest(name.to_bytes(8, "little", signed=True), seed)
 
 
 # ---- weights -------------------------------------------------------------------------------------

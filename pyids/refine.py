@@ -192,7 +192,8 @@ class Selection:
         """Share this round's part of the budget among the clusters, summing to it exactly."""
         n, rounds = self.round, self.config.rounds
         budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
-        return allocate(budget, weights * left if self.config.quota == "size" else weights, left)
+        shares = weights * left if self.config.quota == "size" else weights
+        return allocate(budget, shares, left, seed=self._seed(b"quotas"))
 
     def probes(self) -> Int64:
         """Draw the unseen rows to score in this round, once: `config.probes` of each cluster."""

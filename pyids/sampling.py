@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
@@ -253,12 +254,16 @@ def _best(parts: list[Sample], quotas: Int64) -> Sample:
     return Sample(row_ids[chosen], labels[chosen], keys[chosen])
 
 
-def allocate(budget: int, shares: ArrayLike, capacity: ArrayLike) -> Int64:
+def allocate(
+    budget: int, shares: ArrayLike, capacity: ArrayLike, *, seed: int | None = None
+) -> Int64:
     """Share `budget` rows among clusters in proportion to `shares`, exactly.
 
-    Largest remainder with capacities: a cluster whose proportional part is at least its capacity
-    is filled, the rest is shared anew among the others until all parts fit; then parts are
-    rounded down and the rows left over go to the largest remainders.
+    A cluster whose proportional part is at least its capacity is filled, the rest is shared anew
+    among the others until all parts fit; then parts are rounded down. The rows left over go to the
+    largest remainders or, given a seed, are drawn by systematic sampling, so that each cluster can
+    expect its exact part: where there are fewer rows than clusters the largest remainders are those
+    of the largest clusters, and small ones would never have a row.
 
     Parameters
     ----------
@@ -269,13 +274,15 @@ def allocate(budget: int, shares: ArrayLike, capacity: ArrayLike) -> Int64:
         positive shares count as that).
     capacity : integer array of shape (K,)
         The most that each cluster can take, at least 0.
+    seed : int, optional
+        At least 0. Draws which clusters get the rows left over, keyed by (seed, cluster).
 
     Returns
     -------
     int64 array of shape (K,)
         Its sum is ``min(budget, capacity.sum())``. Clusters of share zero get rows only when
         every cluster of positive share is full, and then in proportion to their capacities.
-        Equal remainders go to the lowest index.
+        Without a seed equal remainders go to the lowest index.
 
     Raises
     ------
@@ -285,7 +292,9 @@ def allocate(budget: int, shares: ArrayLike, capacity: ArrayLike) -> Int64:
 
     Notes
     -----
-    The arithmetic is that of whole numbers, so no rounding decides a tie.
+    The arithmetic is that of whole numbers, so no rounding decides a tie. Systematic sampling
+    (Madow 1949): remainders are laid end to end, clusters in the order of hashes of (seed,
+    cluster), and cut at unit distances from a random start.
 
     Examples
     --------
@@ -308,15 +317,18 @@ def allocate(budget: int, shares: ArrayLike, capacity: ArrayLike) -> Int64:
     if len(positive):
         scaled = np.ldexp(shares_[positive] / shares_[positive].max(), 53)
         units = np.maximum(np.rint(scaled), 1).astype(np.int64)
-        quotas[positive] = _apportion(budget, units, capacity_[positive])
+        quotas[positive] = _apportion(budget, units, capacity_, positive, seed)
     zero = np.flatnonzero(shares_ == 0)
     rest = budget - int(quotas.sum(dtype=object))
-    quotas[zero] = _apportion(rest, capacity_[zero], capacity_[zero])
+    quotas[zero] = _apportion(rest, capacity_[zero], capacity_, zero, seed)
     return quotas
 
 
-def _apportion(budget: int, shares: Int64, capacity: Int64) -> Int64:
-    """`allocate` for whole shares, of which only those with capacity zero may be zero."""
+def _apportion(
+    budget: int, shares: Int64, capacity: Int64, clusters: Int64, seed: int | None
+) -> Int64:
+    """`allocate` among some clusters, for whole shares; those without room may be zero."""
+    capacity = capacity[clusters]
     quotas = capacity.copy()
     open_ = np.flatnonzero(capacity > 0)  # clusters that are not filled
     while len(open_):
@@ -327,13 +339,34 @@ def _apportion(budget: int, shares: Int64, capacity: Int64) -> Int64:
         if not full.any():
             quotas[open_] = parts // total
             left = budget - int(quotas[open_].sum())
-            remainders = parts % total
-            largest = sorted(range(len(open_)), key=lambda j: -remainders[j])[:left]
-            quotas[open_[largest]] += 1
+            remainders = (parts % total).tolist()
+            if seed is None:
+                more = sorted(range(len(open_)), key=lambda j: -remainders[j])[:left]
+            else:
+                more = _systematic(remainders, total, clusters[open_].tolist(), seed)
+            quotas[open_[more]] += 1
             break
         budget -= int(capacity[open_[full]].sum())
         open_ = open_[~full]
     return quotas
+
+
+def _systematic(sizes: list[int], step: int, names: list[int], seed: int) -> list[int]:
+    """Lay sizes below `step` end to end in random order; return which of them hold a mark.
+
+    Marks are `step` apart, the first at random below it. Order and mark are keyed by the names.
+    """
+
+    def digest(name: int) -> int:
+        return xxhash.xxh3_64_intdigest(name.to_bytes(8, "little", signed=True), seed)
+
+    marked, end, mark = [], 0, digest(-1) * step >> 64
+    for j in sorted(range(len(sizes)), key=lambda j: digest(names[j])):
+        end += sizes[j]
+        if mark < end:
+            marked.append(j)
+            mark += step
+    return marked
 
 
 def _describe(array: NDArray[Any]) -> str:

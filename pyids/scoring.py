@@ -564,7 +564,7 @@ def alignment(probes: Probes) -> Scores:
 
 
 # What these were chosen on is in docs/log.md.
-_LEARNT, _NOISE, _FORM, _ENOUGH_HELP, _HELP = 0.3, 1.5, 4.0, 2 / 3, 12.0
+_LEARNT, _NOISE, _FORM, _LIMIT, _ENOUGH_HELP, _HELP = 0.3, 1.5, 4.0, 5.0, 2 / 3, 12.0
 
 
 def sound_learnability(probes: Probes) -> Scores:
@@ -581,7 +581,7 @@ def sound_learnability(probes: Probes) -> Scores:
     - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
       that reads them; m says how well it does.
 
-    The first two count for 3 at most. No one of the signs serves every model.
+    The first two count for 5 at most. No one of the signs serves every model.
     """
     given, alone = probes.checkpoint_nll, probes.response_alone_nll
     drop = probes.base_nll - given
@@ -589,8 +589,8 @@ def sound_learnability(probes: Probes) -> Scores:
     loss_left = _cluster_means(given, cluster)
     d = _deviations(_cluster_means(drop, cluster))
     s = _deviations(_cluster_means(drop * probes.response_tokens, cluster))
-    noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, 3)
-    form = np.clip(np.minimum(d, s) - _FORM, 0, 3)
+    noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, _LIMIT)
+    form = np.clip(np.minimum(d, s) - _FORM, 0, _LIMIT)
     saved = 1 - loss_left / np.maximum(_cluster_means(alone, cluster), 1e-6)
     h = np.maximum(saved, 0)
     m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0

@@ -40,7 +40,7 @@ def update_weights(
     variances: ArrayLike | None = None,
     rule: Rule = "softmax",
     temperature: float | None = None,
-    floor: float = 0.1,
+    floor: float = 0.02,
     shrinkage: float | None = None,
 ) -> WeightUpdate:
     """Re-weight the clusters by their scores: ``w'[j] ~ w[j] * gain(shrunk score of j)``.

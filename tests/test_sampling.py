@@ -530,17 +530,30 @@ def test_allocate(budget, shares, capacity, expected):
         ),
         max_size=12,
     ),
+    seed=st.one_of(st.none(), st.integers(0, 2**63)),
 )
-def test_allocate_is_the_references(budget, rows):
+def test_allocate_is_the_references(budget, rows, seed):
     shares = np.array([share for share, _ in rows])
     capacity = np.array([c for _, c in rows], np.int64)
-    quotas = pyids.allocate(budget, shares, capacity)
+    quotas = pyids.allocate(budget, shares, capacity, seed=seed)
     assert quotas.sum() == min(budget, capacity.sum())
     assert (quotas >= 0).all()
     assert (quotas <= capacity).all()
     if (quotas[shares == 0] > 0).any():
         assert (quotas == capacity)[shares > 0].all()
-    np.testing.assert_array_equal(quotas, reference.allocate(budget, shares, capacity))
+    np.testing.assert_array_equal(quotas, reference.allocate(budget, shares, capacity, seed))
+
+
+def test_allocate_with_a_seed_gives_each_cluster_its_part_in_the_mean():
+    """Two rows for forty clusters: by largest remainder 38 of them would never have one."""
+    shares = np.linspace(1, 3, 40)
+    capacity = np.full(40, 5)
+    quotas = np.array([pyids.allocate(2, shares, capacity, seed=s) for s in range(4000)])
+    assert (quotas.sum(1) == 2).all()
+    assert quotas.max() == 1
+    part = 2 * shares / shares.sum()
+    error = np.sqrt(part * (1 - part) / len(quotas))
+    assert (np.abs(quotas.mean(0) - part) < 4.5 * error).all()
 
 
 @pytest.mark.parametrize(

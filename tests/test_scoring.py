@@ -163,7 +163,7 @@ def expected_score(base, left, helped, tokens=20.0):
         return centred / (1.4826 * np.median(np.abs(centred)))
 
     c, d, s = deviations(left), deviations(base - left), deviations((base - left) * tokens)
-    signs = np.clip(4 * (c - 1.5), 0, 3) + np.clip(np.minimum(d, s) - 4, 0, 3)
+    signs = np.clip(4 * (c - 1.5), 0, 5) + np.clip(np.minimum(d, s) - 4, 0, 5)
     h = np.maximum(helped, 0)
     m = np.median(h)
     return 0.3 * np.clip(d, -1, 4) - signs - 12 * m * np.maximum(2 / 3 * m - h, 0)

@@ -1,12 +1,13 @@
 """How odd a row looks beside the other rows of its cluster: what clusters alone cannot tell.
 
 A cluster is a mixture: good rows beside answers that were cut off, or that belong to another
-question. Two measurements find them, each meaningful only next to a row's own cluster, since kinds
-of tasks differ far more than their rows do:
+question. Three measurements find them, each meaningful only next to a row's own cluster, since
+kinds of tasks differ far more than their rows do:
 
 - the NLL of the last response token: a model is surprised by an end where the text breaks off;
-- how many of the answer's rare words stand in the question: an answer to something else, or with
-  wrong figures, takes up few of them, an answer that only repeats its question nearly all.
+- how many of the answer's rare words stand in the question: an answer to something else takes up
+  few of them, an answer that only repeats its question nearly all;
+- how many of its numbers do: a calculation with wrong ones has words enough in common.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ Float64 = NDArray[np.float64]
 
 # A row is drawn with weight exp(-AVERSION * oddness).
 AVERSION = 3.0
+
+# Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
+_END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
 
 _WORD = re.compile(r"\d+|[^\W\d]+")
 # How many rows the mean of all is worth: small clusters say little of themselves.
@@ -61,7 +65,8 @@ def measure(
     -------
     dict
         ``end_nll``, float64 (B,): NLL of the last response token in nats; NaN where there is none,
-        or it was cut off by `max_tokens`. ``overlap``, float64 (B,): see `overlap`.
+        or it was cut off by `max_tokens`. ``overlap`` and ``number_overlap``, float64 (B,): see
+        there.
     """
     whole = [encode(messages, tokenizer) for messages in rows]
     cut = [truncate(row, max_tokens) for row in whole]
@@ -70,7 +75,11 @@ def measure(
         before.response_mask.sum() == after.response_mask.sum()
         for before, after in zip(whole, cut, strict=True)
     ]
-    return {"end_nll": np.where(ended, nll.end, np.nan), "overlap": overlap(rows)}
+    return {
+        "end_nll": np.where(ended, nll.end, np.nan),
+        "overlap": overlap(rows),
+        "number_overlap": number_overlap(rows),
+    }
 
 
 def overlap(rows: Sequence[Conversation]) -> Float64:
@@ -94,6 +103,23 @@ def overlap(rows: Sequence[Conversation]) -> Float64:
     return result
 
 
+def number_overlap(rows: Sequence[Conversation]) -> Float64:
+    """Return what share of the distinct numbers of each response its prompt holds.
+
+    Returns
+    -------
+    float64 (B,)
+        In [0, 1]; NaN for a response with fewer than two.
+    """
+    result = np.full(len(rows), np.nan)
+    for i, row in enumerate(rows):
+        prompt, response = _words(row)
+        numbers = {word for word in response if word[0].isdecimal()}
+        if len(numbers) >= 2:
+            result[i] = len(numbers & prompt) / len(numbers)
+    return result
+
+
 def _words(row: Conversation) -> tuple[set[str], set[str]]:
     """Return the words before the last assistant turn, and those of that turn."""
     split = split_last(row)
@@ -108,7 +134,9 @@ def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64
     A measurement is centred by the mean of the row's cluster (drawn towards the mean of all rows,
     the more the fewer rows it rests on) and divided by the robust spread of all rows. What lies
     within a standard deviation is ordinary. Beyond it an end that comes as a surprise counts, one
-    that is expected does not; little overlap counts, much does beyond two standard deviations.
+    that is expected does not; few words of the prompt count, many do beyond two. Few of its numbers
+    count from the mean on: where a third of a cluster calculates wrongly, that third lies hardly a
+    deviation below it.
 
     Parameters
     ----------
@@ -123,8 +151,11 @@ def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64
         0 or more.
     """
     end = _standardise(columns["end_nll"], clusters)
-    shared = _standardise(columns["overlap"], clusters)
-    return np.maximum(end - 1, 0) + np.maximum(np.maximum(-shared - 1, shared - 2), 0)
+    words = _standardise(columns["overlap"], clusters)
+    numbers = _standardise(columns["number_overlap"], clusters)
+    few = np.maximum(-words - _FEW_WORDS, 0) + np.maximum(-numbers - _FEW_NUMBERS, 0)
+    odd: Float64 = np.maximum(end - _END, 0) + np.maximum(few, words - _MANY_WORDS)
+    return odd
 
 
 def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:

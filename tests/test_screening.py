@@ -36,13 +36,43 @@ def test_overlap_is_the_share_of_rare_words_that_the_prompt_holds():
     np.testing.assert_allclose(screening.overlap(rows), expected)
 
 
-def test_overlap_of_hostile_rows_is_undefined_and_not_odd():
+def test_number_overlap_is_the_share_of_distinct_numbers_that_the_prompt_holds():
+    rows = [
+        conversation("12 pens and 3 caps", "12 + 3 = 15, so 15"),
+        conversation("12 pens", "7 or 8, as x2 says"),  # a number inside a word is one, too
+        conversation("12 pens", "12 and again 12"),
+        conversation("no number", "none"),
+    ]
+    np.testing.assert_allclose(screening.number_overlap(rows), [2 / 3, 0, np.nan, np.nan])
+
+
+def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
-    values = screening.overlap(rows)
-    assert np.isnan(values).all()
-    columns = {"end_nll": np.full(3, np.nan), "overlap": values}
+    words, numbers = screening.overlap(rows), screening.number_overlap(rows)
+    assert np.isnan(words).all()
+    assert np.isnan(numbers).all()
+    columns = {"end_nll": np.full(3, np.nan), "overlap": words, "number_overlap": numbers}
     assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
-    assert screening.overlap([]).shape == (0,)
+    assert screening.overlap([]).shape == screening.number_overlap([]).shape == (0,)
+
+
+def test_wrong_numbers_are_odd_where_a_third_are_wrong():
+    def row(i, wrong):
+        a, b = 11 + i, 40 + 3 * i
+        answer = f"There are {a} and {b}, in all {a + b}."
+        if wrong:
+            answer = f"There are {a + 107} and {b + 205}, in all {a + 2 * b}."
+        return conversation(f"One has {a} pens, the other {b} pens. How many have both?", answer)
+
+    wrong = np.arange(12) % 3 == 0
+    rows = [row(i, bad) for i, bad in enumerate(wrong)]
+    columns = {
+        "end_nll": np.full(12, np.nan),
+        "overlap": np.full(12, np.nan),
+        "number_overlap": screening.number_overlap(rows),
+    }
+    odd = screening.oddness(columns, np.zeros(12, np.int32))
+    assert odd[wrong].min() > 0 == odd[~wrong].max()
 
 
 def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
@@ -54,10 +84,13 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     odd = screening.oddness(columns, np.zeros(len(rows), np.int32))
     assert odd[10:].min() > odd[:10].max()
     assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
-    beside = screening.oddness(
-        {"end_nll": np.full(12, np.nan), "overlap": screening.overlap([*GOOD, *echo])},
-        np.zeros(12, np.int32),
-    )
+    nothing = np.full(12, np.nan)
+    columns = {
+        "end_nll": nothing,
+        "overlap": screening.overlap([*GOOD, *echo]),
+        "number_overlap": nothing,
+    }
+    beside = screening.oddness(columns, np.zeros(12, np.int32))
     assert beside[10:].min() > beside[:10].max()
 
 
@@ -78,7 +111,7 @@ def test_the_end_is_that_of_the_whole_row(smollm2):
 def test_oddness_compares_inside_the_cluster():
     overlap = np.array([0.9, 0.88, 0.92, 0.9, 0.1, 0.12, 0.08, 0.1, 0.1])
     clusters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0], np.int32)
-    columns = {"end_nll": np.zeros(9), "overlap": overlap}
+    columns = {"end_nll": np.zeros(9), "overlap": overlap, "number_overlap": np.zeros(9)}
     odd = screening.oddness(columns, clusters)
     assert odd.argmax() == 8
     assert odd[4:8].max() < odd[8] / 2
@@ -114,9 +147,11 @@ def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
 def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
     """With every row of a cluster a candidate and none of them odd, quality alone decides."""
     monkeypatch.setattr("pyids.lm.load_model", lambda *args: (None, None))
-    nothing = {"end_nll": np.full(400, np.nan), "overlap": np.full(400, np.nan)}
+    names = ("end_nll", "overlap", "number_overlap")
     monkeypatch.setattr(
-        screening, "measure", lambda *args, **kw: {k: v[: len(args[2])] for k, v in nothing.items()}
+        screening,
+        "measure",
+        lambda *args, **kw: {name: np.full(len(args[2]), np.nan) for name in names},
     )
     good = np.random.default_rng(0).random(400) < 0.3
     for row, is_good in zip(pool.rows, good, strict=True):

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from axes import axes
-from cells import Cell, Workshop, limit_threads, run_cell
+from cells import LORA_TRAINING, TRAINING, Cell, Workshop, limit_threads, run_cell
 from grids import FIRST_SEED, GRIDS, at_equal_tokens
 from model import NAME
 from near import near_duplicates
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("grid", nargs="?", choices=tuple(GRIDS), default="core")
     parser.add_argument("--rows", type=Path, help="rows, with their vectors in a .npy beside them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
-    parser.add_argument("--model", help="folder or name (default: the small model made here)")
+    parser.add_argument(
+        "--model", help="folder or name, trained by LoRA (default: the small model made here)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -65,10 +67,13 @@ def main() -> None:
     shop = Workshop(
         arguments.folder, arguments.model or str(arguments.folder / NAME),
         device=arguments.device, dtype=arguments.dtype,
+        training=LORA_TRAINING if arguments.model else TRAINING,
     )  # fmt: skip
     with (arguments.folder / "clean.jsonl").open("rb") as file:
         budget = round(sum(1 for _ in file) * arguments.budget)
     grid, name = GRIDS[arguments.grid](budget), arguments.grid
+    if arguments.model:
+        name = f"{name}-{Path(shop.model).name}"
     if arguments.tokens:
         grid, name = at_equal_tokens(grid, finished(shop, grid)), f"{name}-tokens"
     if arguments.seeds:
@@ -89,7 +94,7 @@ def main() -> None:
 def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -> None:
     """Run the cells of a grid that are not done, one a worker at a time."""
     began = time.monotonic()
-    left = [cell for cell in grid if not (shop.folder / "cells" / f"{cell.name}.json").exists()]
+    left = [cell for cell in grid if not (shop.cells / f"{cell.name}.json").exists()]
     print(f"{len(grid)} cells, {len(left)} to do", flush=True)
     os.environ["OMP_NUM_THREADS"] = str(shop.threads)
     context = multiprocessing.get_context("spawn")
@@ -111,7 +116,7 @@ def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -
 
 def finished(shop: Workshop, grid: list[Cell]) -> list[dict[str, Any]]:
     """Return the results of the cells that are done."""
-    paths = [shop.folder / "cells" / f"{cell.name}.json" for cell in grid]
+    paths = [shop.cells / f"{cell.name}.json" for cell in grid]
     return [
         json.loads(path.read_text()) | {"cell": asdict(cell)}
         for cell, path in zip(grid, paths, strict=True)
@@ -125,7 +130,7 @@ def repeat(shop: Workshop, grid: list[Cell], n: int = 5) -> None:
     limit_threads()
     done = [Cell(**one["cell"]) for one in finished(shop, grid)]
     for cell in done[:: max(1, len(done) // n)][:n]:
-        path = shop.folder / "cells" / f"{cell.name}.json"
+        path = shop.cells / f"{cell.name}.json"
         before = json.loads(path.read_text())
         path.unlink()
         after = json.loads(json.dumps(run_cell(shop, cell)))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from model import NAME
 from pool import Row, read_rows
 
 from pyids import finetune, lm, refine, scoring, stages
@@ -30,6 +31,10 @@ from pyids.store import Store
 # How every selection is trained on; the rounds of `iterative` train the same way.
 TRAINING: dict[str, Any] = {
     "tuning": "full", "learning_rate": 3e-4, "epochs": 2, "batch_size": 8, "max_tokens": 128,
+}  # fmt: skip
+# What a model is trained with that is not the small one made here; the rest is pyids's default.
+LORA_TRAINING: dict[str, Any] = {
+    "tuning": "lora", "epochs": 2, "batch_size": 8, "max_tokens": 128,
 }  # fmt: skip
 # Methods that select the same rows whatever the seed: they run once a pool.
 SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect")
@@ -88,6 +93,12 @@ class Workshop:
     clusters: int = 256
     training: dict[str, Any] = field(default_factory=lambda: dict(TRAINING))
 
+    @property
+    def cells(self) -> Path:
+        """Where results lie, those of each model apart."""
+        name = Path(self.model).name
+        return self.folder / ("cells" if name == NAME else f"cells-{name}")
+
     def config(self, cell: Cell, output: Path) -> RunConfig:
         """Return the configuration of a run over the cell's pool."""
         pool = self.folder / f"{cell.pool}.jsonl"
@@ -113,10 +124,10 @@ def _rows(path: Path) -> list[Row]:
 
 def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     """Run a cell, unless its result is there; return the result."""
-    path = shop.folder / "cells" / f"{cell.name}.json"
+    path = shop.cells / f"{cell.name}.json"
     if path.exists():
         return json.loads(path.read_text())
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="quality-", dir=shop.folder) as scratch:
         result = _measure(shop, cell, Path(scratch))
@@ -204,13 +215,13 @@ def _static(
             stages.cluster(store, config)
         quality = None
         if "quality" in method.needs:
-            path = shop.folder / "cells" / f"{cell.pool}-{cell.options['quality']}.npy"
+            path = shop.cells / f"{cell.pool}-{cell.options['quality']}.npy"
             quality = _once(path, lambda: _quality(shop, cell))
         pool = pool_from_store(store, quality=quality, threads=shop.threads)
         return method(pool, cell.budget, seed=cell.seed)
 
     if cell.method in SEEDLESS:
-        return _once(shop.folder / "cells" / f"{replace(cell, seed=0).name}.npy", select)
+        return _once(shop.cells / f"{replace(cell, seed=0).name}.npy", select)
     return select()
 
 

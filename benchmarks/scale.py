@@ -135,7 +135,6 @@ def select(pool: Path, run: Path, workers: int, clusters: int) -> None:
         start = time.perf_counter()
 
     config = make_config(
-        candidates=1,  # the scale of pyids is measured, not that of a language model
         data=[str(pool / "pool.jsonl")],
         embeddings=str(pool / "vectors.npy"),
         budget="1%",

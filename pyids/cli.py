@@ -57,11 +57,9 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def _gather(
-    data: tuple[str, ...], config_file: str | None, options: dict[str, Any], **defaults: Any
-) -> RunConfig:
+def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> RunConfig:
     """Make the config: the file's options, then those of the command line."""
-    merged = defaults | (load_config(config_file) if config_file else {})
+    merged = load_config(config_file) if config_file else {}
     merged.update(_given(options))
     if data:
         merged["data"] = list(data)
@@ -184,10 +182,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
     from pyids.refine import Selection
 
     given = data or config_file or any(value is not None for value in options.values())
-    # As `Selection.open`: to look at candidates takes our language model.
-    config = (
-        _gather(data, config_file, {**options, "output": folder}, candidates=1) if given else None
-    )
+    config = _gather(data, config_file, {**options, "output": folder}) if given else None
     with Selection.from_config(config) if config else Selection.open(folder) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)

@@ -100,7 +100,7 @@ class RunConfig(BaseModel):
     candidates: int = _option(
         "Selection",
         "rows looked at for each row drawn: the odd ones of a cluster tend to be left (1: no look)",
-        5,
+        1,
         ge=1,
     )
     quota: Literal["size", "equal"] = _option(

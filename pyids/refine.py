@@ -84,8 +84,7 @@ class Selection:
             The run folder.
         **options
             Fields of `RunConfig`, `data` and `budget` among them; none to go on with the
-            configuration that the folder holds. Unlike there, `candidates` is 1 unless given: to
-            look at candidates takes the language model, which a trainer of one's own may not be.
+            configuration that the folder holds.
 
         Raises
         ------
@@ -94,7 +93,7 @@ class Selection:
         """
         if not options:
             return cls.from_config(stages.saved_config(Path(path)))
-        return cls.from_config(make_config(**{"candidates": 1, **options, "output": str(path)}))
+        return cls.from_config(make_config(**{**options, "output": str(path)}))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:

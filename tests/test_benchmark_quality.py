@@ -93,7 +93,7 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
     )
     shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
-    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 2, "candidates": 1})}
+    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 2})}
     grid = grids.bounds("dev", 48, (0,))
     grid += grids.cells(entries, "test-garbage", "dev", 48, 2)
     results = [cells.run_cell(shop, cell) for cell in grid]

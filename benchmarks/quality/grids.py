@@ -34,8 +34,10 @@ STATIC: dict[str, Entry] = {
 }
 # Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. What a default may
 # become otherwise is named, so that a cell keeps its meaning.
-ROUNDS = {"scorer": "sound-learnability", "probes": 4, "candidates": 5, "floor": 0.02}
+ROUNDS = {"scorer": "sound-learnability", "probes": 4, "candidates": 1, "floor": 0.02}
 ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS)}
+# With a look at bad rows among good ones.
+LOOK: dict[str, Entry] = {"iterative, 5 candidates": ("iterative", ROUNDS | {"candidates": 5})}
 # What stands beside it in the core grid.
 CORE = ("random", "longest", "km-random", "kmq (length)", "deita (length)", "qdit (length)")
 # Lower seeds were used by earlier tables (docs/log.md).
@@ -78,7 +80,7 @@ def core(budget: int) -> list[Cell]:
 
 def clean(budget: int) -> list[Cell]:
     """Return more seeds of the clean pool, where methods differ little."""
-    entries = {name: STATIC[name] for name in ("random", "km-random")} | ITERATIVE
+    entries = {name: STATIC[name] for name in ("random", "km-random")} | ITERATIVE | LOOK
     return [
         *bounds("test", budget, (REFERENCE_SEED,)),
         *cells(entries, "clean", "test", budget, 10),
@@ -110,8 +112,8 @@ def at_equal_tokens(grid: Sequence[Cell], results: Sequence[dict[str, Any]]) -> 
 def full(budget: int) -> list[Cell]:
     """Return every method, scorer and rule that needs no service, rounds and numbers of clusters.
 
-    Two seeds, but for the methods of the core grid, whose cells it shares; the axes, rules and
-    candidates in the spoilt pool only.
+    Two seeds, but for the methods of the core grid, whose cells it shares, and for the look at
+    candidates; the axes and rules in the spoilt pool only.
     """
     scorers: dict[str, Entry] = {
         f"iterative, {scorer}": ("iterative", ROUNDS | {"scorer": scorer})
@@ -121,9 +123,7 @@ def full(budget: int) -> list[Cell]:
     others: dict[str, Entry] = {}
     for rule in ("paper", "bandit", "none"):
         others[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_rule": rule})
-    for candidates in (1, 3):
-        label = f"iterative, {candidates} candidate{'s' * (candidates > 1)}"
-        others[label] = ("iterative", ROUNDS | {"candidates": candidates})
+    others["iterative, 3 candidates"] = ("iterative", ROUNDS | {"candidates": 3})
     for rounds in (1, 2, 5):
         label = f"iterative, {rounds} round{'s' * (rounds > 1)}"
         others[label] = ("iterative", ROUNDS | {"rounds": rounds})
@@ -132,6 +132,8 @@ def full(budget: int) -> list[Cell]:
         others[f"iterative, K = {clusters}"] = ("iterative", options)
     grid = [
         *core(budget),
+        *cells(LOOK, "test-garbage", "test", budget, 4),
+        *cells(LOOK, "clean", "test", budget, 4),
         *cells(scorers | others | STATIC, "test-garbage", "test", budget, 2),
         *cells(STATIC | scorers, "clean", "test", budget, 2),
     ]

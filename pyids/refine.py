@@ -93,7 +93,7 @@ class Selection:
         """
         if not options:
             return cls.from_config(stages.saved_config(Path(path)))
-        return cls.from_config(make_config(**{**options, "output": str(path)}))
+        return cls.from_config(make_config(**options | {"output": str(path)}))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:

@@ -275,7 +275,7 @@ def allocate(
     capacity : integer array of shape (K,)
         The most that each cluster can take, at least 0.
     seed : int, optional
-        At least 0. Draws which clusters get the rows left over, keyed by (seed, cluster).
+        In ``[0, 2**64)``. Draws which clusters get the rows left over, keyed by (seed, cluster).
 
     Returns
     -------
@@ -306,6 +306,7 @@ def allocate(
     budget = operator.index(budget)
     if budget < 0:
         raise ValueError(f"budget is {budget}: must not be negative")
+    seed = None if seed is None else _seed(seed)
     capacity_ = _integers("capacity", capacity)
     shares_ = np.asarray(_floats("shares", shares, len(capacity_)), np.float64)
     _check("capacity", capacity_, capacity_ >= 0, "must not be negative")

@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Float64 = NDArray[np.float64]
+# The words of a prompt, and those of its response.
+Words: TypeAlias = tuple[set[str], set[str]]
 
 # A row is drawn with weight exp(-AVERSION * oddness).
 AVERSION = 3.0
@@ -75,36 +77,56 @@ def measure(
         before.response_mask.sum() == after.response_mask.sum()
         for before, after in zip(whole, cut, strict=True)
     ]
+    words = [words_of(row) for row in rows]
     return {
         "end_nll": np.where(ended, nll.end, np.nan),
-        "overlap": overlap(rows),
-        "number_overlap": number_overlap(rows),
+        "overlap": overlap(words),
+        "number_overlap": number_overlap(words),
     }
 
 
-def overlap(rows: Sequence[Conversation]) -> Float64:
+def words_of(row: Conversation) -> Words:
+    """Return the words before the last assistant turn, and those of that turn.
+
+    Words are runs of letters and runs of digits, in lower case.
+    """
+    split = split_last(row)
+    if split is None:
+        return set(), set()
+    return set(_WORD.findall(text_of(split[0]).lower())), set(_WORD.findall(split[1].lower()))
+
+
+def overlap(rows: Sequence[Words]) -> Float64:
     """Return what share of each response's words its prompt holds, rare words counting more.
 
-    Words are runs of letters and runs of digits, in lower case, once a row. A word that stands in
-    f of the B rows weighs log((B + 1) / (f + 1)).
+    A word that stands in f of the B rows weighs log((B + 1) / (f + 1)).
+
+    Parameters
+    ----------
+    rows
+        `words_of` B rows.
 
     Returns
     -------
     float64 (B,)
         In [0, 1]; NaN for a response without a word of any weight.
     """
-    sets = [_words(row) for row in rows]
-    found = Counter(word for prompt, response in sets for word in prompt | response)
+    found = Counter(word for prompt, response in rows for word in prompt | response)
     result = np.full(len(rows), np.nan)
-    for i, (prompt, response) in enumerate(sets):
+    for i, (prompt, response) in enumerate(rows):
         weight = {word: math.log((len(rows) + 1) / (found[word] + 1)) for word in response}
         if total := math.fsum(weight.values()):
             result[i] = math.fsum(weight[word] for word in prompt & response) / total
     return result
 
 
-def number_overlap(rows: Sequence[Conversation]) -> Float64:
+def number_overlap(rows: Sequence[Words]) -> Float64:
     """Return what share of the distinct numbers of each response its prompt holds.
+
+    Parameters
+    ----------
+    rows
+        `words_of` B rows.
 
     Returns
     -------
@@ -112,20 +134,11 @@ def number_overlap(rows: Sequence[Conversation]) -> Float64:
         In [0, 1]; NaN for a response with fewer than two.
     """
     result = np.full(len(rows), np.nan)
-    for i, row in enumerate(rows):
-        prompt, response = _words(row)
+    for i, (prompt, response) in enumerate(rows):
         numbers = {word for word in response if word[0].isdecimal()}
         if len(numbers) >= 2:
             result[i] = len(numbers & prompt) / len(numbers)
     return result
-
-
-def _words(row: Conversation) -> tuple[set[str], set[str]]:
-    """Return the words before the last assistant turn, and those of that turn."""
-    split = split_last(row)
-    if split is None:
-        return set(), set()
-    return set(_WORD.findall(text_of(split[0]).lower())), set(_WORD.findall(split[1].lower()))
 
 
 def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:

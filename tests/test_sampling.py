@@ -544,6 +544,12 @@ def test_allocate_is_the_references(budget, rows, seed):
     np.testing.assert_array_equal(quotas, reference.allocate(budget, shares, capacity, seed))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_allocate_names_a_seed_out_of_range(seed):
+    with pytest.raises(ValueError, match=rf"seed is {seed}: must lie in \[0, 2\*\*64\)"):
+        pyids.allocate(1, [1.0, 1.0], [1, 1], seed=seed)
+
+
 def test_allocate_with_a_seed_gives_each_cluster_its_part_in_the_mean():
     """Two rows for forty clusters: by largest remainder 38 of them would never have one."""
     shares = np.linspace(1, 3, 40)

@@ -15,6 +15,10 @@ def conversation(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def words(rows):
+    return [screening.words_of(row) for row in rows]
+
+
 CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
 GOOD = [
     conversation(
@@ -33,7 +37,7 @@ def test_overlap_is_the_share_of_rare_words_that_the_prompt_holds():
     # Of three rows: alpha and 42 stand in two, the others in one.
     rare, common = math.log(4 / 2), math.log(4 / 3)
     expected = [rare / (rare + rare), 0 / (rare + common), 1.0]
-    np.testing.assert_allclose(screening.overlap(rows), expected)
+    np.testing.assert_allclose(screening.overlap(words(rows)), expected)
 
 
 def test_number_overlap_is_the_share_of_distinct_numbers_that_the_prompt_holds():
@@ -43,15 +47,15 @@ def test_number_overlap_is_the_share_of_distinct_numbers_that_the_prompt_holds()
         conversation("12 pens", "12 and again 12"),
         conversation("no number", "none"),
     ]
-    np.testing.assert_allclose(screening.number_overlap(rows), [2 / 3, 0, np.nan, np.nan])
+    np.testing.assert_allclose(screening.number_overlap(words(rows)), [2 / 3, 0, np.nan, np.nan])
 
 
 def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
-    words, numbers = screening.overlap(rows), screening.number_overlap(rows)
-    assert np.isnan(words).all()
+    shared, numbers = screening.overlap(words(rows)), screening.number_overlap(words(rows))
+    assert np.isnan(shared).all()
     assert np.isnan(numbers).all()
-    columns = {"end_nll": np.full(3, np.nan), "overlap": words, "number_overlap": numbers}
+    columns = {"end_nll": np.full(3, np.nan), "overlap": shared, "number_overlap": numbers}
     assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
     assert screening.overlap([]).shape == screening.number_overlap([]).shape == (0,)
 
@@ -69,7 +73,7 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
     columns = {
         "end_nll": np.full(12, np.nan),
         "overlap": np.full(12, np.nan),
-        "number_overlap": screening.number_overlap(rows),
+        "number_overlap": screening.number_overlap(words(rows)),
     }
     odd = screening.oddness(columns, np.zeros(12, np.int32))
     assert odd[wrong].min() > 0 == odd[~wrong].max()
@@ -87,7 +91,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     nothing = np.full(12, np.nan)
     columns = {
         "end_nll": nothing,
-        "overlap": screening.overlap([*GOOD, *echo]),
+        "overlap": screening.overlap(words([*GOOD, *echo])),
         "number_overlap": nothing,
     }
     beside = screening.oddness(columns, np.zeros(12, np.int32))

@@ -32,8 +32,8 @@ STATIC: dict[str, Entry] = {
     "deita (perplexity)": ("deita", FLUENCY),
     "qdit (perplexity)": ("qdit", FLUENCY),
 }
-# Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. What a default may
-# become otherwise is named, so that a cell keeps its meaning.
+# Defaults, but for fewer probes: there are 256 clusters for a budget of 1%. Options whose defaults
+# were changed before are named, so that a cell keeps its meaning if they change again.
 ROUNDS = {"scorer": "sound-learnability", "probes": 4, "candidates": 1, "floor": 0.02}
 ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS)}
 # With a look at bad rows among good ones.

@@ -158,6 +158,21 @@ def test_a_lost_skill_is_found_and_a_draw_is_none(quality):
     assert quality["table"].lost_skills(anchor, anchor, range(5)) == []
 
 
+def test_without_a_reference_random_rows_are_the_unit(quality):
+    table = quality["table"]
+    random = [
+        {"cell": {"method": "random", "label": "random", "seed": seed}, "nll": {"math": nll}}
+        for seed, nll in ((0, 3.0), (1, 2.0))
+    ]
+    base = {"cell": {"method": "base", "label": "base"}, "nll": {"math": 4.0}}
+    reference = {"cell": {"method": "reference", "label": "reference"}, "nll": {"math": 1.0}}
+    start, end = table.gap([base, *random])
+    assert end == {"math": 2.5}
+    assert [table.share_closed(one, start, end) for one in random] == pytest.approx([2 / 3, 4 / 3])
+    assert table.gap([base, reference, *random])[1] == {"math": 1.0}
+    assert table.far_end([base, reference, *random]) == "reference"
+
+
 def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
     def result(seed, nll, **options):
         label = "iterative" + "".join(f", {key} {value}" for key, value in options.items())

@@ -31,7 +31,7 @@ from model import NAME
 from near import near_duplicates
 from prepare import prepare
 from report import markdown, plot
-from table import BOUNDS, beside, show, tabulate
+from table import BOUNDS, beside, far_end, show, tabulate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,6 +160,7 @@ def write(shop: Workshop, grid: list[Cell], name: str) -> None:
         "dtype": shop.dtype,
         "training": shop.training,
         "clusters": shop.clusters,
+        "far_end": far_end(done),
         "tables": tables,
         "iterative_beside": ahead,
         "axes": along,

@@ -97,10 +97,11 @@ class RunConfig(BaseModel):
     quality: str | None = _option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
-    candidates: int = _option(
+    candidates: int | None = _option(
         "Selection",
-        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (1: no look)",
-        1,
+        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (default: 5 "
+        "where answers look mismatched, else 1, which is no look; always 1 for ask)",
+        None,
         ge=1,
     )
     quota: Literal["size", "equal"] = _option(

@@ -21,9 +21,10 @@ from pyids.errors import ConfigError, DataError
 from pyids.evidence import cluster_moments, distinction, improvement, says_nothing
 from pyids.export import Selected, export, to_dataset
 from pyids.lm import resolve_model
+from pyids.overlap import mismatch, words_of
 from pyids.rounds import Rounds
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
-from pyids.store import Shard, Store
+from pyids.store import Shard, Store, read_json, write_json
 from pyids.weights import update_weights
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ Int64 = NDArray[np.int64]
 
 logger = logging.getLogger("pyids")
 
+# Where answers look mismatched beyond this share, so many candidates are looked at for each row
+# drawn; chosen on development rows (docs/log.md).
+_MISMATCH, _CANDIDATES = 0.03, 5
+# What that share is estimated from: at most so many rows of so many clusters.
+_MISMATCH_ROWS, _MISMATCH_CLUSTERS = 64, 256
+
 
 def run(config: RunConfig) -> Path:
     """Select with the trainer that pyids brings; return the path of the selected rows.
@@ -48,7 +55,7 @@ def run(config: RunConfig) -> Path:
     """
     stages.check_model(config)
     with Selection.from_config(config) as selection:
-        while selection.draw():
+        while selection.draw(selection.candidates()):
             checkpoint = selection.train()
             if selection.round == config.rounds - 1:
                 break  # no draw would follow from more scores
@@ -129,15 +136,22 @@ class Selection:
             return None
         return to_dataset(self.store.read_rows(self.rounds.selected()))
 
-    def draw(self) -> bool:
-        """Draw this round's rows, once; False when all rounds have been told."""
+    def draw(self, candidates: int | None = None) -> bool:
+        """Draw this round's rows, once; False when all rounds have been told.
+
+        Parameters
+        ----------
+        candidates
+            Rows looked at for each row drawn; by default what `config` says, or 1: no look, which
+            takes no model.
+        """
         n = self.round
         if n == self.config.rounds:
             return False
         if self.rounds.drawn == n:
             quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
-            if self.config.candidates > 1:
-                selected = self._screen(quotas)
+            if (candidates := candidates or self.config.candidates or 1) > 1:
+                selected = self._screen(quotas, candidates)
             else:
                 selected = self._sample(quotas, self.config.seed, self._log_weights)
             self.rounds.save_draw(n, quotas, selected)
@@ -147,13 +161,34 @@ class Selection:
             )
         return True
 
-    def _screen(self, quotas: Int64) -> Int64:
+    def candidates(self) -> int:
+        """Return how many rows to look at for each row drawn: what `config` says, or the pool asks.
+
+        The share of mismatched answers is estimated once (`pyids.overlap.mismatch`) and kept in
+        ``mismatch.json``.
+        """
+        if self.config.candidates is not None:
+            return self.config.candidates
+        path = self.store.path / "mismatch.json"
+        if not path.exists():
+            seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
+            clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
+            quotas = np.zeros_like(sizes)
+            quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
+            row_ids = self._sample(quotas, seed, lambda shard: None)
+            words = [words_of(messages) for messages in self.conversations(row_ids)]
+            share = mismatch(words, self.clusters_of(row_ids))
+            write_json(path, {"rows": len(row_ids), "mismatched": share})
+            logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
+        return _CANDIDATES if read_json(path)["mismatched"] > _MISMATCH else 1
+
+    def _screen(self, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row, then of these by how odd they look."""
         from pyids import lm, screening
 
         n, config = self.round, self.config
         candidates = self._sample(
-            np.minimum(quotas * config.candidates, self.rounds.left(n)),
+            np.minimum(quotas * per_row, self.rounds.left(n)),
             config.seed,
             self._log_weights,
         )

@@ -8,41 +8,35 @@ kinds of tasks differ far more than their rows do:
 - how many of the answer's rare words stand in the question: an answer to something else takes up
   few of them, an answer that only repeats its question nearly all;
 - how many of its numbers do: a calculation with wrong ones has words enough in common.
+
+Looking costs where there is nothing to find, for what is kept is more alike than the pool is.
+`pyids.overlap.mismatch` tells, from the words alone, whether there is.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids.batching import Progress
-from pyids.chat import Conversation, encode, text_of, truncate
+from pyids.chat import Conversation, encode, truncate
 from pyids.evidence import robust_spread
-from pyids.generation import split_last
+from pyids.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring import encoded_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Float64 = NDArray[np.float64]
-# The words of a prompt, and those of its response.
-Words: TypeAlias = tuple[set[str], set[str]]
 
 # A row is drawn with weight exp(-AVERSION * oddness).
 AVERSION = 3.0
 
 # Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
 _END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
-
-_WORD = re.compile(r"\d+|[^\W\d]+")
-# How many rows the mean of all is worth: small clusters say little of themselves.
-_PRIOR_ROWS = 2.0
 
 
 def measure(
@@ -68,7 +62,7 @@ def measure(
     dict
         ``end_nll``, float64 (B,): NLL of the last response token in nats; NaN where there is none,
         or it was cut off by `max_tokens`. ``overlap`` and ``number_overlap``, float64 (B,): see
-        there.
+        `pyids.overlap`.
     """
     whole = [encode(messages, tokenizer) for messages in rows]
     cut = [truncate(row, max_tokens) for row in whole]
@@ -83,62 +77,6 @@ def measure(
         "overlap": overlap(words),
         "number_overlap": number_overlap(words),
     }
-
-
-def words_of(row: Conversation) -> Words:
-    """Return the words before the last assistant turn, and those of that turn.
-
-    Words are runs of letters and runs of digits, in lower case.
-    """
-    split = split_last(row)
-    if split is None:
-        return set(), set()
-    return set(_WORD.findall(text_of(split[0]).lower())), set(_WORD.findall(split[1].lower()))
-
-
-def overlap(rows: Sequence[Words]) -> Float64:
-    """Return what share of each response's words its prompt holds, rare words counting more.
-
-    A word that stands in f of the B rows weighs log((B + 1) / (f + 1)).
-
-    Parameters
-    ----------
-    rows
-        `words_of` B rows.
-
-    Returns
-    -------
-    float64 (B,)
-        In [0, 1]; NaN for a response without a word of any weight.
-    """
-    found = Counter(word for prompt, response in rows for word in prompt | response)
-    result = np.full(len(rows), np.nan)
-    for i, (prompt, response) in enumerate(rows):
-        weight = {word: math.log((len(rows) + 1) / (found[word] + 1)) for word in response}
-        if total := math.fsum(weight.values()):
-            result[i] = math.fsum(weight[word] for word in prompt & response) / total
-    return result
-
-
-def number_overlap(rows: Sequence[Words]) -> Float64:
-    """Return what share of the distinct numbers of each response its prompt holds.
-
-    Parameters
-    ----------
-    rows
-        `words_of` B rows.
-
-    Returns
-    -------
-    float64 (B,)
-        In [0, 1]; NaN for a response with fewer than two.
-    """
-    result = np.full(len(rows), np.nan)
-    for i, (prompt, response) in enumerate(rows):
-        numbers = {word for word in response if word[0].isdecimal()}
-        if len(numbers) >= 2:
-            result[i] = len(numbers & prompt) / len(numbers)
-    return result
 
 
 def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
@@ -179,7 +117,7 @@ def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
         return result
     x, (_, cluster) = values[known], np.unique(clusters[known], return_inverse=True)
     count = np.bincount(cluster)
-    mean = (np.bincount(cluster, x) + _PRIOR_ROWS * x.mean()) / (count + _PRIOR_ROWS)
+    mean = (np.bincount(cluster, x) + PRIOR_ROWS * x.mean()) / (count + PRIOR_ROWS)
     centred = x - mean[cluster]
     spread = robust_spread(centred)
     if spread > 0:

@@ -163,7 +163,9 @@ def plan(config: RunConfig) -> str:
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
-    look = f", each of {config.candidates} candidates" if config.candidates > 1 else ""
+    look = {None: ", each of 5 candidates if answers look mismatched", 1: ""}.get(
+        config.candidates, f", each of {config.candidates} candidates"
+    )
     vectors = config.embeddings or f"{config.encoder} {models}"
     near = []
     if config.near_duplicates is not None:

@@ -175,7 +175,8 @@ def test_without_a_reference_random_rows_are_the_unit(quality):
 
 def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
     def result(seed, nll, **options):
-        label = "iterative" + "".join(f", {key} {value}" for key, value in options.items())
+        changed = "".join(f", {key} {value}" for key, value in options.items())
+        label = f"iterative{changed}" if changed else quality["axes"].PLAIN
         cell = {"pool": "p", "method": "iterative", "seed": seed, "label": label}
         return {"cell": {**cell, "options": {"probes": 4, **options}}, "nll": {"math": nll}}
 

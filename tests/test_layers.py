@@ -31,6 +31,7 @@ LAYERS = (
         "gradients",
         "reward",
         "judge",
+        "overlap",
         "weights",
     },
     {"rounds", "evidence"},

@@ -1,12 +1,10 @@
 """Rows that are odd beside their cluster: planted ones are found, and drawn less."""
 
-import math
-
 import numpy as np
 import pytest
 
 import pyids
-from pyids import chat, screening
+from pyids import chat, overlap, screening
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -16,7 +14,7 @@ def conversation(question, answer):
 
 
 def words(rows):
-    return [screening.words_of(row) for row in rows]
+    return [overlap.words_of(row) for row in rows]
 
 
 CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
@@ -28,36 +26,14 @@ GOOD = [
 ]
 
 
-def test_overlap_is_the_share_of_rare_words_that_the_prompt_holds():
-    rows = [
-        conversation("alpha beta", "beta gamma"),
-        conversation("alpha", "delta 42"),
-        conversation("say 42", "42"),
-    ]
-    # Of three rows: alpha and 42 stand in two, the others in one.
-    rare, common = math.log(4 / 2), math.log(4 / 3)
-    expected = [rare / (rare + rare), 0 / (rare + common), 1.0]
-    np.testing.assert_allclose(screening.overlap(words(rows)), expected)
-
-
-def test_number_overlap_is_the_share_of_distinct_numbers_that_the_prompt_holds():
-    rows = [
-        conversation("12 pens and 3 caps", "12 + 3 = 15, so 15"),
-        conversation("12 pens", "7 or 8, as x2 says"),  # a number inside a word is one, too
-        conversation("12 pens", "12 and again 12"),
-        conversation("no number", "none"),
-    ]
-    np.testing.assert_allclose(screening.number_overlap(words(rows)), [2 / 3, 0, np.nan, np.nan])
-
-
 def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
-    shared, numbers = screening.overlap(words(rows)), screening.number_overlap(words(rows))
+    shared, numbers = overlap.overlap(words(rows)), overlap.number_overlap(words(rows))
     assert np.isnan(shared).all()
     assert np.isnan(numbers).all()
     columns = {"end_nll": np.full(3, np.nan), "overlap": shared, "number_overlap": numbers}
     assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
-    assert screening.overlap([]).shape == screening.number_overlap([]).shape == (0,)
+    assert overlap.overlap([]).shape == overlap.number_overlap([]).shape == (0,)
 
 
 def test_wrong_numbers_are_odd_where_a_third_are_wrong():
@@ -73,7 +49,7 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
     columns = {
         "end_nll": np.full(12, np.nan),
         "overlap": np.full(12, np.nan),
-        "number_overlap": screening.number_overlap(words(rows)),
+        "number_overlap": overlap.number_overlap(words(rows)),
     }
     odd = screening.oddness(columns, np.zeros(12, np.int32))
     assert odd[wrong].min() > 0 == odd[~wrong].max()
@@ -91,7 +67,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     nothing = np.full(12, np.nan)
     columns = {
         "end_nll": nothing,
-        "overlap": screening.overlap(words([*GOOD, *echo])),
+        "overlap": overlap.overlap(words([*GOOD, *echo])),
         "number_overlap": nothing,
     }
     beside = screening.oddness(columns, np.zeros(12, np.int32))
@@ -121,19 +97,46 @@ def test_oddness_compares_inside_the_cluster():
     assert odd[4:8].max() < odd[8] / 2
 
 
-@pytest.mark.slow
-def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
-    """Swap the answers of a third of the rows; they are drawn less than they are there."""
+def mix_up(pool, share):
+    """Give rows a word of their own, and some of them each other's answers; return which."""
     rng = np.random.default_rng(0)
     for row in pool.rows:
         word = "".join(rng.choice(list("abcdefghij"), 6))
         row["messages"][0]["content"] += f" It is about {word}."
         row["messages"][1]["content"] += f" That is about {word}."
-    spoilt = np.flatnonzero(rng.random(len(pool.rows)) < 1 / 3)
+    spoilt = np.flatnonzero(rng.random(len(pool.rows)) < share)
     answers = [pool.rows[i]["messages"][1] for i in np.roll(spoilt, 1)]
     for i, answer in zip(spoilt, answers, strict=True):
         pool.rows[i]["messages"][1] = answer
     pool.write()
+    return spoilt
+
+
+def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
+    mix_up(pool, 0)
+    with pyids.Selection.open(tmp_path / "clean", **pool.options()) as selection:
+        assert selection.candidates() == 1
+    mix_up(pool, 0.2)
+    with pyids.Selection.open(tmp_path / "mixed", **pool.options()) as selection:
+        assert selection.candidates() == 5
+        kept = (tmp_path / "mixed" / "mismatch.json").read_bytes()
+        assert selection.candidates() == 5
+        assert (tmp_path / "mixed" / "mismatch.json").read_bytes() == kept
+    with pyids.Selection.open(tmp_path / "one", **pool.options(candidates=1)) as selection:
+        assert selection.candidates() == 1
+    options = pool.options(threads=1)
+    with pyids.Selection.open(tmp_path / "again", **options) as selection:
+        assert selection.candidates() == 5
+        assert (tmp_path / "again" / "mismatch.json").read_bytes() == kept
+        # Whoever trains elsewhere needs no model here.
+        assert selection.draw()
+        assert not selection.rounds.path(0, "candidates.parquet").exists()
+
+
+@pytest.mark.slow
+def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
+    """Swap the answers of a third of the rows; they are drawn less than they are there."""
+    spoilt = mix_up(pool, 1 / 3)
     options = pool.options(rounds=1, candidates=4, budget=60)
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()

@@ -11,6 +11,9 @@ from table import Result, gap, interval, share_closed
 
 from pyids.auto_k import choose_k
 
+# What the cells of an axis vary.
+PLAIN = "iterative, 1 candidate"
+
 
 def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, list[dict[str, Any]]]:
     """Return the share closed by k and by rounds, over the seeds that all values of an axis have.
@@ -32,7 +35,7 @@ def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, li
         if not cell["label"].startswith("iterative"):
             continue
         for axis, usual in plain.items():
-            mine = cell["label"] == "iterative"
+            mine = cell["label"] == PLAIN
             if mine or cell["options"].keys() & plain.keys() == {axis}:
                 value = cell["options"].get(axis, usual)
                 share = share_closed(one, base, reference)
@@ -52,7 +55,7 @@ def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, li
             for value in sorted(by_value)
         ]  # fmt: skip
     if "clusters" in tables:
-        pool = next(one["cell"]["pool"] for one in results if one["cell"]["label"] == "iterative")
+        pool = next(one["cell"]["pool"] for one in results if one["cell"]["label"] == PLAIN)
         ks = [row["clusters"] for row in tables["clusters"]]
         vectors = np.load(folder / f"{pool}.npy", mmap_mode="r")
         grid = choose_k([vectors], grid=ks, threads=2).evidence["grid"]

@@ -158,7 +158,7 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
         stages.rate(store, config)
         selection = refine.Selection(store, config)
         score_seconds = 0.0
-        while selection.draw():
+        while selection.draw(selection.candidates()):
             checkpoint = selection.train()
             if selection.round == config.rounds - 1:
                 break  # scoring once more would change nothing that is measured

@@ -120,6 +120,26 @@ def test_uniform_gives_each_value_as_many():
         get_method("uniform")(pool, 24, column="kinds")
 
 
+@pytest.mark.parametrize(
+    ("name", "facts", "options"),
+    [
+        ("uniform", {"columns": {"kind": list("abcdefghijklm" * 8)}}, {"column": "kind"}),
+        ("clusterclip", {"labels": np.repeat(np.arange(13, dtype=np.int32), 8)}, {}),
+        ("length-stratified", {"lengths": np.arange(104)}, {"strata": 13}),
+        ("length-stratified", {"lengths": np.arange(104)}, {"strata": 13, "flat": True}),
+    ],
+)
+def test_a_budget_below_the_groups_starves_none(name, facts, options):
+    pool = pool_from_arrays(**facts)
+    drawn = [get_method(name)(pool, 4, seed=seed, **options) for seed in range(200)]
+    times = np.bincount(np.concatenate(drawn), minlength=104)
+    groups = np.arange(104) % 13 if name == "uniform" else np.arange(104) // 8
+    if options.get("flat"):
+        groups = np.digitize(np.log1p(np.arange(104)), np.linspace(0, np.log(104), 14)[1:-1])
+    by_group = np.bincount(groups, times)[np.unique(groups)]
+    assert by_group.min() > 0.6 * by_group.mean()  # without a seed: 200 four times, then 0
+
+
 def test_clusterclip_balances_and_km_random_follows_size():
     pool = make_pool()
     sizes = pool.cluster_sizes

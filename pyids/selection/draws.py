@@ -44,13 +44,20 @@ def draw_one(pool: Pool, seed: int) -> int:
 
 
 def draw_evenly(pool: Pool, groups: NDArray[np.int32], budget: int, seed: int) -> Int64:
-    """Draw as equally many rows of each group as their sizes allow, uniformly inside."""
+    """Draw as equally many rows of each group as their sizes allow, uniformly inside.
+
+    Which groups give one more, where the budget does not divide, follows the seed.
+    """
     sizes = np.bincount(groups)
-    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes), seed)
+    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes, seed=seed), seed)
 
 
 def size_quotas(pool: Pool, budget: int) -> Int64:
-    """Share the budget among the clusters in proportion to their sizes, exactly."""
+    """Share the budget among the clusters in proportion to their sizes, exactly.
+
+    Rows left over go to the largest remainders, as in the paper; of equal ones to the lowest
+    cluster.
+    """
     return allocate(budget, pool.cluster_sizes, pool.cluster_sizes)
 
 

@@ -175,6 +175,19 @@ def test_km_closest_and_km_median_take_the_rows_at_their_distance():
     assert get_method("km-median")(pool, 6).tolist() == [3, 4, 5, 12, 13, 14]
 
 
+def test_distances_to_cosine_centres_are_those_of_unit_rows():
+    """Directions 0 to 8 degrees off the centre; the nearer the direction, the longer the row."""
+    angles = np.radians(np.arange(9))
+    x = np.c_[np.cos(angles), np.sin(angles)] * np.arange(10, 1, -1)[:, None]
+    facts = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}
+    for scale in (1, 100):
+        pool = pool_from_arrays(embeddings=(scale * x).astype(np.float32), **facts)
+        assert get_method("km-closest")(pool, 3).tolist() == [0, 1, 2]
+        assert get_method("km-median")(pool, 3).tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="metric is 'cosin': must be euclidean or cosine"):
+        pool_from_arrays(lengths=[1], metric="cosin")
+
+
 def test_k_center_finds_every_far_group():
     pool = make_pool()
     assert set(pool.labels[get_method("k-center")(pool, K, seed=4)]) == set(range(K))

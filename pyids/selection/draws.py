@@ -70,7 +70,10 @@ def first_of_each_cluster(pool: Pool, keys: Float64, quotas: Int64) -> Int64:
 
 
 def distances_to_centroids(pool: Pool) -> Float64:
-    """Return each row's Euclidean distance to the centre of its cluster."""
+    """Return each row's distance to the centre of its cluster: Euclidean, in the pool's metric.
+
+    For the cosine that of the row at unit length, which orders rows as k-means measured them.
+    """
     block_rows = 4096
     centroids = pool.centroids.astype(np.float64)
     out = np.empty(len(pool))
@@ -78,6 +81,9 @@ def distances_to_centroids(pool: Pool) -> Float64:
     for shard in pool.embeddings:
         for start in range(0, len(shard), block_rows):
             block: NDArray[Any] = shard[start : start + block_rows].astype(np.float64)
+            if pool.metric == "cosine":
+                lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+                np.divide(block, lengths, out=block, where=lengths > 0)
             stop = at + len(block)
             out[at:stop] = np.sqrt(np.square(block - centroids[pool.labels[at:stop]]).sum(axis=1))
             at = stop

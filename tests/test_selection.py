@@ -271,6 +271,33 @@ def test_quality_that_cannot_rank_is_an_error(quality, message):
         get_method("kmq")(pool, 2)
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"labels": [0, 2**32 + 1, 1, 1]}, r"labels\[1\] is 4294967297: must fit into int32"),
+        ({"labels": [0, 1.5, 1, 1]}, "labels must be 1-D integers, not float64"),
+        ({"labels": [0, np.nan, 1, 1]}, "labels must be 1-D integers, not float64"),
+        ({"labels": [0, -1, 1, 1]}, "label of row 1 is -1"),
+        ({"lengths": [5, 1.5, 1, 1]}, "lengths must be 1-D integers, not float64"),
+        (
+            {"lengths": np.array([5, 2**63, 1, 1], np.uint64)},
+            r"lengths\[1\] is 9223372036854775808",
+        ),
+        ({"lengths": [5, 1, 1, 1], "row_ids": [0, 0.5, 1, 1.5]}, "row_ids must be 1-D integers"),
+    ],
+)
+def test_columns_of_integers_are_not_cast_in_silence(facts, message):
+    method = get_method("clusterclip" if "labels" in facts else "longest")
+    with pytest.raises(ValueError, match=message):
+        method(pool_from_arrays(**facts), 2)
+
+
+def test_narrow_integers_are_taken():
+    pool = pool_from_arrays(labels=np.array([0, 200, 200], np.uint8), lengths=[3, 1, 2])
+    assert pool.labels.tolist() == [0, 200, 200]
+    assert pool.labels.dtype == np.int32
+
+
 def test_a_wrong_method_is_caught():
     twice = selection.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
     few = selection.method("few", source="a test")(lambda pool, budget, *, seed: [0])

@@ -112,7 +112,7 @@ def facility_location(
         In [0, 1].
     epsilon : float
         0: lazy greedy. In (0, 1): stochastic greedy, which looks at ``ceil(N / budget * log(1 /
-        epsilon))`` random rows for each pick.
+        epsilon))`` random rows for each pick; drawing these takes O(N) a pick on one thread.
     served : int, optional
         V is a random sample of this many rows, copied as float32; all rows unless given or if it
         is at least N.

@@ -84,6 +84,13 @@ def test_a_smaller_budget_is_a_prefix(name):
     np.testing.assert_array_equal(get_method(name)(pool, 20, seed=3, **options), more[:20])
 
 
+@pytest.mark.parametrize("name", ["longest", "k-center", "facility-location"])
+def test_a_budget_of_all_rows_gives_them_in_ascending_order(name):
+    pool = make_pool()
+    assert get_method(name)(pool, N, seed=3).tolist() == list(range(N))
+    assert get_method(name)(pool, N - 1, seed=3).tolist() != list(range(N - 1))
+
+
 def counts(pool, rows):
     return np.bincount(pool.labels[rows], minlength=K)
 

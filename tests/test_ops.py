@@ -57,6 +57,14 @@ def test_pool(backend, mode, normalize, dtype):
     np.testing.assert_allclose(packed.numpy(), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_no_sequences_pool_to_no_vectors(backend, mode):
+    none = ops.pool(torch.ones(0, 5, 31), torch.ones(0, 5), mode=mode)
+    packed = ops.pool_packed(torch.ones(0, 31), torch.tensor([0]), mode=mode)
+    assert none.shape == packed.shape == (0, 31)
+    assert none.dtype == packed.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("n", "k", "d"), [(123, 17, 31), (1, 1, 1), (252, 300, 7)])
 def test_assign_and_update(backend, n, k, d):
     x = rng(1).normal(size=(n, d)).astype(np.float32) + 3

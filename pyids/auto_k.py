@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyids import _core
 from pyids.clustering import KMeans, Metric
 from pyids.errors import ConfigError
+from pyids.greedy import take_rows
 from pyids.sampling import sample_by_cluster
 
 Float64: TypeAlias = NDArray[np.float64]
@@ -81,12 +82,15 @@ def choose_k(
     Raises
     ------
     ConfigError
-        There are fewer than 4 rows, or the grid does not fit.
+        There is no such criterion, there are fewer than 4 rows, or the grid does not fit.
     """
+    if criterion not in ("silhouette", "elbow"):
+        raise ConfigError(f"criterion {criterion!r} is neither silhouette nor elbow")
     n = sum(len(shard) for shard in shards)
     if n < 4:
         raise ConfigError(f"{n} rows are too few to choose a number of clusters: give --clusters")
-    sample = _sample(shards, min(n, sample_rows), seed)
+    drawn = sample_by_cluster(np.zeros(n, np.int32), [min(n, sample_rows)], seed=seed)
+    sample = take_rows(shards, drawn)
     ks = list(default_grid(len(sample)) if grid is None else grid)
     if not ks or min(ks) < 2 or max(ks) > len(sample) or ks != sorted(set(ks)):
         raise ConfigError(
@@ -104,8 +108,6 @@ def choose_k(
             progress(done, len(ks))
     by_silhouette = ks[int(np.argmax([p["silhouette"] for p in points]))]
     by_elbow = ks[elbow(ks, [p["inertia"] for p in points])]
-    if criterion not in ("silhouette", "elbow"):
-        raise ConfigError(f"criterion {criterion!r} is neither silhouette nor elbow")
     return Choice(
         by_silhouette if criterion == "silhouette" else by_elbow,
         {
@@ -174,15 +176,3 @@ def elbow(ks: Sequence[int], inertias: Sequence[float]) -> int:
         return 0
     chord = y[0] + (y[-1] - y[0]) * (x - x[0]) / (x[-1] - x[0])
     return int(np.argmax(chord - y))
-
-
-def _sample(shards: Sequence[NDArray[Any]], n_sample: int, seed: int) -> NDArray[Any]:
-    n = sum(len(shard) for shard in shards)
-    drawn = sample_by_cluster(np.zeros(n, np.int32), [n_sample], seed=seed)
-    firsts = np.cumsum([0, *map(len, shards)])
-    return np.concatenate(
-        [
-            shard[drawn[(drawn >= first) & (drawn < first + len(shard))] - first]
-            for first, shard in zip(firsts, shards, strict=False)
-        ]
-    )

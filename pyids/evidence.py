@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def improvement(columns: Mapping[str, Float64]) -> float | None:
     if drop is None or len(drop) < 2:
         return None
     error = np.std(drop, ddof=1) / np.sqrt(len(drop))
-    return float(np.mean(drop) / error) if error > 0 else float(np.sign(np.mean(drop)) * np.inf)
+    mean = float(np.mean(drop))
+    if error == 0:
+        return math.copysign(np.inf, mean) if mean else 0.0
+    return mean / float(error)
 
 
 def distinction(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> float | None:

@@ -11,6 +11,7 @@ float64.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
-from pyids.sampling import sample_by_cluster
+from pyids.sampling import _integers, _seed, sample_by_cluster
 
 Int64: TypeAlias = NDArray[np.int64]
 Float64: TypeAlias = NDArray[np.float64]
@@ -71,10 +72,11 @@ def farthest_first(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    _lengths(shards, threads)  # for its check
+    n_threads = _threads(threads)
+    _lengths(shards, n_threads)  # for its check
     _in_range("budget", budget, 1, n)
     _in_range("first", first, 0, n - 1)
-    rows, distances = _core.farthest_first(shards, np.empty(0), budget, first, threads or 0)
+    rows, distances = _core.farthest_first(shards, np.empty(0), budget, first, n_threads)
     return Picks(rows, distances[1:])
 
 
@@ -110,14 +112,14 @@ def facility_location(
         In [0, 1].
     epsilon : float
         0: lazy greedy. In (0, 1): stochastic greedy, which looks at ``ceil(N / budget * log(1 /
-        epsilon))`` random rows for each pick.
+        epsilon))`` random rows for each pick; drawing these takes O(N) a pick on one thread.
     served : int, optional
         V is a random sample of this many rows, copied as float32; all rows unless given or if it
         is at least N.
     seed : int
         Of the samples.
     row_ids : int64 array (N,), optional
-        What the sample of `served` is keyed with; positions unless given.
+        What the sample of `served` is keyed with, strictly ascending; positions unless given.
     list_bytes : int
         As soon as the pairs with ``s(i, j) > max_{k in S} s(i, k)``, of which gains consist, are
         estimated to fit into this much memory, they are listed once and gains are walks along the
@@ -142,15 +144,20 @@ def facility_location(
         raise ValueError(f"alpha is {alpha}: must lie in [0, 1]")
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon is {epsilon}: must lie in [0, 1)")
+    seed = _seed(seed)
+    _in_range("list_bytes", list_bytes, 0, None)
+    n_threads = _threads(threads)
+    ids = np.arange(n) if row_ids is None else _integers("row_ids", row_ids, n)
+    if (falls := np.flatnonzero(ids[1:] <= ids[:-1])).size:
+        raise ValueError(f"row_ids[{falls[0] + 1}] is not above the one before it")
     values = np.empty(0) if quality is None else _per_row("quality", quality, n)
     if len(values) and values.min() < 0:
         row = int(values.argmin())
         raise ValueError(f"quality[{row}] is {values[row]}: must not be negative")
-    factors = _inverse_lengths(shards, threads)
+    factors = _inverse_lengths(shards, n_threads)
     served_shards, served_factors = shards, factors
     if served is not None and served < n:
         _in_range("served", served, 1, n)
-        ids = np.arange(n, dtype=np.int64) if row_ids is None else row_ids
         drawn = sample_by_cluster(np.zeros(n, np.int32), [served], row_ids=ids, seed=seed)
         served_shards = [_gather(shards, factors, np.searchsorted(ids, drawn))]
         served_factors = np.empty(0)
@@ -165,7 +172,7 @@ def facility_location(
         epsilon,
         seed,
         list_bytes,
-        threads or 0,
+        n_threads,
     )
     return Picks(rows, gains)
 
@@ -199,12 +206,14 @@ def filter_near(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    rows = np.ascontiguousarray(order, np.int64)
-    if len(rows) and (rows.min() < 0 or rows.max() >= n):
-        raise ValueError(f"order holds a row outside 0 to {n - 1}")
+    rows = _integers("order", order)
+    _check_rows(rows, n)
     _in_range("budget", budget, 0, n)
-    factors = _inverse_lengths(shards, threads)
-    return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), threads or 0))
+    if math.isnan(threshold):
+        raise ValueError("threshold is nan: must be a cosine")
+    n_threads = _threads(threads)
+    factors = _inverse_lengths(shards, n_threads)
+    return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), n_threads))
 
 
 def near_repeats(
@@ -235,7 +244,7 @@ def near_repeats(
         Positions in `rows`: a row's own if it is kept, else that of the first kept row near it.
     """
     shards = _checked(shards)
-    wanted = np.ascontiguousarray(rows, np.int64)
+    wanted = _integers("rows", rows)
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}: must lie in (0, 1)")
     # The rounding of both inputs and the threshold to float32, and any order of D multiply-adds.
@@ -295,16 +304,17 @@ def neighbour_distances(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    factors = _inverse_lengths(shards, threads)
+    n_threads = _threads(threads)
+    factors = _inverse_lengths(shards, n_threads)
     if reference is None:
         rows = np.arange(n, dtype=np.int64)
         others, other_factors = shards, factors
     else:
-        rows = np.ascontiguousarray(reference, np.int64)
+        rows = _integers("reference", reference)
         others, other_factors = [_gather(shards, factors, rows)], np.empty(0)
     _in_range("n_neighbours", n_neighbours, 1, len(rows) - 1)
     distances: Float64 = _core.neighbour_distances(
-        shards, factors, others, other_factors, rows, n_neighbours, threads or 0
+        shards, factors, others, other_factors, rows, n_neighbours, n_threads
     )
     return distances
 
@@ -351,18 +361,47 @@ def novel_select(
     _in_range("budget", budget, 1, n)
     _in_range("first", first, 0, n - 1)
     _in_range("horizon", horizon, 1, None)
+    if math.isnan(proximity):
+        raise ValueError("proximity is nan: must be a number")
+    n_threads = _threads(threads)
     return Picks(
         *_core.novel_select(
             shards,
-            _inverse_lengths(shards, threads),
+            _inverse_lengths(shards, n_threads),
             budget,
             first,
             _per_row("weights", weights, n),
             float(proximity),
             horizon,
-            threads or 0,
+            n_threads,
         )
     )
+
+
+def take_rows(shards: Sequence[NDArray[Any]], rows: Int64) -> NDArray[Any]:
+    """Copy rows in the order given.
+
+    Parameters
+    ----------
+    shards : sequence of (N_s, D) arrays
+        All of one dtype.
+    rows : int64 array (n,)
+        Positions.
+
+    Raises
+    ------
+    ValueError
+        There is no such row.
+    """
+    _check_rows(rows, _n_rows(shards))
+    out = np.empty((len(rows), shards[0].shape[1]), shards[0].dtype)
+    first = 0
+    for shard in shards:
+        inside = (rows >= first) & (rows < first + len(shard))
+        if inside.any():
+            out[inside] = shard[rows[inside] - first]
+        first += len(shard)
+    return out
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -387,10 +426,10 @@ def _n_rows(shards: Sequence[NDArray[Any]]) -> int:
     return sum(len(shard) for shard in shards)
 
 
-def _lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
+def _lengths(shards: Sequence[NDArray[Any]], n_threads: int) -> Float64:
     origin = np.zeros((1, shards[0].shape[1]))
-    n_threads = _core.resolve_threads(threads or 0)
-    squares = _core.squared_distances(list(shards), None, origin, n_threads)[:, 0]
+    resolved = _core.resolve_threads(n_threads)
+    squares = _core.squared_distances(list(shards), None, origin, resolved)[:, 0]
     bad = np.flatnonzero(~np.isfinite(squares))
     if len(bad):
         raise ValueError(f"row {bad[0]} of the embeddings has a NaN or infinite value")
@@ -398,20 +437,14 @@ def _lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
     return lengths
 
 
-def _inverse_lengths(shards: Sequence[NDArray[Any]], threads: int | None) -> Float64:
-    lengths = _lengths(shards, threads)
+def _inverse_lengths(shards: Sequence[NDArray[Any]], n_threads: int) -> Float64:
+    lengths = _lengths(shards, n_threads)
     return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 
 def _units(shards: Sequence[NDArray[Any]], rows: Int64) -> Float64:
     """Copy rows as float64 of unit length; all-zero rows stay."""
-    out = np.empty((len(rows), shards[0].shape[1]))
-    first = 0
-    for shard in shards:
-        inside = (rows >= first) & (rows < first + len(shard))
-        if inside.any():
-            out[inside] = shard[rows[inside] - first]
-        first += len(shard)
+    out = take_rows(shards, rows).astype(np.float64)
     lengths = np.sqrt(np.square(out).sum(axis=1))
     bad = np.flatnonzero(~np.isfinite(lengths))
     if len(bad):
@@ -422,13 +455,9 @@ def _units(shards: Sequence[NDArray[Any]], rows: Int64) -> Float64:
 
 def _gather(shards: Sequence[NDArray[Any]], factors: Float64, rows: Int64) -> NDArray[np.float32]:
     """Copy rows as float32 of unit length."""
-    out = np.empty((len(rows), shards[0].shape[1]), np.float32)
-    first = 0
-    for shard in shards:
-        inside = (rows >= first) & (rows < first + len(shard))
-        chosen = rows[inside]
-        out[inside] = shard[chosen - first].astype(np.float64) * factors[chosen, None]
-        first += len(shard)
+    taken = take_rows(shards, rows)
+    out = np.empty(taken.shape, np.float32)
+    np.multiply(taken, factors[rows, None], out=out, casting="same_kind")  # in float64, rounded
     return out
 
 
@@ -440,6 +469,20 @@ def _per_row(name: str, values: ArrayLike, n: int) -> Float64:
     if len(bad):
         raise ValueError(f"{name}[{bad[0]}] is {array[bad[0]]}: must be finite")
     return array
+
+
+def _check_rows(rows: Int64, n: int) -> None:
+    outside = (rows < 0) | (rows >= n)
+    if outside.any():
+        raise ValueError(f"row {rows[outside.argmax()]} is outside 0 to {n - 1}")
+
+
+def _threads(threads: int | None) -> int:
+    """Return what the core takes: 0 stands for one per core."""
+    if threads is None:
+        return 0
+    _in_range("threads", threads, 1, None)
+    return threads
 
 
 def _in_range(name: str, value: int, low: int, high: int | None) -> None:

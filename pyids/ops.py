@@ -267,10 +267,14 @@ def _check_floats(name: str, value: Any) -> None:
         raise TypeError(f"{name} has dtype {dtype}, but one of {', '.join(_ANY)} is needed")
 
 
-def _check_integers(name: str, value: Any) -> None:
+def _integers(name: str, value: Any) -> Any:
+    """Return integers of 32 or 64 bits: torch and kernels wrap what they meet to a narrow type."""
     dtype = str(value.dtype).removeprefix("torch.")
     if not dtype.startswith(("int", "uint")):
         raise TypeError(f"{name} has dtype {dtype}, but integers are needed")
+    if dtype in ("int32", "int64"):
+        return value
+    return value.long() if _is_tensor(value) else value.astype(np.int64)
 
 
 def _check_range(name: str, value: Any, low: int, high: int, allowed: int | None = None) -> None:
@@ -300,14 +304,15 @@ def _first(flags: Any) -> Any:
     return flags.int().argmax() if _is_tensor(flags) else flags.argmax()
 
 
-def _check_cu_seqlens(cu_seqlens: Any, total: int) -> None:
+def _bounds(cu_seqlens: Any, total: int) -> Any:
     _check_shape("cu_seqlens", cu_seqlens, None)
-    _check_integers("cu_seqlens", cu_seqlens)
+    cu_seqlens = _integers("cu_seqlens", cu_seqlens)
     if len(cu_seqlens) == 0 or int(cu_seqlens[0]) != 0 or int(cu_seqlens[-1]) != total:
         raise ValueError(f"cu_seqlens must start at 0 and end at {total}, the number of tokens")
     falls = cu_seqlens[1:] < cu_seqlens[:-1]
     if bool(falls.any()):
         raise ValueError(f"cu_seqlens falls after position {int(_first(falls))}")
+    return cu_seqlens
 
 
 # ---- pooling -------------------------------------------------------------------------------------
@@ -375,7 +380,7 @@ def pool_packed(
     """
     _check_shape("hidden", hidden, None, None)
     _check_floats("hidden", hidden)
-    _check_cu_seqlens(cu_seqlens, len(hidden))
+    cu_seqlens = _bounds(cu_seqlens, len(hidden))
     _check_mode(mode)
     return _float32(_run("pool_packed", hidden, hidden, cu_seqlens, mode=mode, normalize=normalize))
 
@@ -462,7 +467,7 @@ def update(
     _check_shape("x", x, None, None)
     _check_shape("labels", labels, len(x))
     _check_floats("x", x)
-    _check_integers("labels", labels)
+    labels = _integers("labels", labels)
     _check_range("labels", labels, 0, n_clusters)
     _check_finite("x", x)
     if sample_weight is not None:
@@ -521,7 +526,7 @@ def token_nll(
     _check_shape("targets", targets, len(hidden))
     _check_floats("hidden", hidden)
     _check_floats("lm_head", lm_head)
-    _check_integers("targets", targets)
+    targets = _integers("targets", targets)
     _check_range("targets", targets, 0, len(lm_head), allowed=ignore_index)
     if bias is not None:
         _check_shape("bias", bias, len(lm_head))
@@ -559,7 +564,8 @@ def example_nll(
     _check_shape("token_nll", token_nll, None)
     _check_shape("targets", targets, len(token_nll))
     _check_floats("token_nll", token_nll)
-    _check_cu_seqlens(cu_seqlens, len(token_nll))
+    targets = _integers("targets", targets)
+    cu_seqlens = _bounds(cu_seqlens, len(token_nll))
     mean, count = _run(
         "example_nll", token_nll, token_nll, targets, cu_seqlens, ignore_index=ignore_index
     )
@@ -594,7 +600,7 @@ def cluster_nll(
     _check_shape("example_mean", example_mean, None)
     _check_shape("labels", labels, len(example_mean))
     _check_floats("example_mean", example_mean)
-    _check_integers("labels", labels)
+    labels = _integers("labels", labels)
     _check_range("labels", labels, 0, n_clusters)
     _check_finite("example_mean", example_mean)
     if len(example_mean) and float(abs(example_mean).max()) * len(example_mean) >= 2.0**30:

@@ -27,12 +27,11 @@ def pool(
     normalize: bool = True,
 ) -> Float64:
     """One vector a sequence out of padded hidden states (B, T, H) and their mask (B, T)."""
-    return np.stack(
-        [
-            _pool_one(states[mask.astype(bool)], mode, normalize)
-            for states, mask in zip(hidden, attention_mask, strict=True)
-        ]
-    )
+    rows = [
+        _pool_one(states[mask.astype(bool)], mode, normalize)
+        for states, mask in zip(hidden, attention_mask, strict=True)
+    ]
+    return np.stack(rows) if rows else np.zeros((0, hidden.shape[2]))
 
 
 def pool_packed(
@@ -43,7 +42,8 @@ def pool_packed(
     normalize: bool = True,
 ) -> Float64:
     """`pool` of sequences that lie end to end: rows cu_seqlens[b] to cu_seqlens[b + 1] are b's."""
-    return np.stack([_pool_one(hidden[lo:hi], mode, normalize) for lo, hi in pairwise(cu_seqlens)])
+    rows = [_pool_one(hidden[lo:hi], mode, normalize) for lo, hi in pairwise(cu_seqlens)]
+    return np.stack(rows) if rows else np.zeros((0, hidden.shape[1]))
 
 
 def _pool_one(states: NDArray[np.floating], mode: str, normalize: bool) -> Float64:

@@ -198,7 +198,7 @@ def token_nll(
 def example_nll(
     token_nll: Tensor, targets: Tensor, cu_seqlens: Tensor, *, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """See `pyids.ops.example_nll`: float64 prefix sums, cut at the examples' bounds."""
+    """See `pyids.ops.example_nll`: float64 sums, one token of every example at a time."""
     bounds = cu_seqlens.long()
     kept = targets != ignore_index
     # Each example is summed from its own start: a running total over the batch would leave traces

@@ -63,3 +63,14 @@ def test_mistakes_are_named(grid):
         choose_k([np.ones((50, 3), np.float32)], grid=grid)
     with pytest.raises(ConfigError, match="too few"):
         choose_k([np.ones((3, 3), np.float32)])
+
+
+def test_a_criterion_that_is_none_is_refused_before_the_work():
+    done = []
+    with pytest.raises(ConfigError, match="'elbows' is neither"):
+        choose_k(
+            [np.ones((50, 3), np.float32)],
+            criterion="elbows",
+            progress=lambda *point: done.append(point),
+        )
+    assert not done

@@ -47,6 +47,13 @@ def test_improvement_is_unknown_without_both_losses():
     assert improvement({"base_nll": np.ones(1), "checkpoint_nll": np.ones(1)}) is None
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_improvement_without_spread():
+    base = np.ones(3)
+    for drop, expected in ((0.0, 0.0), (0.5, np.inf), (-0.5, -np.inf)):
+        assert improvement({"base_nll": base, "checkpoint_nll": base - drop}) == expected
+
+
 def test_distinction_is_the_standardised_f_statistic():
     rng = np.random.default_rng(3)
     clusters = np.repeat(np.arange(30, dtype=np.int32), 4) * 2  # labels need not be dense

@@ -57,6 +57,14 @@ def test_pool(backend, mode, normalize, dtype):
     np.testing.assert_allclose(packed.numpy(), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_no_sequences_pool_to_no_vectors(backend, mode):
+    none = ops.pool(torch.ones(0, 5, 31), torch.ones(0, 5), mode=mode)
+    packed = ops.pool_packed(torch.ones(0, 31), torch.tensor([0]), mode=mode)
+    assert none.shape == packed.shape == (0, 31)
+    assert none.dtype == packed.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("n", "k", "d"), [(123, 17, 31), (1, 1, 1), (252, 300, 7)])
 def test_assign_and_update(backend, n, k, d):
     x = rng(1).normal(size=(n, d)).astype(np.float32) + 3
@@ -71,6 +79,26 @@ def test_assign_and_update(backend, n, k, d):
             want = reference.update(x, want_labels, k, sample_weight=weight, centers=about)
             for g, w in zip(got, want, strict=True):
                 np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16])
+def test_narrow_integers_count_as_wide_ones(backend, dtype):
+    hidden = torch.from_numpy(rng(4).normal(size=(9, 4))).float()
+    head = torch.from_numpy(rng(5).normal(size=(300, 4))).float()
+    # As uint8, 156 is -100.
+    targets = torch.tensor([100 if dtype == torch.int8 else 156, 5, 7, 0, 1, 2, 3, 4, 6])
+    bounds, labels = torch.tensor([0, 4, 4, 9]), torch.tensor([7, 0, 7])
+    want = ops.cluster_loss(hidden, head, targets, bounds, labels, 256)
+    narrow = [x.to(dtype) for x in (targets, bounds, labels)]
+    got = ops.cluster_loss(hidden, head, *narrow, 256)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(g, w)
+    x = hidden[:3]
+    for g, w in zip(ops.update(x, narrow[2], 256), ops.update(x, labels, 256), strict=True):
+        np.testing.assert_array_equal(g, w)
+    np.testing.assert_array_equal(
+        ops.pool_packed(hidden, narrow[1]), ops.pool_packed(hidden, bounds)
+    )
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

@@ -84,6 +84,13 @@ def test_a_smaller_budget_is_a_prefix(name):
     np.testing.assert_array_equal(get_method(name)(pool, 20, seed=3, **options), more[:20])
 
 
+@pytest.mark.parametrize("name", ["longest", "k-center", "facility-location"])
+def test_a_budget_of_all_rows_gives_them_in_ascending_order(name):
+    pool = make_pool()
+    assert get_method(name)(pool, N, seed=3).tolist() == list(range(N))
+    assert get_method(name)(pool, N - 1, seed=3).tolist() != list(range(N - 1))
+
+
 def counts(pool, rows):
     return np.bincount(pool.labels[rows], minlength=K)
 
@@ -120,6 +127,26 @@ def test_uniform_gives_each_value_as_many():
         get_method("uniform")(pool, 24, column="kinds")
 
 
+@pytest.mark.parametrize(
+    ("name", "facts", "options"),
+    [
+        ("uniform", {"columns": {"kind": list("abcdefghijklm" * 8)}}, {"column": "kind"}),
+        ("clusterclip", {"labels": np.repeat(np.arange(13, dtype=np.int32), 8)}, {}),
+        ("length-stratified", {"lengths": np.arange(104)}, {"strata": 13}),
+        ("length-stratified", {"lengths": np.arange(104)}, {"strata": 13, "flat": True}),
+    ],
+)
+def test_a_budget_below_the_groups_starves_none(name, facts, options):
+    pool = pool_from_arrays(**facts)
+    drawn = [get_method(name)(pool, 4, seed=seed, **options) for seed in range(200)]
+    times = np.bincount(np.concatenate(drawn), minlength=104)
+    groups = np.arange(104) % 13 if name == "uniform" else np.arange(104) // 8
+    if options.get("flat"):
+        groups = np.digitize(np.log1p(np.arange(104)), np.linspace(0, np.log(104), 14)[1:-1])
+    by_group = np.bincount(groups, times)[np.unique(groups)]
+    assert by_group.min() > 0.6 * by_group.mean()  # without a seed: 200 four times, then 0
+
+
 def test_clusterclip_balances_and_km_random_follows_size():
     pool = make_pool()
     sizes = pool.cluster_sizes
@@ -153,6 +180,19 @@ def test_km_closest_and_km_median_take_the_rows_at_their_distance():
     pool = pool_from_arrays(embeddings=x, labels=labels, centroids=[[0.0, 0.0], [108.0, 0.0]])
     assert get_method("km-closest")(pool, 6).tolist() == [0, 1, 2, 15, 16, 17]
     assert get_method("km-median")(pool, 6).tolist() == [3, 4, 5, 12, 13, 14]
+
+
+def test_distances_to_cosine_centres_are_those_of_unit_rows():
+    """Directions 0 to 8 degrees off the centre; the nearer the direction, the longer the row."""
+    angles = np.radians(np.arange(9))
+    x = np.c_[np.cos(angles), np.sin(angles)] * np.arange(10, 1, -1)[:, None]
+    facts = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}
+    for scale in (1, 100):
+        pool = pool_from_arrays(embeddings=(scale * x).astype(np.float32), **facts)
+        assert get_method("km-closest")(pool, 3).tolist() == [0, 1, 2]
+        assert get_method("km-median")(pool, 3).tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match="metric is 'cosin': must be euclidean or cosine"):
+        pool_from_arrays(lengths=[1], metric="cosin")
 
 
 def test_k_center_finds_every_far_group():
@@ -236,6 +276,33 @@ def test_quality_that_cannot_rank_is_an_error(quality, message):
     pool = pool_from_arrays(quality=quality, labels=np.zeros(4), row_ids=[10, 20, 30, 40])
     with pytest.raises(DataError, match=message):
         get_method("kmq")(pool, 2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"labels": [0, 2**32 + 1, 1, 1]}, r"labels\[1\] is 4294967297: must fit into int32"),
+        ({"labels": [0, 1.5, 1, 1]}, "labels must be 1-D integers, not float64"),
+        ({"labels": [0, np.nan, 1, 1]}, "labels must be 1-D integers, not float64"),
+        ({"labels": [0, -1, 1, 1]}, "label of row 1 is -1"),
+        ({"lengths": [5, 1.5, 1, 1]}, "lengths must be 1-D integers, not float64"),
+        (
+            {"lengths": np.array([5, 2**63, 1, 1], np.uint64)},
+            r"lengths\[1\] is 9223372036854775808",
+        ),
+        ({"lengths": [5, 1, 1, 1], "row_ids": [0, 0.5, 1, 1.5]}, "row_ids must be 1-D integers"),
+    ],
+)
+def test_columns_of_integers_are_not_cast_in_silence(facts, message):
+    method = get_method("clusterclip" if "labels" in facts else "longest")
+    with pytest.raises(ValueError, match=message):
+        method(pool_from_arrays(**facts), 2)
+
+
+def test_narrow_integers_are_taken():
+    pool = pool_from_arrays(labels=np.array([0, 200, 200], np.uint8), lengths=[3, 1, 2])
+    assert pool.labels.tolist() == [0, 200, 200]
+    assert pool.labels.dtype == np.int32
 
 
 def test_a_wrong_method_is_caught():

@@ -178,14 +178,44 @@ def test_threads_and_shards_change_nothing():
         (lambda x: greedy.facility_location(x, 2, quality=[-1, 0, 0, 0, 0]), r"quality\[0\]"),
         (lambda x: greedy.facility_location(x, 2, epsilon=1), "epsilon is 1"),
         (lambda x: greedy.facility_location(x, 2, alpha=2), "alpha is 2"),
-        (lambda x: greedy.filter_near(x, [7], 1, threshold=0), "outside 0 to 4"),
+        (lambda x: greedy.facility_location(x, 2, seed=-1), "seed is -1"),
+        (lambda x: greedy.facility_location(x, 2, list_bytes=-1), "list_bytes is -1"),
+        (lambda x: greedy.facility_location(x, 2, row_ids=[0, 1, 3, 2, 4]), r"row_ids\[3\]"),
+        (lambda x: greedy.facility_location(x, 2, row_ids=[0, 1]), "2 values for 5 rows"),
+        (lambda x: greedy.filter_near(x, [7], 1, threshold=0), "row 7 is outside 0 to 4"),
+        (lambda x: greedy.filter_near(x, [0.5], 1, threshold=0), "order must be 1-D integers"),
+        (lambda x: greedy.filter_near(x, [0], 1, threshold=np.nan), "threshold is nan"),
+        (lambda x: greedy.near_repeats(x, [0, 99, -3], threshold=0.9), "row 99 is outside 0 to 4"),
+        (lambda x: greedy.near_repeats(x, [0, -3], threshold=0.9), "row -3 is outside 0 to 4"),
+        (lambda x: greedy.near_repeats(x, [0.5], threshold=0.9), "rows must be 1-D integers"),
+        (lambda x: greedy.neighbour_distances(x, 1, reference=[0, 5]), "row 5 is outside 0 to 4"),
         (lambda x: greedy.neighbour_distances(x, 5), "n_neighbours is 5"),
         (lambda x: greedy.novel_select(x, 2, weights=[1]), "weights has shape"),
+        (
+            lambda x: greedy.novel_select(x, 2, weights=x[:, 0], proximity=np.nan),
+            "proximity is nan",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((5, 2), np.float32))
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, threads: greedy.farthest_first(x, 1, threads=threads),
+        lambda x, threads: greedy.facility_location(x, 1, threads=threads),
+        lambda x, threads: greedy.filter_near(x, [0], 1, threshold=0, threads=threads),
+        lambda x, threads: greedy.neighbour_distances(x, 1, threads=threads),
+        lambda x, threads: greedy.novel_select(x, 1, weights=x[:, 0], threads=threads),
+    ],
+)
+def test_no_threads_are_refused(call, threads):
+    with pytest.raises(ValueError, match=f"threads is {threads}: must be at least 1"):
+        call(np.ones((5, 2), np.float32), threads)
 
 
 def test_other_types_are_refused():

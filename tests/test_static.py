@@ -38,6 +38,16 @@ def test_from_data_and_from_the_folder_the_same_rows(pool, tmp_path):
     assert selected(again) == rows
 
 
+@pytest.mark.parametrize("method", ["km-closest", "km-median"])
+def test_lengths_of_vectors_do_not_matter_to_cosine_clusters(pool, tmp_path, method):
+    options = ["--metric", "cosine", "--method", method, "--budget", 40]
+    rows = selected(invoke("select", *data_options(pool, tmp_path / "run"), *options))
+    lengths = 2.0 ** np.random.default_rng(0).integers(-3, 4, 400)  # unit rows stay, bit for bit
+    np.save(pool.vectors, np.load(pool.vectors) * lengths[:, None].astype(np.float32))
+    scaled = selected(invoke("select", *data_options(pool, tmp_path / "scaled"), *options))
+    assert scaled == rows
+
+
 def test_a_run_folder_is_not_changed_by_selecting_from_it(pool, tmp_path):
     with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
         selection.draw()

@@ -44,13 +44,20 @@ def draw_one(pool: Pool, seed: int) -> int:
 
 
 def draw_evenly(pool: Pool, groups: NDArray[np.int32], budget: int, seed: int) -> Int64:
-    """Draw as equally many rows of each group as their sizes allow, uniformly inside."""
+    """Draw as equally many rows of each group as their sizes allow, uniformly inside.
+
+    Which groups give one more, where the budget does not divide, follows the seed.
+    """
     sizes = np.bincount(groups)
-    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes), seed)
+    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes, seed=seed), seed)
 
 
 def size_quotas(pool: Pool, budget: int) -> Int64:
-    """Share the budget among the clusters in proportion to their sizes, exactly."""
+    """Share the budget among the clusters in proportion to their sizes, exactly.
+
+    Rows left over go to the largest remainders, as in the paper; of equal ones to the lowest
+    cluster.
+    """
     return allocate(budget, pool.cluster_sizes, pool.cluster_sizes)
 
 
@@ -63,7 +70,10 @@ def first_of_each_cluster(pool: Pool, keys: Float64, quotas: Int64) -> Int64:
 
 
 def distances_to_centroids(pool: Pool) -> Float64:
-    """Return each row's Euclidean distance to the centre of its cluster."""
+    """Return each row's distance to the centre of its cluster: Euclidean, in the pool's metric.
+
+    For the cosine that of the row at unit length, which orders rows as k-means measured them.
+    """
     block_rows = 4096
     centroids = pool.centroids.astype(np.float64)
     out = np.empty(len(pool))
@@ -71,6 +81,9 @@ def distances_to_centroids(pool: Pool) -> Float64:
     for shard in pool.embeddings:
         for start in range(0, len(shard), block_rows):
             block: NDArray[Any] = shard[start : start + block_rows].astype(np.float64)
+            if pool.metric == "cosine":
+                lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+                np.divide(block, lengths, out=block, where=lengths > 0)
             stop = at + len(block)
             out[at:stop] = np.sqrt(np.square(block - centroids[pool.labels[at:stop]]).sum(axis=1))
             at = stop

@@ -32,7 +32,8 @@ def select(
     ----------
     epsilon
         0: lazy greedy, exactly the picks of the plain one. Above 0: stochastic greedy, whose
-        candidates are ``N / budget * log(1 / epsilon)`` random rows a pick.
+        candidates are ``N / budget * log(1 / epsilon)`` random rows a pick. Drawing them takes
+        O(N) a pick on one thread.
     served
         Represent this many random rows instead of all: the value is then estimated, with an error
         of the order ``1 / sqrt(served)``. For pools above some hundred thousand rows.

@@ -48,4 +48,4 @@ def select(pool: Pool, budget: int, *, seed: int, strata: int = 10, flat: bool =
     ranks[np.argsort(pool.lengths, kind="stable")] = np.arange(n)
     groups = (ranks * strata // n).astype(np.int32)
     sizes = np.bincount(groups)
-    return draw(pool, groups, allocate(budget, sizes, sizes), seed)
+    return draw(pool, groups, allocate(budget, sizes, sizes, seed=seed), seed)

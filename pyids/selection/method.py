@@ -76,7 +76,8 @@ class Method:
         -------
         int64 array
             Row ids: in the order of picking for a method that picks one after the other or by rank,
-            ascending for one that draws. The same for any number of threads and shards.
+            ascending for one that draws, and for any if the budget takes all rows. The same for any
+            number of threads and shards.
 
         Raises
         ------

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyids.errors import ConfigError
+from pyids.sampling import _check, _integers
 
 if TYPE_CHECKING:
+    from pyids.clustering import Metric
     from pyids.formats import Message
     from pyids.store import Store
 
@@ -45,14 +47,19 @@ class Pool:
         Gives the N values of a column by name; raises KeyError where there is none.
     threads : int or None
         Threads that a method may use; one per core unless given. No result depends on it.
+    metric : {"euclidean", "cosine"}
+        Of the clusters; for the cosine, `centroids` are unit vectors and rows count at unit length.
     """
 
     row_ids: Int64
     loaders: Mapping[str, Loader] = field(repr=False)
     column_loader: Callable[[str], Sequence[Any]] = field(repr=False)
     threads: int | None = None
+    metric: Metric = "euclidean"
 
     def __post_init__(self) -> None:
+        if self.metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric is {self.metric!r}: must be euclidean or cosine")
         steps = np.flatnonzero(np.diff(self.row_ids) <= 0)
         if len(steps):
             raise ValueError(f"row_ids[{steps[0] + 1}] is not above the one before it")
@@ -70,7 +77,12 @@ class Pool:
         return self.loaders[what]()
 
     def _load_column(self, what: str, dtype: type[np.generic]) -> NDArray[Any]:
-        values = np.ascontiguousarray(self._load(what), dtype)
+        values = np.asarray(self._load(what))
+        if np.issubdtype(dtype, np.integer) and values.dtype != dtype:
+            # A cast would cut fractions off, and fold what is out of range back into it.
+            values = _integers(what, values)
+            _check(what, values, values.astype(dtype) == values, f"must fit into {dtype.__name__}")
+        values = np.ascontiguousarray(values, dtype)
         if values.shape != (len(self),):
             raise ValueError(f"{what} has shape {values.shape}, expected ({len(self)},)")
         return values
@@ -144,6 +156,7 @@ def pool_from_arrays(
     columns: Mapping[str, Sequence[Any]] | None = None,
     row_ids: ArrayLike | None = None,
     threads: int | None = None,
+    metric: Metric = "euclidean",
 ) -> Pool:
     """Make a pool of what is at hand; a method says what it needs.
 
@@ -159,11 +172,13 @@ def pool_from_arrays(
         Strictly ascending; 0 to N - 1 unless given.
     threads : int, optional
         One per core unless given.
+    metric : {"euclidean", "cosine"}
+        Of the k-means that `labels` and `centroids` come from.
 
     Raises
     ------
     ValueError
-        Nothing says how many rows there are, or lengths differ.
+        Nothing says how many rows there are, lengths differ, or there is no such metric.
     """
     if isinstance(embeddings, np.ndarray):
         embeddings = [embeddings]
@@ -176,7 +191,7 @@ def pool_from_arrays(
     }
     columns = dict(columns or {})
     if row_ids is not None:
-        ids = np.ascontiguousarray(row_ids, np.int64)
+        ids = _integers("row_ids", row_ids)
     else:
         by_row = [
             len(np.asarray(value)) for value in (labels, quality, lengths) if value is not None
@@ -191,7 +206,7 @@ def pool_from_arrays(
         if len(values) != len(ids):
             raise ValueError(f"column {name!r} has {len(values)} values, expected {len(ids)}")
     loaders = {name: _constant(value) for name, value in known.items() if value is not None}
-    return Pool(ids, loaders, columns.__getitem__, threads)
+    return Pool(ids, loaders, columns.__getitem__, threads, metric)
 
 
 def pool_from_store(
@@ -211,14 +226,18 @@ def pool_from_store(
     threads : int, optional
         One per core unless given.
     """
+    from pyids.store import read_json
+
     row_ids = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
     loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store)}
     if all(store.artefact("embeddings", shard).exists() for shard in store.shards):
         loaders["embeddings"] = store.embeddings
     if all(store.artefact("labels", shard).exists() for shard in store.shards):
         loaders["labels"] = lambda: np.concatenate(store.labels())
-    if (path := store.path / "centroids.safetensors").exists():
-        loaders["centroids"] = lambda: _load_centroids(path)
+    metric: Metric = "euclidean"
+    if (entry := store.path / "centroids.json").exists():
+        loaders["centroids"] = lambda: _load_centroids(entry.with_suffix(".safetensors"))
+        metric = read_json(entry)["made_from"]["metric"]
     if quality is not None:
         loaders["quality"] = quality if callable(quality) else _constant(quality)
 
@@ -231,7 +250,7 @@ def pool_from_store(
                 values.append(row.record[name])
         return values
 
-    return Pool(row_ids, loaders, column, threads)
+    return Pool(row_ids, loaders, column, threads, metric)
 
 
 def response_length(messages: Sequence[Message]) -> int:

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
-from pyids.sampling import _integers, _seed, sample_by_cluster
+from pyids.checks import integers, unsigned_seed
+from pyids.checks import threads as checked_threads
+from pyids.sampling import sample_by_cluster
 
 Int64: TypeAlias = NDArray[np.int64]
 Float64: TypeAlias = NDArray[np.float64]
@@ -72,7 +74,7 @@ def farthest_first(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    n_threads = _threads(threads)
+    n_threads = checked_threads(threads, "threads")
     _lengths(shards, n_threads)  # for its check
     _in_range("budget", budget, 1, n)
     _in_range("first", first, 0, n - 1)
@@ -144,10 +146,10 @@ def facility_location(
         raise ValueError(f"alpha is {alpha}: must lie in [0, 1]")
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon is {epsilon}: must lie in [0, 1)")
-    seed = _seed(seed)
+    seed = unsigned_seed(seed)
     _in_range("list_bytes", list_bytes, 0, None)
-    n_threads = _threads(threads)
-    ids = np.arange(n) if row_ids is None else _integers("row_ids", row_ids, n)
+    n_threads = checked_threads(threads, "threads")
+    ids = np.arange(n) if row_ids is None else integers("row_ids", row_ids, n)
     if (falls := np.flatnonzero(ids[1:] <= ids[:-1])).size:
         raise ValueError(f"row_ids[{falls[0] + 1}] is not above the one before it")
     values = np.empty(0) if quality is None else _per_row("quality", quality, n)
@@ -206,12 +208,12 @@ def filter_near(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    rows = _integers("order", order)
+    rows = integers("order", order)
     _check_rows(rows, n)
     _in_range("budget", budget, 0, n)
     if math.isnan(threshold):
         raise ValueError("threshold is nan: must be a cosine")
-    n_threads = _threads(threads)
+    n_threads = checked_threads(threads, "threads")
     factors = _inverse_lengths(shards, n_threads)
     return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), n_threads))
 
@@ -244,7 +246,7 @@ def near_repeats(
         Positions in `rows`: a row's own if it is kept, else that of the first kept row near it.
     """
     shards = _checked(shards)
-    wanted = _integers("rows", rows)
+    wanted = integers("rows", rows)
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}: must lie in (0, 1)")
     # The rounding of both inputs and the threshold to float32, and any order of D multiply-adds.
@@ -304,13 +306,13 @@ def neighbour_distances(
     """
     shards = _checked(shards)
     n = _n_rows(shards)
-    n_threads = _threads(threads)
+    n_threads = checked_threads(threads, "threads")
     factors = _inverse_lengths(shards, n_threads)
     if reference is None:
         rows = np.arange(n, dtype=np.int64)
         others, other_factors = shards, factors
     else:
-        rows = _integers("reference", reference)
+        rows = integers("reference", reference)
         others, other_factors = [_gather(shards, factors, rows)], np.empty(0)
     _in_range("n_neighbours", n_neighbours, 1, len(rows) - 1)
     distances: Float64 = _core.neighbour_distances(
@@ -363,7 +365,7 @@ def novel_select(
     _in_range("horizon", horizon, 1, None)
     if math.isnan(proximity):
         raise ValueError("proximity is nan: must be a number")
-    n_threads = _threads(threads)
+    n_threads = checked_threads(threads, "threads")
     return Picks(
         *_core.novel_select(
             shards,
@@ -475,14 +477,6 @@ def _check_rows(rows: Int64, n: int) -> None:
     outside = (rows < 0) | (rows >= n)
     if outside.any():
         raise ValueError(f"row {rows[outside.argmax()]} is outside 0 to {n - 1}")
-
-
-def _threads(threads: int | None) -> int:
-    """Return what the core takes: 0 stands for one per core."""
-    if threads is None:
-        return 0
-    _in_range("threads", threads, 1, None)
-    return threads
 
 
 def _in_range(name: str, value: int, low: int, high: int | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
+from pyids.checks import check, describe, integers, threads, unsigned_seed
 
 Int64 = NDArray[np.int64]
 
@@ -134,19 +135,19 @@ def sample_by_cluster(
     ----------
     Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
     """
-    quotas_ = _integers("quotas", quotas)
+    quotas_ = integers("quotas", quotas)
     labels_ = np.asarray(labels)
     if labels_.dtype != np.int32:
-        labels_ = _integers("labels", labels)
+        labels_ = integers("labels", labels)
         # A cast could fold a label that is out of range back into it.
         in_range = (labels_ >= 0) & (labels_ < len(quotas_))
-        _check("labels", labels_, in_range, f"must lie in [0, {len(quotas_)})")
+        check("labels", labels_, in_range, f"must lie in [0, {len(quotas_)})")
     elif labels_.ndim != 1:
-        raise ValueError(f"labels must be 1-D integers, not {_describe(labels_)}")
+        raise ValueError(f"labels must be 1-D integers, not {describe(labels_)}")
     if weights is not None and log_weights is not None:
         raise ValueError("weights and log_weights exclude each other: give one")
     name, given = ("weights", weights) if log_weights is None else ("log_weights", log_weights)
-    row_ids_ = None if row_ids is None else _integers("row_ids", row_ids, len(labels_))
+    row_ids_ = None if row_ids is None else integers("row_ids", row_ids, len(labels_))
     result = _core.sample_by_cluster(
         labels=np.ascontiguousarray(labels_, np.int32),
         quotas=quotas_,
@@ -154,10 +155,10 @@ def sample_by_cluster(
         log_weights=log_weights is not None,
         row_ids=row_ids_,
         exclude=None if exclude is None else _excluded(exclude, len(labels_)),
-        seed=_seed(seed),
+        seed=unsigned_seed(seed),
         return_keys=return_keys,
         allow_fewer=allow_fewer,
-        n_threads=_threads(n_threads),
+        n_threads=threads(n_threads),
     )
     return Sample(*result) if return_keys else result[0]
 
@@ -217,8 +218,8 @@ def merge_samples(
         If a drawn row occurs twice, a label is not in ``[0, K)``, a key is NaN, or a cluster has
         fewer rows than its quota.
     """
-    quotas_ = _integers("quotas", quotas)
-    _check("quotas", quotas_, quotas_ >= 0, "must not be negative")
+    quotas_ = integers("quotas", quotas)
+    check("quotas", quotas_, quotas_ >= 0, "must not be negative")
     merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
     waiting: list[Sample] = []
     limit = max(int(quotas_.sum()), 1 << 16)
@@ -306,11 +307,11 @@ def allocate(
     budget = operator.index(budget)
     if budget < 0:
         raise ValueError(f"budget is {budget}: must not be negative")
-    seed = None if seed is None else _seed(seed)
-    capacity_ = _integers("capacity", capacity)
+    seed = None if seed is None else unsigned_seed(seed)
+    capacity_ = integers("capacity", capacity)
     shares_ = np.asarray(_floats("shares", shares, len(capacity_)), np.float64)
-    _check("capacity", capacity_, capacity_ >= 0, "must not be negative")
-    _check(
+    check("capacity", capacity_, capacity_ >= 0, "must not be negative")
+    check(
         "shares", shares_, np.isfinite(shares_) & (shares_ >= 0), "must be finite and not negative"
     )
     quotas = np.zeros(len(capacity_), np.int64)
@@ -370,33 +371,10 @@ def _systematic(sizes: list[int], step: int, names: list[int], seed: int) -> lis
     return marked
 
 
-def _describe(array: NDArray[Any]) -> str:
-    return f"{array.dtype} of shape {array.shape}"
-
-
-def _check(name: str, values: NDArray[Any], good: NDArray[np.bool_], must: str) -> None:
-    if not good.all():
-        i = int(np.argmin(good))
-        raise ValueError(f"{name}[{i}] is {values[i]}: {must}")
-
-
-def _integers(name: str, values: ArrayLike, length: int | None = None) -> Int64:
-    array = np.asarray(values)
-    if array.size == 0:
-        array = array.astype(np.int64)  # np.asarray([]) is float64
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must be 1-D integers, not {_describe(array)}")
-    if length is not None and len(array) != length:
-        raise ValueError(f"{name} has {len(array)} values for {length} rows")
-    if array.dtype == np.uint64:
-        _check(name, array, array < 2**63, "must be less than 2**63")
-    return np.ascontiguousarray(array, np.int64)
-
-
 def _floats(name: str, values: ArrayLike, length: int) -> NDArray[np.float32 | np.float64]:
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise ValueError(f"{name} must be 1-D numbers, not {_describe(array)}")
+        raise ValueError(f"{name} must be 1-D numbers, not {describe(array)}")
     if len(array) != length:
         raise ValueError(f"{name} has {len(array)} values for {length} rows")
     dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
@@ -409,25 +387,9 @@ def _excluded(exclude: ArrayLike, n_rows: int) -> NDArray[np.bool_] | Int64:
         if array.shape != (n_rows,):
             raise ValueError(f"exclude is a mask of shape {array.shape} for {n_rows} rows")
         return np.ascontiguousarray(array)
-    ids = _integers("exclude", array)
+    ids = integers("exclude", array)
     descents = np.flatnonzero(ids[1:] < ids[:-1])
     if len(descents):
         i = int(descents[0]) + 1
         raise ValueError(f"exclude[{i}] is {ids[i]}, less than the row id before: must ascend")
     return ids
-
-
-def _seed(seed: int) -> int:
-    seed = operator.index(seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}: must lie in [0, 2**64)")
-    return seed
-
-
-def _threads(n_threads: int | None) -> int:
-    if n_threads is None:
-        return 0
-    n_threads = operator.index(n_threads)
-    if n_threads < 1:
-        raise ValueError(f"n_threads is {n_threads}: must be at least 1")
-    return n_threads

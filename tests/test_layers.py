@@ -38,7 +38,7 @@ LAYERS = (
     {"chat", "lm", "batching", "store", "engine", "endpoint"},
     {"sampling", "greedy", "ops", "torch_ops", "core_ops", "triton_ops"},
     {"config"},
-    {"formats", "records", "reference", "errors", "tables", "_core", "kernels"},
+    {"checks", "formats", "records", "reference", "errors", "tables", "_core", "kernels"},
 )
 HEAVY = [
     "torch",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pyids.checks import check, integers
 from pyids.errors import ConfigError
-from pyids.sampling import _check, _integers
 
 if TYPE_CHECKING:
     from pyids.clustering import Metric
@@ -80,8 +80,8 @@ class Pool:
         values = np.asarray(self._load(what))
         if np.issubdtype(dtype, np.integer) and values.dtype != dtype:
             # A cast would cut fractions off, and fold what is out of range back into it.
-            values = _integers(what, values)
-            _check(what, values, values.astype(dtype) == values, f"must fit into {dtype.__name__}")
+            values = integers(what, values)
+            check(what, values, values.astype(dtype) == values, f"must fit into {dtype.__name__}")
         values = np.ascontiguousarray(values, dtype)
         if values.shape != (len(self),):
             raise ValueError(f"{what} has shape {values.shape}, expected ({len(self)},)")
@@ -191,7 +191,7 @@ def pool_from_arrays(
     }
     columns = dict(columns or {})
     if row_ids is not None:
-        ids = _integers("row_ids", row_ids)
+        ids = integers("row_ids", row_ids)
     else:
         by_row = [
             len(np.asarray(value)) for value in (labels, quality, lengths) if value is not None

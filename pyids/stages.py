@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from pyids import data
 from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
+from pyids.data.sources import fingerprint_files
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError
+from pyids.rounds import has_drawn
 from pyids.store import (
     Shard,
     Store,
@@ -63,8 +65,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     sources = check_inputs(config)
     store = Store.open(config.output_path)
     try:
-        inputs = data.fingerprint_sources(sources, store, limit=config.limit)
-        identity = {**config.model_dump(exclude=_MACHINE), "inputs": inputs}
+        identity = _identity(config, sources, store)
         store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
@@ -82,6 +83,20 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         store.close()
         raise
     return store
+
+
+def _identity(
+    config: RunConfig, sources: Sequence[data.Source], store: Store | None = None
+) -> dict[str, Any]:
+    """Collect what two runs in one folder must share: the options and the content of the input."""
+    identity = {
+        **config.model_dump(exclude=_MACHINE),
+        "inputs": data.fingerprint_sources(sources, store, limit=config.limit),
+    }
+    if config.embeddings is not None and data.vectors_column(config.embeddings) is None:
+        # What is in the file, not where it lies: vectors may move, as data may.
+        [identity["embeddings"]] = fingerprint_files([config.embeddings], store)
+    return identity
 
 
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
@@ -319,12 +334,7 @@ def cluster(store: Store, config: RunConfig) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
     n_clusters = choose_clusters(store, config)
     made_from = {
-        "embeddings": fingerprint(
-            [
-                read_json(store.artefact("embeddings", shard, ".json"))["files"]
-                for shard in store.shards
-            ]
-        ),
+        "embeddings": _vectors_of(store),
         "clusters": n_clusters,
         "iterations": config.kmeans_iterations,
         "metric": config.metric,
@@ -334,6 +344,11 @@ def cluster(store: Store, config: RunConfig) -> None:
     entry = path.with_suffix(".json")
     if read_entry(entry, made_from) is not None:
         return
+    if has_drawn(store.path) and entry.exists() and read_json(entry)["made_from"] != made_from:
+        raise ConfigError(
+            f"{store.path}: its rounds drew from clusters of other vectors than there are now (a "
+            "new version of the encoder?): choose another --output"
+        )
     from safetensors.numpy import save_file
 
     from pyids.clustering import KMeans
@@ -369,15 +384,26 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
     if config.clusters != "auto":
         return config.cluster_count(store.kept)
     path = store.path / "auto_k.json"
-    if not path.exists():
+    made_from = {
+        "embeddings": _vectors_of(store),
+        "metric": config.metric,
+        "seed": config.seed,
+    }
+    if not path.exists() or read_json(path).get("made_from") != made_from:
         from pyids.auto_k import choose_k
 
         choice = choose_k(
             store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
         )
-        write_json(path, {"clusters": choice.k, **choice.evidence})
+        write_json(path, {"made_from": made_from, "clusters": choice.k, **choice.evidence})
         logger.info("chose %d clusters by silhouette", choice.k)
     return int(read_json(path)["clusters"])
+
+
+def _vectors_of(store: Store) -> str:
+    """Stands for all vectors in what is made of them."""
+    entries = [store.artefact("embeddings", shard, ".json") for shard in store.shards]
+    return fingerprint([read_json(entry)["files"] for entry in entries])
 
 
 def drop_near(store: Store, config: RunConfig) -> None:

@@ -9,6 +9,8 @@ import orjson
 import pytest
 
 import pyids
+from pyids import stages
+from pyids.config import make_config
 from pyids.errors import ConfigError, DataError
 from pyids.scoring import Scores
 
@@ -176,6 +178,42 @@ def test_a_folder_of_another_config_is_refused(pool, tmp_path):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
     with pytest.raises(ConfigError, match=r"clusters was 4, now 5"):
         pyids.Selection.open(tmp_path / "run", **pool.options(clusters=5))
+
+
+def test_other_vectors_are_refused_as_other_data_are(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        selection.draw()
+        drawn = selection.rounds.selected(0)
+        selection.tell(useful(pool, selection))
+    vectors = np.load(pool.vectors)
+    moved = tmp_path / "elsewhere" / pool.vectors.name
+    moved.parent.mkdir()
+    np.save(moved, vectors)
+    with pyids.Selection.open(tmp_path / "run", **pool.options(embeddings=str(moved))) as selection:
+        np.testing.assert_array_equal(selection.rounds.selected(0), drawn)
+    np.save(pool.vectors, vectors[::-1])
+    with pytest.raises(ConfigError, match=r"another run: embeddings was .*vectors\.npy"):
+        pyids.Selection.open(tmp_path / "run", **pool.options())
+
+
+def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
+    config = make_config(**pool.options(output=str(tmp_path / "run")))
+    with pyids.Selection.from_config(config) as selection:
+        stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
+        stages.cluster(selection.store, config)
+        selection.draw()
+        with pytest.raises(ConfigError, match="drew from clusters of other vectors"):
+            stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
+
+
+def test_the_number_of_clusters_is_chosen_anew_for_other_vectors(pool, tmp_path):
+    config = make_config(**pool.options(output=str(tmp_path / "run"), clusters="auto"))
+    with stages.prepare(config) as store:
+        path = tmp_path / "run" / "auto_k.json"
+        choice = orjson.loads(path.read_bytes())
+        stale = {**choice["made_from"], "embeddings": "others"}
+        path.write_bytes(orjson.dumps({**choice, "made_from": stale, "clusters": 7}))
+        assert stages.choose_clusters(store, config) == choice["clusters"]
 
 
 def test_a_folder_without_a_selection_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
 from pyids.data.sources import fingerprint_files
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError
+from pyids.formats import list_columns
 from pyids.rounds import has_drawn
 from pyids.store import (
     Shard,
@@ -39,6 +40,7 @@ from pyids.store import (
 
 if TYPE_CHECKING:
     from pyids.encoders import Encoder
+    from pyids.endpoint import Endpoint
     from pyids.scoring import Rater
 
 logger = logging.getLogger("pyids")
@@ -69,11 +71,13 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
-            # Only now: a folder whose rows could not be read is nobody's.
+            if config.embeddings is not None and until != "read":
+                data.take_vectors(store, config.embeddings, engine)
+            # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as aside:
                 aside.write_text(config.to_yaml(), encoding="utf-8")
-            if until != "read":
+            if config.embeddings is None and until != "read":
                 embed(store, config, engine)
         if until == "cluster":
             cluster(store, config)
@@ -93,10 +97,15 @@ def _identity(
         **config.model_dump(exclude=_MACHINE),
         "inputs": data.fingerprint_sources(sources, store, limit=config.limit),
     }
-    if config.embeddings is not None and data.vectors_column(config.embeddings) is None:
+    if (path := _vectors_file(config)) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        [identity["embeddings"]] = fingerprint_files([config.embeddings], store)
+        [identity["embeddings"]] = fingerprint_files([path], store)
     return identity
+
+
+def _vectors_file(config: RunConfig) -> str | None:
+    """Return the ``.npy`` file that brings the vectors, if one does."""
+    return config.embeddings if data.vectors_column(config.embeddings) is None else None
 
 
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
@@ -122,17 +131,36 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def check_inputs(config: RunConfig) -> list[data.Source]:
-    """Find the input files, what each holds, and where the vectors will come from."""
+    """Find the input files, what each holds, and where vectors and quality will come from."""
     column = data.vectors_column(config.embeddings)
     if config.embeddings is None:
         find_encoder(config.encoder)
     elif column is None:
         data.open_vectors(config.embeddings)
-    return data.open_sources(config.data, format=config.format, vectors=column)
+    sources = data.open_sources(config.data, format=config.format, vectors=column)
+    if config.quality is not None:
+        _check_quality(config.quality, config.model, sources)
+    return sources
+
+
+def _check_quality(quality: str, default_model: str, sources: Sequence[data.Source]) -> None:
+    """Find the signal and its model, or the column in the first row of every source."""
+    from pyids.signals import SIGNALS, make_signal
+
+    if (signal := make_signal(quality, default_model=default_model)) is not None:
+        _ = signal.identity  # looks for the model
+        return
+    for source in sources:
+        # Without columns there was no row that could be read: the reading will say so.
+        if source.columns and quality not in source.columns:
+            raise ConfigError(
+                f"quality {quality!r} is neither a signal ({', '.join(SIGNALS)}) nor a column of "
+                f"{source.path} (it has: {list_columns(source.columns)})"
+            )
 
 
 def check_model(config: RunConfig) -> None:
-    """Find the language model and the scorer, without loading anything."""
+    """Find the language model, the scorer and its judge, without loading or asking anything."""
     from pyids.lm import resolve_model
     from pyids.scoring import SCORERS
 
@@ -143,6 +171,8 @@ def check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"there is no scorer {config.scorer!r}: choose one of {', '.join(SCORERS)}"
         )
+    if config.scorer == "judge":
+        _judge(config)
 
 
 def device(config: RunConfig) -> str:
@@ -167,6 +197,9 @@ def plan(config: RunConfig) -> str:
     check_model(config)
     sources = check_inputs(config)
     check_writable(config.output_path)
+    folder = Store(config.output_path)
+    if (folder.path / "identity.json").exists():
+        folder.check_claim(_identity(config, sources))
     with make_engine(config.engine, config.workers) as engine:
         intake = data.check(
             sources,
@@ -175,6 +208,8 @@ def plan(config: RunConfig) -> str:
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
         )
+    if (path := _vectors_file(config)) is not None:
+        data.open_vectors(path, intake.rows, limit=config.limit)
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
@@ -264,10 +299,7 @@ class _EmbedTask:
 
 
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
-    """Give every row that stays its vector: ``embeddings/``, one file a shard."""
-    if config.embeddings is not None:
-        data.take_vectors(store, config.embeddings, engine)
-        return
+    """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     tasks = [
         _EmbedTask(
@@ -463,15 +495,20 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
             device=device(config),
             dtype=config.dtype,
         )
-    if config.scorer == "judge" and config.judge_url and config.judge_model:
-        from pyids.endpoint import Endpoint
+    if config.scorer == "judge":
         from pyids.judge import Judge
 
-        endpoint = Endpoint(
-            config.judge_url, config.judge_model, max_requests=config.judge_requests
-        )
-        return Judge(endpoint, cache=store.path / "judge.jsonl")
+        return Judge(_judge(config), cache=store.path / "judge.jsonl")
     return None
+
+
+def _judge(config: RunConfig) -> Endpoint:
+    """Return where the judge is asked."""
+    from pyids.endpoint import Endpoint
+
+    return Endpoint(
+        config.judge_url or "", config.judge_model or "", max_requests=config.judge_requests
+    )
 
 
 def facts(store: Store, config: RunConfig) -> dict[str, Any]:

@@ -140,8 +140,19 @@ def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
 
     What has no one schema (tools, arguments of calls) is of type ``Json``, and so comes out as it
     was: a table would fill the keys of one row into all others, or refuse them.
+
+    Raises
+    ------
+    ConfigError
+        The package datasets is not installed.
     """
-    import datasets
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(
+            "rows as a data set need the package datasets: pip install 'pyids-select[train]'; "
+            "`Selection.export` writes them to a file without it"
+        ) from None
 
     whole = [{**row.record, "messages": row.messages, f"{PREFIX}id": row.row_id} for row in rows]
     names = dict.fromkeys(name for row in whole for name in row)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -131,7 +133,9 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def check_inputs(config: RunConfig) -> list[data.Source]:
-    """Find the input files, what each holds, and where vectors and quality will come from."""
+    """Find the device, the input files, what each holds, whence vectors and quality come."""
+    if config.device != "auto":  # which cannot fail, and would import torch
+        device(config)
     column = data.vectors_column(config.embeddings)
     if config.embeddings is None:
         find_encoder(config.encoder)
@@ -164,6 +168,11 @@ def check_model(config: RunConfig) -> None:
     from pyids.lm import resolve_model
     from pyids.scoring import SCORERS
 
+    needed = ["torch", "transformers", *(["peft"] if config.tuning == "lora" else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ConfigError(
+            f"training needs the package {missing[0]}: pip install 'pyids-select[train]'"
+        )
     for name in (config.model, config.guide, config.reward_model):
         if name is not None:
             resolve_model(name)
@@ -181,12 +190,30 @@ def device(config: RunConfig) -> str:
 
 
 def find_device(name: str) -> str:
-    """Return the device that is meant: for ``auto`` CUDA, where there is one."""
-    if name != "auto":
-        return name
-    import torch
+    """Return the device that is meant: for ``auto`` CUDA, where there is one.
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Raises
+    ------
+    ConfigError
+        A CUDA device is named that is not there.
+    """
+    if name == "cpu":
+        return name
+    found: list[str] = []
+    # Without torch, as in an installation of the core alone, there is the CPU.
+    with suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available():
+            found = ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return "cuda" if found else "cpu"
+    if name.startswith("cuda") and name not in found:
+        raise ConfigError(
+            f"--device {name}: torch finds no such device ({', '.join(found) or 'no CUDA at all'}):"
+            " choose auto or cpu"
+        )
+    return name
 
 
 def plan(config: RunConfig) -> str:
@@ -385,12 +412,14 @@ def cluster(store: Store, config: RunConfig) -> None:
 
     from pyids.clustering import KMeans
 
+    # By the cosine there is k-means on the CPU alone.
+    on_cpu = config.device == "cpu" or config.metric == "cosine"
     kmeans = KMeans(
         n_clusters,
         max_iter=config.kmeans_iterations,
         metric=config.metric,
         random_state=config.seed,
-        device="auto" if config.device == "auto" else "cpu" if config.device == "cpu" else "cuda",
+        device="cpu" if on_cpu else "auto" if config.device == "auto" else "cuda",
         n_threads=config.threads,
         max_memory=_CLUSTERING_BYTES,
     )
@@ -522,6 +551,7 @@ def facts(store: Store, config: RunConfig) -> dict[str, Any]:
             "near_repeats": store.near_repeats,
             "kept": store.kept,
         },
-        "device": device(config),
+        # What is named may be missing here, where the rest of the work needs it no more.
+        "device": device(config) if config.device == "auto" else config.device,
         "threads": config.threads or len(os.sched_getaffinity(0)),
     }

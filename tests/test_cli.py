@@ -103,6 +103,7 @@ VECTORS = ["--clusters", 4, "--embeddings"]
         (["--quality", "perplexity:no/such-model"], "no/such-model"),
         (JUDGE, "endpoint 'example.org' is not a URL"),
         ([*VECTORS, "few.npy"], "few.npy: 10 vectors for 400 rows"),
+        (["--device", "cuda:64"], "--device cuda:64: torch finds no such device"),
     ],
 )
 def test_a_wrong_option_is_answered_before_the_folder_is_claimed(

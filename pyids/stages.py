@@ -6,6 +6,7 @@ that resuming is. `plan` does what can be checked before any work.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
@@ -78,17 +79,62 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as aside:
-                aside.write_text(config.to_yaml(), encoding="utf-8")
+                aside.write_text(_anywhere(config).to_yaml(), encoding="utf-8")
             if config.embeddings is None and until != "read":
                 embed(store, config, engine)
         if until == "cluster":
-            cluster(store, config)
-            drop_near(store, config)
-            rate(store, config)
+            _after_vectors(store, config)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def reopen(config: RunConfig, until: Stage = "cluster") -> Store:
+    """Open the run folder that holds `config`, and do the stages that are not done.
+
+    Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing: a
+    folder that has them needs nothing outside it.
+    """
+    store = Store(config.output_path)
+    if not _has_vectors(store, needed=until != "read"):
+        return prepare(config, until)
+    store = Store.open(config.output_path)
+    try:
+        if until == "cluster":
+            _after_vectors(store, config)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _has_vectors(store: Store, *, needed: bool) -> bool:
+    """Whether the rows have been read to the end, and embedded if that is needed."""
+    if not all((store.path / kind / "index.json").exists() for kind in ("rows", "keep")):
+        return False
+    entries = (store.artefact("embeddings", shard, ".json") for shard in store.shards)
+    return not needed or all(entry.exists() for entry in entries)
+
+
+def _after_vectors(store: Store, config: RunConfig) -> None:
+    """Do the stages that need nothing but rows and vectors."""
+    cluster(store, config)
+    drop_near(store, config)
+    rate(store, config)
+
+
+def _anywhere(config: RunConfig) -> RunConfig:
+    """Give `config` with paths of data and vectors that hold in any working directory."""
+    paths: dict[str, Any] = {
+        "data": [
+            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
+            for name in config.data  # what is neither is a name on the hub
+        ]
+    }
+    if (path := _vectors_file(config)) is not None:
+        paths["embeddings"] = os.path.abspath(path)
+    return config.model_copy(update=paths)
 
 
 def _identity(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyids.config import RunConfig
 from pyids.errors import ConfigError
 from pyids.export import Selected, export
 from pyids.selection import get_method, pool_from_store
+from pyids.store import Store
 
 logger = logging.getLogger("pyids")
 
@@ -48,7 +49,7 @@ def select(
     ConfigError
         There is no such method or option, or it needs a quality and none is named.
     """
-    return _select(config, config, method, path, settings or {})
+    return _select(stages.prepare, config, config, method, path, settings or {})
 
 
 def select_from_folder(
@@ -80,10 +81,11 @@ def select_from_folder(
         )
     folder_config = stages.saved_config(Path(folder))
     config = stages.saved_config(Path(folder), **changes)
-    return _select(folder_config, config, method, path, settings or {})
+    return _select(stages.reopen, folder_config, config, method, path, settings or {})
 
 
 def _select(
+    open_folder: Callable[[RunConfig, stages.Stage], Store],
     folder_config: RunConfig,
     config: RunConfig,
     method: str,
@@ -98,7 +100,7 @@ def _select(
         until = "embed"
     if {"labels", "centroids"} & set(chosen.needs) or folder_config.near_duplicates is not None:
         until = "cluster"
-    with stages.prepare(folder_config, until) as store:
+    with open_folder(folder_config, until) as store:
         quality = stages.quality(store, config) if "quality" in chosen.needs else None
         pool = pool_from_store(store, quality=quality, threads=config.threads)
         row_ids = chosen(pool, config.budget_rows(store.kept), seed=config.seed, **settings)

@@ -1,5 +1,6 @@
 """`pyids select`: any method, from data or from a run folder."""
 
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -46,6 +47,46 @@ def test_a_run_folder_is_not_changed_by_selecting_from_it(pool, tmp_path):
     options = ["--method", "random", "--budget", 10, "--seed", 5, "--to", tmp_path / "rows.jsonl"]
     assert len(selected(invoke("select", tmp_path / "run", *options))) == 10
     assert invoke("verify", tmp_path / "run").exit_code == 0
+
+
+def test_a_run_folder_needs_nothing_outside_it(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
+        selection.draw()
+        probes = selection.export_probes().read_bytes().splitlines()
+    pool.path.unlink()
+    pool.vectors.unlink()
+    scores = tmp_path / "scores.jsonl"
+    scores.write_bytes(b"".join(line[:-1] + b', "score": 1}\n' for line in probes))
+    assert invoke("tell", tmp_path / "run", scores).exit_code == 0
+    assert invoke("export", tmp_path / "run", "--format", "trl").exit_code == 0
+    options = ["--method", "km-closest", "--budget", 10, "--to", tmp_path / "rows.jsonl"]
+    assert len(selected(invoke("select", tmp_path / "run", *options))) == 10
+    assert invoke("ask", tmp_path / "run").exit_code == 3
+
+
+def test_a_missing_stage_finds_relative_paths_from_anywhere(pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--embeddings", "vectors.npy", "--clusters", 4, "--budget", 40, "--output", "run"]
+    for data in ("pool.jsonl", "pool.json[l]"):
+        shutil.rmtree("run", ignore_errors=True)
+        selected(invoke("select", data, *options, "--method", "random"))
+        monkeypatch.chdir("/")
+        rows = tmp_path / "rows.jsonl"
+        result = invoke("select", tmp_path / "run", "--method", "km-closest", "--to", rows)
+        assert len(selected(result)) == 40
+        monkeypatch.chdir(tmp_path)
+
+
+def test_the_data_is_not_written_over(pool, tmp_path, monkeypatch):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    before = pool.path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert invoke("ask", "run").exit_code == 0
+    for command in (["export", "run"], ["select", "run", "--method", "random"]):
+        result = invoke(*command, "--to", "pool.jsonl")
+        assert result.exit_code == 2
+        assert "pool.jsonl is the data that was selected from" in result.output
+    assert pool.path.read_bytes() == before
 
 
 def test_a_method_without_vectors_needs_none(pool, tmp_path):

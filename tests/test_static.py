@@ -119,12 +119,63 @@ def test_settings_reach_the_method(pool, tmp_path):
     assert "NAME=VALUE" in invoke("select", *options, "--set", "column").output
 
 
-@pytest.mark.parametrize("option", ["--clusters", "--rounds"])
+@pytest.mark.parametrize("option", ["--clusters", "--kmeans-iterations", "--output"])
 def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
     result = invoke("select", tmp_path / "run", "--method", "random", option, 7)
     assert result.exit_code == 2
     assert "belongs to the run folder" in result.output
+
+
+@pytest.mark.parametrize("option", [["--rounds", 7], ["--scorer", "nosuch"], ["--epochs", 2]])
+def test_options_of_rounds_are_not_dropped_unseen(pool, tmp_path, option):
+    options = [*data_options(pool, tmp_path / "run"), "--budget", 40]
+    result = invoke("select", *options, "--method", "random", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for rounds" in result.output
+    assert not (tmp_path / "run").exists()
+    config = tmp_path / "c.yaml"  # which may be that of a run
+    config.write_text("rounds: 7\nscorer: loss\n")
+    selected(invoke("select", *options, "--method", "random", "--config", config))
+
+
+def test_one_folder_takes_several_draws(pool, tmp_path):
+    def draw(folder, *options):
+        return selected(invoke("select", *data_options(pool, tmp_path / folder), *options))
+
+    draws = [
+        ["--method", "random", "--budget", 40],
+        ["--method", "random", "--budget", 9, "--seed", 5],
+        ["--method", "km-random", "--budget", 20],
+    ]
+    for n, options in enumerate(draws):
+        assert draw("one", *options) == draw(f"fresh {n}", *options)
+    # Other clusters are another matter.
+    result = invoke("select", *data_options(pool, tmp_path / "one"), *draws[2], "--seed", 5)
+    assert result.exit_code == 2
+    assert "is the folder of another run: seed was 0, now 5" in result.output
+
+
+def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {pool.path}\nbudget: 2\nrounds: 9\nclusters: 4\noutput: x\n")
+    options = ["select", tmp_path / "run", "--method", "random", "--config", config]
+    assert len(selected(invoke(*options))) == 2
+    assert len(selected(invoke(*options, "--budget", 5))) == 5
+    config.write_text("clusters: 7\n")
+    assert "clusters belongs to the run folder" in invoke(*options).output
+
+
+def test_an_export_of_nothing_is_refused(pool, tmp_path):
+    selected(
+        invoke("select", *data_options(pool, tmp_path / "r"), "--method", "random", "--budget", 9)
+    )
+    result = invoke("export", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "no round has drawn rows yet" in result.output
+    assert not (tmp_path / "r" / "selected.jsonl").exists()
+    assert "is not a run folder" in invoke("export", tmp_path / "nothing").output
 
 
 def test_everything_is_listed_with_its_source():

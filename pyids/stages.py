@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from pyids import data
 from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
+from pyids.data.readers import Reader
 from pyids.data.sources import fingerprint_files
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError
@@ -179,7 +181,7 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def check_inputs(config: RunConfig) -> list[data.Source]:
-    """Find the device, the input files, what each holds, whence vectors and quality come."""
+    """Find the device, the input files, what each holds, and what vectors and quality are."""
     if config.device != "auto":  # which cannot fail, and would import torch
         device(config)
     column = data.vectors_column(config.embeddings)
@@ -194,7 +196,7 @@ def check_inputs(config: RunConfig) -> list[data.Source]:
 
 
 def _check_quality(quality: str, default_model: str, sources: Sequence[data.Source]) -> None:
-    """Find the signal and its model, or the column in the first row of every source."""
+    """Find the signal and its model, or the column and a number in it in every first row."""
     from pyids.signals import SIGNALS, make_signal
 
     if (signal := make_signal(quality, default_model=default_model)) is not None:
@@ -206,6 +208,13 @@ def _check_quality(quality: str, default_model: str, sources: Sequence[data.Sour
             raise ConfigError(
                 f"quality {quality!r} is neither a signal ({', '.join(SIGNALS)}) nor a column of "
                 f"{source.path} (it has: {list_columns(source.columns)})"
+            )
+        rows = islice(Reader(source.path, source.kind, source.compression), 100)
+        value = next((row.get(quality) for *_, row in rows if isinstance(row, dict)), None)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ConfigError(
+                f"{source.path}: the column {quality!r} of --quality holds {value!r:.40}: name one "
+                f"of numbers, or a signal ({', '.join(SIGNALS)})"
             )
 
 

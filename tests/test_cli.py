@@ -100,6 +100,7 @@ VECTORS = ["--clusters", 4, "--embeddings"]
     ("options", "words"),
     [
         (["--quality", "lenght"], "quality 'lenght' is neither a signal (length, "),
+        (["--quality", "name"], "the column 'name' of --quality holds 'row 0'"),
         (["--quality", "perplexity:no/such-model"], "no/such-model"),
         (JUDGE, "endpoint 'example.org' is not a URL"),
         ([*VECTORS, "few.npy"], "few.npy: 10 vectors for 400 rows"),

@@ -133,8 +133,15 @@ def select(
     from pyids import static
 
     parsed = _parse_settings(settings)
+    if unused := sorted(_given(options).keys() & static.OF_ROUNDS):
+        flag = unused[0].replace("_", "-")
+        raise ConfigError(f"--{flag} is for rounds, and `pyids select` has none: leave it out")
     if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
-        changes = _given(options)
+        in_file = load_config(config_file) if config_file else {}
+        # The folder says what is selected from.
+        for name in in_file.keys() & {"data", "output", *static.OF_ROUNDS}:
+            del in_file[name]
+        changes = {**in_file, **_given(options)}
         click.echo(static.select_from_folder(data[0], method, path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
@@ -163,7 +170,15 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
     """Write what the run in FOLDER has selected, in the form that a trainer reads."""
     from pyids.export import push_to_hub
     from pyids.refine import Selection
+    from pyids.rounds import has_drawn
+    from pyids.stages import saved_config
 
+    saved_config(Path(folder))
+    if not has_drawn(Path(folder)):
+        raise ConfigError(
+            f"{folder}: no round has drawn rows yet: go on with `pyids run` or `pyids ask` (what "
+            "`pyids select` has selected it has written)"
+        )
     with Selection.open(folder) as selection:
         written = selection.export(path, format=form)
     click.echo(push_to_hub(written, hub_name) if hub_name else written)

@@ -286,6 +286,8 @@ def _explain(problem: Any) -> str:
     option = names[0] if names else ""
     if problem["type"] == "value_error" or not option:
         return message
+    if problem["type"] == "missing" and option == "data":
+        return "data is missing: name it as DATA (`pyids ask`: --data), or as data in the config"
     if problem["type"] == "missing":
         return f"{option} is missing: give --{option.replace('_', '-')}"
     if problem["type"] == "extra_forbidden":

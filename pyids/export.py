@@ -113,7 +113,7 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
     Raises
     ------
     ConfigError
-        There is no such format, or the place cannot be written.
+        There is no such format, or the place cannot be written or is the data itself.
     DataError
         A column of the input has the name of one that is added, or types that the format does not
         hold.
@@ -125,6 +125,9 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
             f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
         ) from None
     path = Path(path)
+    rows = path / "selected.jsonl" if write in _FOLDERS else path
+    if rows.resolve() in {Path(source["path"]).resolve() for source in store.index["sources"]}:
+        raise ConfigError(f"{rows} is the data that was selected from: choose another place")
     try:
         (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
@@ -140,8 +143,19 @@ def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
 
     What has no one schema (tools, arguments of calls) is of type ``Json``, and so comes out as it
     was: a table would fill the keys of one row into all others, or refuse them.
+
+    Raises
+    ------
+    ConfigError
+        The package datasets is not installed.
     """
-    import datasets
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(
+            "rows as a data set need the package datasets: pip install 'pyids-select[train]'; "
+            "`Selection.export` writes them to a file without it"
+        ) from None
 
     whole = [{**row.record, "messages": row.messages, f"{PREFIX}id": row.row_id} for row in rows]
     names = dict.fromkeys(name for row in whole for name in row)

@@ -91,7 +91,8 @@ class Selection:
             The run folder.
         **options
             Fields of `RunConfig`, `data` and `budget` among them; none to go on with the
-            configuration that the folder holds.
+            configuration that the folder holds, which then needs neither the data nor the vectors
+            that it was made from.
 
         Raises
         ------
@@ -99,7 +100,8 @@ class Selection:
             The folder holds no selection, or another one.
         """
         if not options:
-            return cls.from_config(stages.saved_config(Path(path)))
+            config = stages.saved_config(Path(path))
+            return cls(stages.reopen(config), config)
         return cls.from_config(make_config(**options | {"output": str(path)}))
 
     @classmethod

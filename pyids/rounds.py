@@ -40,6 +40,11 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_checkpoints(folder))
 
 
+def has_drawn(folder: Path) -> bool:
+    """Whether this is the folder of a run that has drawn rows."""
+    return (folder / "rounds" / "1" / "selected.npy").exists()
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
 

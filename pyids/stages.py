@@ -6,11 +6,15 @@ that resuming is. `plan` does what can be checked before any work.
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,8 +23,12 @@ from numpy.typing import NDArray
 
 from pyids import data
 from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
+from pyids.data.readers import Reader
+from pyids.data.sources import fingerprint_files
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError
+from pyids.formats import list_columns
+from pyids.rounds import has_drawn
 from pyids.store import (
     Shard,
     Store,
@@ -37,6 +45,7 @@ from pyids.store import (
 
 if TYPE_CHECKING:
     from pyids.encoders import Encoder
+    from pyids.endpoint import Endpoint
     from pyids.scoring import Rater
 
 logger = logging.getLogger("pyids")
@@ -63,25 +72,90 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     sources = check_inputs(config)
     store = Store.open(config.output_path)
     try:
-        inputs = data.fingerprint_sources(sources, store, limit=config.limit)
-        identity = {**config.model_dump(exclude=_MACHINE), "inputs": inputs}
+        identity = _identity(config, sources, store)
         store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
-            # Only now: a folder whose rows could not be read is nobody's.
+            if config.embeddings is not None and until != "read":
+                data.take_vectors(store, config.embeddings, engine)
+            # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as aside:
-                aside.write_text(config.to_yaml(), encoding="utf-8")
-            if until != "read":
+                aside.write_text(_anywhere(config).to_yaml(), encoding="utf-8")
+            if config.embeddings is None and until != "read":
                 embed(store, config, engine)
         if until == "cluster":
-            cluster(store, config)
-            drop_near(store, config)
-            rate(store, config)
+            _after_vectors(store, config)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def reopen(config: RunConfig, until: Stage = "cluster") -> Store:
+    """Open the run folder that holds `config`, and do the stages that are not done.
+
+    Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing: a
+    folder that has them needs nothing outside it.
+    """
+    store = Store(config.output_path)
+    if not _has_vectors(store, needed=until != "read"):
+        return prepare(config, until)
+    store = Store.open(config.output_path)
+    try:
+        if until == "cluster":
+            _after_vectors(store, config)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _has_vectors(store: Store, *, needed: bool) -> bool:
+    """Whether the rows have been read to the end, and embedded if that is needed."""
+    if not all((store.path / kind / "index.json").exists() for kind in ("rows", "keep")):
+        return False
+    entries = (store.artefact("embeddings", shard, ".json") for shard in store.shards)
+    return not needed or all(entry.exists() for entry in entries)
+
+
+def _after_vectors(store: Store, config: RunConfig) -> None:
+    """Do the stages that need nothing but rows and vectors."""
+    cluster(store, config)
+    drop_near(store, config)
+    rate(store, config)
+
+
+def _anywhere(config: RunConfig) -> RunConfig:
+    """Give `config` with paths of data and vectors that hold in any working directory."""
+    paths: dict[str, Any] = {
+        "data": [
+            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
+            for name in config.data  # what is neither is a name on the hub
+        ]
+    }
+    if (path := _vectors_file(config)) is not None:
+        paths["embeddings"] = os.path.abspath(path)
+    return config.model_copy(update=paths)
+
+
+def _identity(
+    config: RunConfig, sources: Sequence[data.Source], store: Store | None = None
+) -> dict[str, Any]:
+    """Collect what two runs in one folder must share: the options and the content of the input."""
+    identity = {
+        **config.model_dump(exclude=_MACHINE),
+        "inputs": data.fingerprint_sources(sources, store, limit=config.limit),
+    }
+    if (path := _vectors_file(config)) is not None:
+        # What is in the file, not where it lies: vectors may move, as data may.
+        [identity["embeddings"]] = fingerprint_files([path], store)
+    return identity
+
+
+def _vectors_file(config: RunConfig) -> str | None:
+    """Return the ``.npy`` file that brings the vectors, if one does."""
+    return config.embeddings if data.vectors_column(config.embeddings) is None else None
 
 
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
@@ -107,20 +181,53 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def check_inputs(config: RunConfig) -> list[data.Source]:
-    """Find the input files, what each holds, and where the vectors will come from."""
+    """Find the device, the input files, what each holds, and what vectors and quality are."""
+    if config.device != "auto":  # which cannot fail, and would import torch
+        device(config)
     column = data.vectors_column(config.embeddings)
     if config.embeddings is None:
         find_encoder(config.encoder)
     elif column is None:
         data.open_vectors(config.embeddings)
-    return data.open_sources(config.data, format=config.format, vectors=column)
+    sources = data.open_sources(config.data, format=config.format, vectors=column)
+    if config.quality is not None:
+        _check_quality(config.quality, config.model, sources)
+    return sources
+
+
+def _check_quality(quality: str, default_model: str, sources: Sequence[data.Source]) -> None:
+    """Find the signal and its model, or the column and a number in it in every first row."""
+    from pyids.signals import SIGNALS, make_signal
+
+    if (signal := make_signal(quality, default_model=default_model)) is not None:
+        _ = signal.identity  # looks for the model
+        return
+    for source in sources:
+        # Without columns there was no row that could be read: the reading will say so.
+        if source.columns and quality not in source.columns:
+            raise ConfigError(
+                f"quality {quality!r} is neither a signal ({', '.join(SIGNALS)}) nor a column of "
+                f"{source.path} (it has: {list_columns(source.columns)})"
+            )
+        rows = islice(Reader(source.path, source.kind, source.compression), 100)
+        value = next((row.get(quality) for *_, row in rows if isinstance(row, dict)), None)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ConfigError(
+                f"{source.path}: the column {quality!r} of --quality holds {value!r:.40}: name one "
+                f"of numbers, or a signal ({', '.join(SIGNALS)})"
+            )
 
 
 def check_model(config: RunConfig) -> None:
-    """Find the language model and the scorer, without loading anything."""
+    """Find the language model, the scorer and its judge, without loading or asking anything."""
     from pyids.lm import resolve_model
     from pyids.scoring import SCORERS
 
+    needed = ["torch", "transformers", *(["peft"] if config.tuning == "lora" else [])]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ConfigError(
+            f"training needs the package {missing[0]}: pip install 'pyids-select[train]'"
+        )
     for name in (config.model, config.guide, config.reward_model):
         if name is not None:
             resolve_model(name)
@@ -128,6 +235,8 @@ def check_model(config: RunConfig) -> None:
         raise ConfigError(
             f"there is no scorer {config.scorer!r}: choose one of {', '.join(SCORERS)}"
         )
+    if config.scorer == "judge":
+        _judge(config)
 
 
 def device(config: RunConfig) -> str:
@@ -136,12 +245,30 @@ def device(config: RunConfig) -> str:
 
 
 def find_device(name: str) -> str:
-    """Return the device that is meant: for ``auto`` CUDA, where there is one."""
-    if name != "auto":
-        return name
-    import torch
+    """Return the device that is meant: for ``auto`` CUDA, where there is one.
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    Raises
+    ------
+    ConfigError
+        A CUDA device is named that is not there.
+    """
+    if name == "cpu":
+        return name
+    found: list[str] = []
+    # Without torch, as in an installation of the core alone, there is the CPU.
+    with suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available():
+            found = ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return "cuda" if found else "cpu"
+    if name.startswith("cuda") and name not in found:
+        raise ConfigError(
+            f"--device {name}: torch finds no such device ({', '.join(found) or 'no CUDA at all'}):"
+            " choose auto or cpu"
+        )
+    return name
 
 
 def plan(config: RunConfig) -> str:
@@ -152,6 +279,9 @@ def plan(config: RunConfig) -> str:
     check_model(config)
     sources = check_inputs(config)
     check_writable(config.output_path)
+    folder = Store(config.output_path)
+    if (folder.path / "identity.json").exists():
+        folder.check_claim(_identity(config, sources))
     with make_engine(config.engine, config.workers) as engine:
         intake = data.check(
             sources,
@@ -160,6 +290,8 @@ def plan(config: RunConfig) -> str:
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
         )
+    if (path := _vectors_file(config)) is not None:
+        data.open_vectors(path, intake.rows, limit=config.limit)
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
@@ -251,10 +383,7 @@ class _EmbedTask:
 
 
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
-    """Give every row that stays its vector: ``embeddings/``, one file a shard."""
-    if config.embeddings is not None:
-        data.take_vectors(store, config.embeddings, engine)
-        return
+    """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     tasks = [
         _EmbedTask(
@@ -321,12 +450,7 @@ def cluster(store: Store, config: RunConfig) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
     n_clusters = choose_clusters(store, config)
     made_from = {
-        "embeddings": fingerprint(
-            [
-                read_json(store.artefact("embeddings", shard, ".json"))["files"]
-                for shard in store.shards
-            ]
-        ),
+        "embeddings": _vectors_of(store),
         "clusters": n_clusters,
         "iterations": config.kmeans_iterations,
         "metric": config.metric,
@@ -336,16 +460,23 @@ def cluster(store: Store, config: RunConfig) -> None:
     entry = path.with_suffix(".json")
     if read_entry(entry, made_from) is not None:
         return
+    if has_drawn(store.path) and entry.exists() and read_json(entry)["made_from"] != made_from:
+        raise ConfigError(
+            f"{store.path}: its rounds drew from clusters of other vectors than there are now (a "
+            "new version of the encoder?): choose another --output"
+        )
     from safetensors.numpy import save_file
 
     from pyids.clustering import KMeans
 
+    # By the cosine there is k-means on the CPU alone.
+    on_cpu = config.device == "cpu" or config.metric == "cosine"
     kmeans = KMeans(
         n_clusters,
         max_iter=config.kmeans_iterations,
         metric=config.metric,
         random_state=config.seed,
-        device="auto" if config.device == "auto" else "cpu" if config.device == "cpu" else "cuda",
+        device="cpu" if on_cpu else "auto" if config.device == "auto" else "cuda",
         n_threads=config.threads,
         max_memory=_CLUSTERING_BYTES,
     )
@@ -371,15 +502,26 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
     if config.clusters != "auto":
         return config.cluster_count(store.kept)
     path = store.path / "auto_k.json"
-    if not path.exists():
+    made_from = {
+        "embeddings": _vectors_of(store),
+        "metric": config.metric,
+        "seed": config.seed,
+    }
+    if not path.exists() or read_json(path).get("made_from") != made_from:
         from pyids.auto_k import choose_k
 
         choice = choose_k(
             store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
         )
-        write_json(path, {"clusters": choice.k, **choice.evidence})
+        write_json(path, {"made_from": made_from, "clusters": choice.k, **choice.evidence})
         logger.info("chose %d clusters by silhouette", choice.k)
     return int(read_json(path)["clusters"])
+
+
+def _vectors_of(store: Store) -> str:
+    """Stands for all vectors in what is made of them."""
+    entries = [store.artefact("embeddings", shard, ".json") for shard in store.shards]
+    return fingerprint([read_json(entry)["files"] for entry in entries])
 
 
 def drop_near(store: Store, config: RunConfig) -> None:
@@ -439,15 +581,20 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
             device=device(config),
             dtype=config.dtype,
         )
-    if config.scorer == "judge" and config.judge_url and config.judge_model:
-        from pyids.endpoint import Endpoint
+    if config.scorer == "judge":
         from pyids.judge import Judge
 
-        endpoint = Endpoint(
-            config.judge_url, config.judge_model, max_requests=config.judge_requests
-        )
-        return Judge(endpoint, cache=store.path / "judge.jsonl")
+        return Judge(_judge(config), cache=store.path / "judge.jsonl")
     return None
+
+
+def _judge(config: RunConfig) -> Endpoint:
+    """Return where the judge is asked."""
+    from pyids.endpoint import Endpoint
+
+    return Endpoint(
+        config.judge_url or "", config.judge_model or "", max_requests=config.judge_requests
+    )
 
 
 def facts(store: Store, config: RunConfig) -> dict[str, Any]:
@@ -461,6 +608,7 @@ def facts(store: Store, config: RunConfig) -> dict[str, Any]:
             "near_repeats": store.near_repeats,
             "kept": store.kept,
         },
-        "device": device(config),
+        # What is named may be missing here, where the rest of the work needs it no more.
+        "device": device(config) if config.device == "auto" else config.device,
         "threads": config.threads or len(os.sched_getaffinity(0)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,23 @@ from pyids import stages
 from pyids.config import RunConfig
 from pyids.errors import ConfigError
 from pyids.export import Selected, export
-from pyids.selection import get_method, pool_from_store
+from pyids.selection import Method, get_method, pool_from_store
+from pyids.store import Store
 
 logger = logging.getLogger("pyids")
 
 
 # What may differ from the configuration of the run folder that is selected from.
 _OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
+
+# Options that only rounds look at.
+OF_ROUNDS = {"rounds", "candidates", "quota"} | {
+    name
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(extra := field.json_schema_extra, dict)
+    and extra["group"] in ("Training", "Scoring")
+    and name != "model"  # that of a quality signal, too
+}
 
 
 def select(
@@ -35,7 +45,7 @@ def select(
     ----------
     config
         What is selected from, how much, and where: rows are read, embedded and clustered only as
-        far as the method needs.
+        far as the method needs. A folder that holds them already may be that of another draw.
     method
         Name of a method.
     path
@@ -48,7 +58,8 @@ def select(
     ConfigError
         There is no such method or option, or it needs a quality and none is named.
     """
-    return _select(config, config, method, path, settings or {})
+    folder_config = _for_folder(config, _needed(get_method(method), config))
+    return _select(stages.prepare, folder_config, config, method, path, settings or {})
 
 
 def select_from_folder(
@@ -71,19 +82,46 @@ def select_from_folder(
     Raises
     ------
     ConfigError
-        Another field: it would need another folder.
+        Another field differs: it would need another folder.
     """
-    if others := sorted(changes.keys() - _OF_A_SELECTION):
+    folder_config = stages.saved_config(Path(folder))
+    # Without rounds, a budget need not reach for one row in each.
+    config = stages.saved_config(Path(folder), **{"rounds": 1, **changes})
+    others = [
+        name
+        for name in sorted(changes.keys() - _OF_A_SELECTION)
+        if name == "output" or getattr(config, name) != getattr(folder_config, name)
+    ]
+    if others:
         raise ConfigError(
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
             "another --output"
         )
-    folder_config = stages.saved_config(Path(folder))
-    config = stages.saved_config(Path(folder), **changes)
-    return _select(folder_config, config, method, path, settings or {})
+    return _select(stages.reopen, folder_config, config, method, path, settings or {})
+
+
+def _needed(method: Method, config: RunConfig) -> stages.Stage:
+    """Return how far rows must be prepared for a method."""
+    if {"labels", "centroids"} & set(method.needs) or config.near_duplicates is not None:
+        return "cluster"
+    return "embed" if "embeddings" in method.needs else "read"
+
+
+def _for_folder(config: RunConfig, until: stages.Stage) -> RunConfig:
+    """Replace what decides the draw alone by what the folder, if there is one, was made with."""
+    if not (config.output_path / "config.yaml").exists():
+        return config
+    of_the_draw = {"budget", "seed", "quality", "model", *OF_ROUNDS}
+    if until == "cluster":
+        of_the_draw -= {"seed"}
+        if config.clusters is None:  # their number follows from these
+            of_the_draw -= {"budget", "rounds"}
+    saved = stages.saved_config(config.output_path)
+    return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
 
 
 def _select(
+    open_folder: Callable[[RunConfig, stages.Stage], Store],
     folder_config: RunConfig,
     config: RunConfig,
     method: str,
@@ -93,12 +131,8 @@ def _select(
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
-    until: stages.Stage = "read"
-    if "embeddings" in chosen.needs:
-        until = "embed"
-    if {"labels", "centroids"} & set(chosen.needs) or folder_config.near_duplicates is not None:
-        until = "cluster"
-    with stages.prepare(folder_config, until) as store:
+    until = _needed(chosen, folder_config)
+    with open_folder(folder_config, until) as store:
         quality = stages.quality(store, config) if "quality" in chosen.needs else None
         pool = pool_from_store(store, quality=quality, threads=config.threads)
         row_ids = chosen(pool, config.budget_rows(store.kept), seed=config.seed, **settings)

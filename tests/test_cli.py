@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner
@@ -88,6 +89,54 @@ def test_a_bad_option_is_answered_in_one_line(tmp_path, options, words):
     assert result.exit_code == 2, result.output
     assert words in result.output.splitlines()[-1]
     assert sum("pyids: " in line for line in result.output.splitlines()) == 1
+
+
+JUDGE = ["--scorer", "judge", "--judge-url", "example.org", "--judge-model", "m"]
+VECTORS = ["--clusters", 4, "--embeddings"]
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--quality", "lenght"], "quality 'lenght' is neither a signal (length, "),
+        (["--quality", "name"], "the column 'name' of --quality holds 'row 0'"),
+        (["--quality", "perplexity:no/such-model"], "no/such-model"),
+        (JUDGE, "endpoint 'example.org' is not a URL"),
+        ([*VECTORS, "few.npy"], "few.npy: 10 vectors for 400 rows"),
+        (["--device", "cuda:64"], "--device cuda:64: torch finds no such device"),
+    ],
+)
+def test_a_wrong_option_is_answered_before_the_folder_is_claimed(
+    pool, tmp_path, monkeypatch, dry_run, options, words
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("few.npy", np.load(pool.vectors)[:10])
+    result = invoke("run", pool.path, "--budget", 30, "--output", "run", *options, *dry_run)
+    assert result.exit_code == 2, result.output
+    assert words in result.output.splitlines()[-1]
+    assert not Path("run", "identity.json").exists()
+
+
+def test_vectors_that_cannot_be_used_leave_the_folder_nobodys(pool, tmp_path):
+    vectors = np.load(pool.vectors)
+    np.save(pool.vectors, np.where(np.arange(400)[:, None] == 7, np.nan, vectors))
+    arguments = ["ask", tmp_path / "run", "--data", pool.path, "--budget", 30]
+    arguments += [*VECTORS, pool.vectors]
+    assert "row ids 7" in invoke(*arguments).output
+    np.save(pool.vectors, vectors)
+    assert invoke(*arguments).exit_code == 0
+
+
+def test_a_dry_run_in_the_folder_of_another_run_is_refused(pool, tmp_path):
+    arguments = ["--budget", 30, *VECTORS, pool.vectors]
+    folder = tmp_path / "run"
+    assert invoke("ask", folder, "--data", pool.path, *arguments).exit_code == 0
+    arguments = ["run", pool.path, "--output", folder, *arguments, "--dry-run"]
+    assert invoke(*arguments).exit_code == 0
+    result = invoke(*arguments, "--seed", 1)
+    assert result.exit_code == 2
+    assert "is the folder of another run: seed was 0, now 1" in result.output
 
 
 @pytest.mark.parametrize("data", ["nowhere.jsonl", "empty-folder", "notes.txt"])

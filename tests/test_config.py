@@ -35,6 +35,8 @@ def test_a_bad_option_is_named_in_one_line(options, words):
 
 
 def test_a_missing_option_is_named():
+    with pytest.raises(ConfigError, match="data is missing: name it as DATA"):
+        make_config(budget=10)
     with pytest.raises(ConfigError, match="budget is missing: give --budget"):
         make_config(data="pool.jsonl")
 

@@ -80,7 +80,7 @@ def test_columns_of_an_earlier_selection_are_replaced(stored, tmp_path):
     assert '"keep":0.10' in last
     assert json.loads(last)["_pyids_id"] == 3
     again = stored(path.read_text(), "again")
-    twice = lines(export(again, some(), tmp_path / "again.jsonl"))
+    twice = lines(export(again, some(), tmp_path / "twice.jsonl"))
     assert [json.loads(line) for line in twice] == [json.loads(line) for line in lines(path)]
     assert '"f":1.50,"e":1E5' in twice[0]
 

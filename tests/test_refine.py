@@ -9,6 +9,8 @@ import orjson
 import pytest
 
 import pyids
+from pyids import stages
+from pyids.config import make_config
 from pyids.errors import ConfigError, DataError
 from pyids.scoring import Scores
 
@@ -178,6 +180,49 @@ def test_a_folder_of_another_config_is_refused(pool, tmp_path):
         pyids.Selection.open(tmp_path / "run", **pool.options(clusters=5))
 
 
+def test_other_vectors_are_refused_as_other_data_are(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        selection.draw()
+        drawn = selection.rounds.selected(0)
+        selection.tell(useful(pool, selection))
+    vectors = np.load(pool.vectors)
+    moved = tmp_path / "elsewhere" / pool.vectors.name
+    moved.parent.mkdir()
+    np.save(moved, vectors)
+    with pyids.Selection.open(tmp_path / "run", **pool.options(embeddings=str(moved))) as selection:
+        np.testing.assert_array_equal(selection.rounds.selected(0), drawn)
+    np.save(pool.vectors, vectors[::-1])
+    with pytest.raises(ConfigError, match=r"another run: embeddings was .*vectors\.npy"):
+        pyids.Selection.open(tmp_path / "run", **pool.options())
+
+
+def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
+    config = make_config(**pool.options(output=str(tmp_path / "run")))
+    with pyids.Selection.from_config(config) as selection:
+        stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
+        stages.cluster(selection.store, config)
+        selection.draw()
+        with pytest.raises(ConfigError, match="drew from clusters of other vectors"):
+            stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
+
+
+def test_clusters_by_the_cosine_are_found_on_the_cpu(pool, tmp_path):
+    config = make_config(**pool.options(output=str(tmp_path / "run"), metric="cosine"))
+    with stages.prepare(config, "embed") as store:
+        stages.cluster(store, config.model_copy(update={"device": "cuda"}))
+        assert store.cluster_sizes.sum() == 400
+
+
+def test_the_number_of_clusters_is_chosen_anew_for_other_vectors(pool, tmp_path):
+    config = make_config(**pool.options(output=str(tmp_path / "run"), clusters="auto"))
+    with stages.prepare(config) as store:
+        path = tmp_path / "run" / "auto_k.json"
+        choice = orjson.loads(path.read_bytes())
+        stale = {**choice["made_from"], "embeddings": "others"}
+        path.write_bytes(orjson.dumps({**choice, "made_from": stale, "clusters": 7}))
+        assert stages.choose_clusters(store, config) == choice["clusters"]
+
+
 def test_a_folder_without_a_selection_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a run folder"):
         pyids.Selection.open(tmp_path)
@@ -222,3 +267,55 @@ def test_a_trainer_in_another_process_asks_and_tells(pool, tmp_path):
         drawn = [pool.topics[selection.rounds.selected(n)] == NOISE for n in range(3)]
         assert drawn[2].mean() < drawn[0].mean()
     assert (tmp_path / "run" / "manifest.json").exists()
+
+
+CORE = """
+import sys
+sys.modules |= dict.fromkeys(["torch", "datasets", "transformers", "peft"])  # not installed
+import orjson
+from click.testing import CliRunner
+import pyids
+from pyids.cli import cli
+from pyids.errors import ConfigError
+
+folder, pool, vectors = sys.argv[1:]
+data = ["--data", pool, "--embeddings", vectors, "--budget", "20", "--rounds", "2"]
+
+def invoke(*arguments):
+    result = CliRunner().invoke(cli, arguments)
+    print(result.exit_code, result.exception and repr(result.exception))
+    return result.stdout
+
+for options in (data, []):
+    probes = invoke("ask", folder, *options).split()[-1]
+    with open(folder + "/scores.jsonl", "w") as scores:
+        for line in open(probes):
+            row_id = orjson.loads(line)["_pyids_id"]
+            print(orjson.dumps({"_pyids_id": row_id, "score": 1}).decode(), file=scores)
+    invoke("tell", folder, scores.name)
+options = {"data": pool, "embeddings": vectors, "budget": 20, "rounds": 1}
+with pyids.Selection.open(folder + "2", **options) as selection:
+    try:
+        selection.ask()
+    except ConfigError as error:
+        print(error)
+    selection.tell({int(row): 1.0 for row in selection.probes()})
+    selection.finish()
+invoke("run", pool, "--embeddings", vectors, "--budget", "20", "--dry-run")
+"""
+
+
+def test_the_core_alone_asks_and_tells_with_vectors_of_ones_own(pool, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CORE, str(tmp_path / "run"), pool.path, pool.vectors],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *told, asked, ran = done.stdout.splitlines()
+    assert told == ["0 None"] * 4
+    assert "need the package datasets: pip install 'pyids-select[train]'" in asked
+    assert ran == "2 SystemExit(2)"
+    for folder in (tmp_path / "run", tmp_path / "run2"):
+        assert orjson.loads((folder / "manifest.json").read_bytes())["device"] == "cpu"

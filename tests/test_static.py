@@ -1,5 +1,6 @@
 """`pyids select`: any method, from data or from a run folder."""
 
+import shutil
 from typing import get_args
 
 import numpy as np
@@ -58,6 +59,46 @@ def test_a_run_folder_is_not_changed_by_selecting_from_it(pool, tmp_path):
     assert invoke("verify", tmp_path / "run").exit_code == 0
 
 
+def test_a_run_folder_needs_nothing_outside_it(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
+        selection.draw()
+        probes = selection.export_probes().read_bytes().splitlines()
+    pool.path.unlink()
+    pool.vectors.unlink()
+    scores = tmp_path / "scores.jsonl"
+    scores.write_bytes(b"".join(line[:-1] + b', "score": 1}\n' for line in probes))
+    assert invoke("tell", tmp_path / "run", scores).exit_code == 0
+    assert invoke("export", tmp_path / "run", "--format", "trl").exit_code == 0
+    options = ["--method", "km-closest", "--budget", 10, "--to", tmp_path / "rows.jsonl"]
+    assert len(selected(invoke("select", tmp_path / "run", *options))) == 10
+    assert invoke("ask", tmp_path / "run").exit_code == 3
+
+
+def test_a_missing_stage_finds_relative_paths_from_anywhere(pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--embeddings", "vectors.npy", "--clusters", 4, "--budget", 40, "--output", "run"]
+    for data in ("pool.jsonl", "pool.json[l]"):
+        shutil.rmtree("run", ignore_errors=True)
+        selected(invoke("select", data, *options, "--method", "random"))
+        monkeypatch.chdir("/")
+        rows = tmp_path / "rows.jsonl"
+        result = invoke("select", tmp_path / "run", "--method", "km-closest", "--to", rows)
+        assert len(selected(result)) == 40
+        monkeypatch.chdir(tmp_path)
+
+
+def test_the_data_is_not_written_over(pool, tmp_path, monkeypatch):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    before = pool.path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert invoke("ask", "run").exit_code == 0
+    for command in (["export", "run"], ["select", "run", "--method", "random"]):
+        result = invoke(*command, "--to", "pool.jsonl")
+        assert result.exit_code == 2
+        assert "pool.jsonl is the data that was selected from" in result.output
+    assert pool.path.read_bytes() == before
+
+
 def test_a_method_without_vectors_needs_none(pool, tmp_path):
     rows = selected(
         invoke(
@@ -88,12 +129,63 @@ def test_settings_reach_the_method(pool, tmp_path):
     assert "NAME=VALUE" in invoke("select", *options, "--set", "column").output
 
 
-@pytest.mark.parametrize("option", ["--clusters", "--rounds"])
+@pytest.mark.parametrize("option", ["--clusters", "--kmeans-iterations", "--output"])
 def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
     result = invoke("select", tmp_path / "run", "--method", "random", option, 7)
     assert result.exit_code == 2
     assert "belongs to the run folder" in result.output
+
+
+@pytest.mark.parametrize("option", [["--rounds", 7], ["--scorer", "nosuch"], ["--epochs", 2]])
+def test_options_of_rounds_are_not_dropped_unseen(pool, tmp_path, option):
+    options = [*data_options(pool, tmp_path / "run"), "--budget", 40]
+    result = invoke("select", *options, "--method", "random", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for rounds" in result.output
+    assert not (tmp_path / "run").exists()
+    config = tmp_path / "c.yaml"  # which may be that of a run
+    config.write_text("rounds: 7\nscorer: loss\n")
+    selected(invoke("select", *options, "--method", "random", "--config", config))
+
+
+def test_one_folder_takes_several_draws(pool, tmp_path):
+    def draw(folder, *options):
+        return selected(invoke("select", *data_options(pool, tmp_path / folder), *options))
+
+    draws = [
+        ["--method", "random", "--budget", 40],
+        ["--method", "random", "--budget", 9, "--seed", 5],
+        ["--method", "km-random", "--budget", 20],
+    ]
+    for n, options in enumerate(draws):
+        assert draw("one", *options) == draw(f"fresh {n}", *options)
+    # Other clusters are another matter.
+    result = invoke("select", *data_options(pool, tmp_path / "one"), *draws[2], "--seed", 5)
+    assert result.exit_code == 2
+    assert "is the folder of another run: seed was 0, now 5" in result.output
+
+
+def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {pool.path}\nbudget: 2\nrounds: 9\nclusters: 4\noutput: x\n")
+    options = ["select", tmp_path / "run", "--method", "random", "--config", config]
+    assert len(selected(invoke(*options))) == 2
+    assert len(selected(invoke(*options, "--budget", 5))) == 5
+    config.write_text("clusters: 7\n")
+    assert "clusters belongs to the run folder" in invoke(*options).output
+
+
+def test_an_export_of_nothing_is_refused(pool, tmp_path):
+    selected(
+        invoke("select", *data_options(pool, tmp_path / "r"), "--method", "random", "--budget", 9)
+    )
+    result = invoke("export", tmp_path / "r")
+    assert result.exit_code == 2
+    assert "no round has drawn rows yet" in result.output
+    assert not (tmp_path / "r" / "selected.jsonl").exists()
+    assert "is not a run folder" in invoke("export", tmp_path / "nothing").output
 
 
 def test_everything_is_listed_with_its_source():

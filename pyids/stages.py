@@ -280,6 +280,7 @@ def plan(config: RunConfig) -> str:
     sources = check_inputs(config)
     check_writable(config.output_path)
     folder = Store(config.output_path)
+    folder.check_place()
     if (folder.path / "identity.json").exists():
         folder.check_claim(_identity(config, sources))
     with make_engine(config.engine, config.workers) as engine:

@@ -44,6 +44,10 @@ from pyids.formats import Message, to_messages
 Int64 = NDArray[np.int64]
 
 
+# Lies in every run folder, from its first moment on.
+_MARK = ".pyids"
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -238,11 +242,13 @@ class Store:
         Raises
         ------
         ConfigError
-            It cannot be written, or another process works in it.
+            It cannot be written, holds files that are not a run's, or another process works in it.
         """
         store = cls(path)
         try:
             store.path.mkdir(parents=True, exist_ok=True)
+            store.check_place()
+            (store.path / _MARK).touch()  # before anything else lies there
             lock = FileLock(store.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
@@ -259,6 +265,22 @@ class Store:
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)
         return store
+
+    def check_place(self) -> None:
+        """Check that nothing lies there but what a run has made: other files are not ours to lose.
+
+        Raises
+        ------
+        ConfigError
+            There is.
+        """
+        if is_run_folder(self.path) or not self.path.exists():
+            return
+        if stranger := next(self.path.iterdir(), None):
+            raise ConfigError(
+                f"{self.path}: holds {stranger.name}, which no run has made: name a new or an "
+                "empty folder as --output"
+            )
 
     def close(self) -> None:
         """Give the lock back."""
@@ -538,6 +560,11 @@ class Store:
         )
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether pyids made this folder."""
+    return any((path / name).exists() for name in (_MARK, "identity.json"))
+
+
 def verify(path: Path | str) -> list[str]:
     """Hash every file of a run folder again and compare with its manifest.
 
@@ -555,7 +582,7 @@ def verify(path: Path | str) -> list[str]:
     path = Path(path)
     try:
         files = read_json(path / "manifest.json")["files"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended"
         ) from None

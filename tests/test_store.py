@@ -91,6 +91,24 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
         assert not any(file.exists() for file in left)
 
 
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
+    mine = [tmp_path / "project" / name for name in ("rows/notes.txt", ".scratch/a", ".x.aside")]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    with pytest.raises(ConfigError, match="which no run has made: name a new or an empty folder"):
+        Store.open(tmp_path / "project")
+    assert all(file.read_text() == "mine" for file in mine)
+    assert sorted(file for file in (tmp_path / "project").rglob("*") if file.is_file()) == sorted(
+        mine
+    )
+    # A run that was killed at once goes on.
+    (tmp_path / "empty").mkdir()
+    Store.open(tmp_path / "empty").close()
+    (tmp_path / "empty" / "rows").mkdir()
+    Store.open(tmp_path / "empty").close()
+
+
 # ---- the ledger ----------------------------------------------------------------------------------
 
 
@@ -237,6 +255,8 @@ def test_verify_notices_every_kind_of_change(run):
     assert manifest["environment"]["packages"]["numpy"] == np.__version__
     assert "keep/index.json" in manifest["files"]
     assert verify(folder) == []
+    with pytest.raises(DataError, match="not a run folder"):
+        verify(folder / "repeats.jsonl")
 
     (folder / "keep" / "new.npy").write_text("x")
     flipped = next((folder / "rows").glob("*.parquet"))

@@ -243,11 +243,6 @@ def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
             vector = store.embedding(row.row_id)
             added = [(source["vectors"], orjson.dumps(vector, option=_NUMPY)), *added]
         if source["format"] != "messages":
-            if "messages" in row.record:
-                raise DataError(
-                    f"{row.path}: the column 'messages' stands where the conversation is to be "
-                    "added: rename it, or read it with --format messages"
-                )
             added = [("messages", orjson.dumps(row.messages)), *added]
         yield records.with_members(row.raw, added, replace=PREFIX)
 

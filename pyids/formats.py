@@ -136,17 +136,13 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
     """
     if format == "messages":
         messages = _turns(record, "messages")
+    elif "messages" in record:
+        raise BadRow(
+            "column 'messages' stands where the conversation is added to what is selected: rename "
+            "it, or read it with --format messages"
+        )
     elif format == "sharegpt":
-        key, value = ("from", "value")
-        turns = record.get("conversations")
-        if (
-            isinstance(turns, list)
-            and turns
-            and isinstance(turns[0], dict)
-            and "from" not in turns[0]
-        ):
-            key, value = ("role", "content")
-        messages = _system(record) + _turns(record, "conversations", key, value, _SHAREGPT_ROLES)
+        messages = _system(record) + _sharegpt(record)
     elif format == "alpaca":
         messages = _system(record) + _alpaca(record)
     else:

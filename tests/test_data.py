@@ -364,6 +364,8 @@ def turn(**keys):
         (orjson.dumps({"prompt": "x"}), "column 'messages' is missing (the row has: prompt)"),
         (orjson.dumps({"messages": "x"}), "column 'messages' is a text: make it a list of turns"),
         (orjson.dumps({"messages": [3]}), "turn 0 is the number 3, not an object"),
+        (b'{"messages": ' + b"9" * 5000 + b"}", "JSON that cannot be read (Exceeds the limit"),
+        (b'{"messages": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "JSON that cannot be read"),
     ],
 )
 def test_a_bad_line_is_named_with_its_remedy(line, says, tmp_path):
@@ -377,6 +379,39 @@ def test_a_bad_line_is_named_with_its_remedy(line, says, tmp_path):
     assert says in message
     with pytest.raises(DataError, match="line 3"):
         check(open_sources([str(file)]))
+
+
+def test_a_column_messages_beside_another_format_is_named_before_the_work(tmp_path):
+    file = tmp_path / "d.jsonl"
+    rows = [{"instruction": "q", "output": "a", **more} for more in ({}, {"messages": "mine"})]
+    write_jsonl(file, rows)
+    with pytest.raises(DataError, match=r"d\.jsonl line 2: column 'messages' stands where"):
+        read(tmp_path / "run", file)
+
+
+def test_times_of_any_kind_become_text(tmp_path):
+    at = datetime.datetime(2026, 5, 4, 3, 2, 1)
+    texts = [pa.array(["q"]), pa.array(["a"])]
+    times = [pa.array([at], type=pa.timestamp(unit)) for unit in ("ns", "us")]
+    pq.write_table(pa.table([*texts, *times], names=["prompt", "completion", "x", "y"]),
+                   tmp_path / "d.parquet")  # fmt: skip
+    _, [row] = read(tmp_path / "run", tmp_path / "d.parquet")
+    assert row.record["x"] == row.record["y"] == "2026-05-04T03:02:01"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path):
+    with pytest.raises(DataError, match="no permission to read"):
+        read(tmp_path / "run", a_closed_file(tmp_path))
+
+
+def test_run_folders_beside_the_data_are_no_data(tmp_path):
+    write_jsonl(tmp_path / "d.jsonl", [chat("q", "a")])
+    for _ in range(2):
+        intake, _ = read(tmp_path / "runs" / "one", tmp_path)
+        assert intake.rows == 1
+    (tmp_path / "runs" / "one" / "selected.jsonl").write_bytes(GOOD)
+    assert [source.path for source in open_sources([str(tmp_path)])] == [str(tmp_path / "d.jsonl")]
 
 
 def test_the_first_twenty_errors_are_reported_together(small, tmp_path):
@@ -420,6 +455,26 @@ def an_empty_folder(path):
     return path / "none"
 
 
+def a_table(*arrays, names):
+    def write(path):
+        table = pa.table([pa.array(values, type=kind) for values, kind in arrays], names=names)
+        pq.write_table(table, path / "d.parquet")
+        return path / "d.parquet"
+
+    return write
+
+
+TWO_TEXTS = (["q", "q"], pa.string()), (["a", "a"], pa.string())
+PAIR = ["prompt", "completion"]
+YEAR_10_000 = 2_933_000 * 86400 * 10**6  # days from 1970, in microseconds
+
+
+def a_closed_file(path):
+    file = a_file("d.jsonl", GOOD)(path)
+    file.chmod(0)
+    return file
+
+
 def a_socket(path):
     import socket
 
@@ -458,6 +513,30 @@ MANY = b"\n".join(orjson.dumps(chat(f"q{i}", os.urandom(50).hex())) for i in ran
         (a_file("d.csv", b"prompt,completion\na,b\nc\n"), "line 3: 1 fields under a header of 2"),
         (a_file("d.csv", b'prompt,completion\na,"b\n'), "broken CSV"),
         (a_file("d.csv", b"prompt,completion\na,\xe9\n"), "line 2: not UTF-8 (byte 0xE9"),
+        (
+            a_file("d.csv", b"prompt,completion,note,note\na,b,1,2\n"),
+            "line 1: the column 'note' stands twice: rename one",
+        ),
+        (
+            a_table(*TWO_TEXTS, *TWO_TEXTS, names=[*PAIR, "note", "note"]),
+            "the column 'note' stands twice: rename one",
+        ),
+        (
+            a_table(
+                *TWO_TEXTS,
+                ([0, 3_000_000 * 86400 * 10**6], pa.timestamp("us")),
+                names=[*PAIR, "at"],
+            ),
+            "row 2: a value that JSON cannot hold",
+        ),
+        (
+            a_table(TWO_TEXTS[0], (pa.array([b"a", b"\xff"]).view("utf8"), None), names=PAIR),
+            "row 2: a value that JSON cannot hold",
+        ),
+        (
+            a_file("d.json", b"[" + GOOD + b", " + b"[" * 200_000 + b"]" * 200_000 + b"]"),
+            "JSON that cannot be read",
+        ),
         (a_file("d.csv", b"title,body\na,b\n"), "no chat format has the columns title, body"),
         (a_file("d.jsonl", b'{"a": 1}'), "no chat format has the columns a: rename"),
         (a_file("d.txt", b"x"), "the ending says nothing about what it holds"),

@@ -94,14 +94,6 @@ def test_other_formats_gain_messages(stored, tmp_path):
             {"role": "user", "content": row["instruction"]},
             {"role": "assistant", "content": row["output"]},
         ]
-    mixed = [{**row, "messages": "mine"} for row in ALPACA]
-    store = Store(tmp_path / "mixed")
-    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, mixed)))
-    with Store.open(tmp_path / "mixed") as opened:
-        ingest(opened, open_sources([str(tmp_path / "mixed.jsonl")], format="alpaca"))
-    with pytest.raises(DataError, match="the column 'messages' stands where"):
-        export(store, some(), tmp_path / "x.jsonl")
-    assert not (tmp_path / "x.jsonl").exists()
 
 
 @pytest.mark.parametrize("format", list(FORMATS))

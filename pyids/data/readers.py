@@ -9,7 +9,7 @@ import datetime
 import decimal
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -146,7 +146,11 @@ class Reader:
                 position = 0
                 if not opened and (text := text.lstrip()):
                     opened, position = True, 1  # past the bracket
-                items, position = records.array_items(text, position)
+                try:
+                    items, position = records.array_items(text, position)
+                except (ValueError, RecursionError) as error:
+                    yield self._end(f"JSON that cannot be read ({error}): mend or delete the item")
+                    return
                 for item, record in items:
                     self.lines += 1
                     raw = item.encode()
@@ -173,6 +177,9 @@ class Reader:
             reader = csv.reader(self._decoded(file), strict=True)
             try:
                 header = next(reader, [])
+                if text := _twice(header):
+                    yield self._end(text)
+                    return
                 for fields in reader:
                     self.lines = reader.line_num
                     if not fields:
@@ -203,6 +210,9 @@ class Reader:
     def _parquet(self) -> Iterator[Item]:
         file = open_parquet(self.path)
         columns = [name for name in file.schema_arrow.names if name != self.drop]
+        if text := _twice(columns):
+            yield self._end(text)
+            return
         stop = self.stop or file.metadata.num_row_groups
         yield from self._batches(
             file.iter_batches(_BATCH_ROWS, row_groups=range(self.start, stop), columns=columns)
@@ -213,6 +223,9 @@ class Reader:
             if self.stop and number >= self.stop:
                 return
             if number >= self.start:
+                if text := _twice(batch.schema.names):
+                    yield self._end(text)
+                    return
                 if self.drop in batch.schema.names:
                     batch = batch.drop_columns([self.drop])
                 yield from self._batches(
@@ -222,9 +235,17 @@ class Reader:
 
     def _batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
         for batch in batches:
-            for record in batch.to_pylist():
+            try:
+                items = _to_items(batch)
+            except _UNFIT:
+                # Which row is it?
+                items = [item for i in range(len(batch)) for item in _one(batch.slice(i, 1))]
+            for raw, record in items:
                 self.lines += 1
-                yield self.lines, orjson.dumps(record, default=_to_json), record
+                if isinstance(record, str):
+                    yield self.lines, raw, Problem(self.lines, record)
+                else:
+                    yield self.lines, raw, record
 
 
 def open_bytes(path: str, compression: str | None) -> BinaryIO:
@@ -279,6 +300,8 @@ def _parse(line: int, raw: bytes) -> dict[str, Any] | Problem:
         )
     except UnicodeDecodeError as error:
         return Problem(line, _not_utf8(error))
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 200,000 brackets
+        return Problem(line, f"JSON that cannot be read ({error}): mend or delete the line")
     if isinstance(record, dict):
         return record
     return _no_object(line, record)
@@ -299,14 +322,41 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def _unreadable(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read the file: ask its owner, or copy it"
     text = str(error).partition("\n")[0]
     if "Truncated compressed stream" in text:
         return "the compressed file breaks off here: get it again (a truncated download?)"
     return f"the file cannot be read from here on ({text}): get it again"
 
 
+# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8.
+_UNFIT = (ValueError, OverflowError, TypeError)
+
+
+def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
+    """Turn rows of a table into JSON and objects."""
+    return [(orjson.dumps(row, default=_to_json), row) for row in batch.to_pylist()]
+
+
+def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
+    """Do the same with one row; what is wrong with it, where it cannot be done."""
+    try:
+        return _to_items(row)
+    except _UNFIT as error:
+        return [(b"", f"a value that JSON cannot hold ({error}): mend it, or drop the column")]
+
+
+def _twice(names: Sequence[str]) -> str:
+    """Say which column's name is not its own; empty where there is none."""
+    name = next((name for name in names if list(names).count(name) > 1), None)
+    return "" if name is None else f"the column {name!r} stands twice: rename one"
+
+
 def _to_json(value: object) -> object:
     """JSON for what a table holds and JSON does not."""
+    if isinstance(value, datetime.date | datetime.time):  # a subclass, such as pandas' Timestamp
+        return value.isoformat()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, decimal.Decimal):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
 from pyids.errors import ConfigError, DataError
 from pyids.formats import check_format, detect_format, list_columns
-from pyids.store import Store, hash_file, read_json, write_json
+from pyids.store import Store, hash_file, is_run_folder, read_json, write_json
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
 
@@ -162,6 +162,8 @@ def _in_folder(folder: Path) -> Iterator[Source]:
         and _kind(file)
         and file.name not in _METADATA
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        # What runs have written beside the data, such as runs/ in the present directory.
+        and not any(is_run_folder(folder / part) for part in file.relative_to(folder).parents)
     ]
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")

@@ -179,7 +179,10 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
             f"{folder}: no round has drawn rows yet: go on with `pyids run` or `pyids ask` (what "
             "`pyids select` has selected it has written)"
         )
+    manifest = Path(folder) / "manifest.json"
     with Selection.open(folder) as selection:
+        if selection.round == selection.config.rounds and not manifest.exists():
+            selection.finish()  # the last `tell` was stopped before this
         written = selection.export(path, format=form)
     click.echo(push_to_hub(written, hub_name) if hub_name else written)
 

@@ -246,6 +246,27 @@ def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path,
     assert invoke("verify", folder).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
+    tmp_path, monkeypatch, command
+):
+    for work in ("evaluation.evaluate", "comparison.compare"):
+        monkeypatch.setattr(f"pyids.{work}", lambda *arguments, **options: pytest.fail("worked"))
+    for place in (tmp_path / "none" / "out.json", tmp_path):
+        result = invoke(command, "x", "y", "--json", place)
+        assert result.exit_code == 2
+        assert result.output == (
+            f"pyids: --json {place}: cannot be written there: name a file in a folder that exists\n"
+        )
+
+
+def test_the_table_is_shown_even_if_the_file_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyids.comparison.compare", lambda *arguments, **options: "the table")
+    result = invoke("compare", "x", "y", "--json", tmp_path / "out.json")  # a text has no as_json
+    assert result.exit_code == 1
+    assert result.output == "the table\n"
+
+
 def test_verify_notices_a_changed_byte(pool, tmp_path):
     import pyids
 

@@ -127,6 +127,11 @@ def test_settings_reach_the_method(pool, tmp_path):
     rows = selected(invoke("select", *options, "--set", "column=name"))
     assert len(rows) == 8
     assert "NAME=VALUE" in invoke("select", *options, "--set", "column").output
+    broken = invoke("select", *options, "--set", "column=[")
+    assert broken.exit_code == 2
+    assert broken.output == (
+        "pyids: --set column=[: the value is not YAML: close its brackets, or quote it\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--clusters", "--kmeans-iterations", "--output"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,12 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting}: write NAME=VALUE")
-        parsed[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            parsed[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"--set {setting}: the value is not YAML: close its brackets, or quote it"
+            ) from None
     return parsed
 
 
@@ -179,7 +185,10 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
             f"{folder}: no round has drawn rows yet: go on with `pyids run` or `pyids ask` (what "
             "`pyids select` has selected it has written)"
         )
+    manifest = Path(folder) / "manifest.json"
     with Selection.open(folder) as selection:
+        if selection.round == selection.config.rounds and not manifest.exists():
+            selection.finish()  # the last `tell` was stopped before this
         written = selection.export(path, format=form)
     click.echo(push_to_hub(written, hub_name) if hub_name else written)
 
@@ -221,6 +230,18 @@ def tell(folder: str, scores: str) -> None:
             selection.finish()
 
 
+def _writable(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Check that a file could be written, before the work that it is for."""
+    if path is None:
+        return None
+    folder = Path(path).parent
+    if Path(path).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ConfigError(
+            f"--json {path}: cannot be written there: name a file in a folder that exists"
+        )
+    return path
+
+
 def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of an evaluation."""
     longest = RunConfig.model_fields["max_tokens"].default
@@ -242,7 +263,11 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="[default: float32]",
             ),
             click.option(
-                "--json", "json_path", type=click.Path(), help="write everything to this file, too"
+                "--json",
+                "json_path",
+                type=click.Path(),
+                callback=_writable,
+                help="write everything to this file, too",
             ),
         ]
     ):
@@ -253,9 +278,9 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _write_result(result: Any, json_path: str | None) -> None:
     from pyids.store import write_json
 
+    click.echo(result)
     if json_path is not None:
         write_json(Path(json_path), result.as_json())
-    click.echo(result)
 
 
 @cli.command("eval")

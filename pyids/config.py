@@ -62,6 +62,31 @@ def _parse_clusters(value: object) -> object:
     return value
 
 
+def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
+    """Return the URL of an endpoint.
+
+    Raises
+    ------
+    ValueError
+        It is not a URL, or it may hold a secret (which is not shown): it is written to the run
+        folder, and paths are put behind it.
+    """
+    if set("@?#") & set(url):
+        raise ValueError(
+            "the URL of the endpoint holds one of @ ? #, and would be written to the run folder: "
+            f"leave user and query out (https://host/v1), and give the key in {key_variable}"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"endpoint {url!r} is not a URL: give one such as https://host/v1")
+    return url
+
+
+def _check_encoder(name: str) -> str:
+    if name.startswith(("http://", "https://")):
+        check_url(name.partition("#")[0])
+    return name
+
+
 LongText: TypeAlias = Literal["truncate", "chunk"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
@@ -108,7 +133,9 @@ class RunConfig(BaseModel):
         "Selection", "a cluster's quota follows weight x rows left, or the weight alone", "size"
     )
 
-    encoder: str = _option("Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER)
+    encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
+        "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
+    )
     embeddings: str | None = _option(
         "Embedding", "precomputed vectors: a .npy file (row i = input row i) or a column", None
     )
@@ -150,7 +177,7 @@ class RunConfig(BaseModel):
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
-    judge_url: str | None = _option(
+    judge_url: Annotated[str, AfterValidator(check_url)] | None = _option(
         "Scoring", "OpenAI-compatible endpoint of the scorer judge; key in OPENAI_API_KEY", None
     )
     judge_model: str | None = _option("Scoring", "model at that endpoint", None)

@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from pyids.batching import Progress
+from pyids.config import check_url
 from pyids.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Endpoint:
     Attributes
     ----------
     url
-        With the version: ``https://host/v1``.
+        With the version: ``https://host/v1``; no user, query or fragment.
     model
         As the server calls it.
     key_variable
@@ -68,10 +69,10 @@ class Endpoint:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ConfigError(
-                f"endpoint {self.url!r} is not a URL: give one such as https://host/v1"
-            )
+        try:
+            check_url(self.url, key_variable=self.key_variable)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if not self.model:
             raise ConfigError(f"endpoint {self.url}: name a model on it")
 

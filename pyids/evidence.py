@@ -141,7 +141,8 @@ def read_scores(path: Path) -> dict[int, float]:
     Raises
     ------
     DataError
-        The file cannot be read, or a line is not such an object; names the line.
+        The file cannot be read, a line is not such an object, or a row has two scores; names the
+        line.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -151,16 +152,33 @@ def read_scores(path: Path) -> dict[int, float]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path} line {number}"
         try:
             row = orjson.loads(line)
             row_id, score = row["_pyids_id"], row["score"]
-            if score is not None:
-                scores[int(row_id)] = float(score)
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (orjson.JSONDecodeError, KeyError, TypeError):
             raise DataError(
-                f'{path} line {number}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write '
-                "one a scored row"
+                f'{where}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write one a scored '
+                "row"
             ) from None
+        if type(row_id) is not int or row_id >= 2**63:  # True is an int, too
+            raise DataError(
+                f"{where}: column '_pyids_id' is {orjson.dumps(row_id).decode():.40}, not a row "
+                "id: write it as it stands in the row that was scored"
+            )
+        if score is None:
+            continue
+        if type(score) not in (int, float):
+            raise DataError(
+                f"{where}: column 'score' is {orjson.dumps(score).decode():.40}: make it a number, "
+                "or null to leave the row out"
+            )
+        if row_id in scores:
+            raise DataError(
+                f"{where}: column '_pyids_id': row {row_id} has a score on an earlier line: keep "
+                "one of them"
+            )
+        scores[row_id] = float(score)
     if not scores:
         raise DataError(f"{path} holds no score: write one line a scored row")
     return scores

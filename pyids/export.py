@@ -305,7 +305,11 @@ def _trl(store: Store, selected: Selected, folder: Path) -> None:
         folder / "sft.yaml",
         {
             "datasets": [
-                {"path": "json", "data_files": str(folder / "selected.jsonl"), "split": "train"}
+                {
+                    "path": "json",
+                    "data_files": str(folder.resolve() / "selected.jsonl"),
+                    "split": "train",
+                }
             ],
             "assistant_only_loss": True,
         },
@@ -319,7 +323,7 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
         {
             "datasets": [
                 {
-                    "path": str(folder / "selected.jsonl"),
+                    "path": str(folder.resolve() / "selected.jsonl"),
                     "ds_type": "json",
                     "type": "chat_template",
                     "field_messages": "messages",

@@ -210,12 +210,12 @@ def score_rows(
 
 
 def store_quality(store: Store, spec: str, *, default_model: str, device: str = "cpu") -> Float64:
-    """Return the quality of the kept rows of a run folder, and keep its histogram.
+    """Return the quality of the kept rows of a run folder.
 
     Parameters
     ----------
     store : Store
-        Scores are cached in ``quality/cache``; the histogram is ``quality/histogram.json``.
+        Scores are cached in ``quality/cache``.
     spec : str
         A signal (see `make_signal`) or a column of the data set.
     default_model, device : str
@@ -231,19 +231,14 @@ def store_quality(store: Store, spec: str, *, default_model: str, device: str = 
     DataError
         A value is missing or not a finite number, or all are equal.
     """
-    from pyids.store import write_json
-
     signal = make_signal(spec, default_model=default_model, device=device)
-    folder = store.path / "quality"
     if signal is None:
         quality = np.array(list(_column(store, spec)), np.float64)
     else:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = score_rows(signal, rows, cache=folder / "cache")
+        quality = score_rows(signal, rows, cache=store.path / "quality" / "cache")
     ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
     check_quality(quality, ids)
-    folder.mkdir(exist_ok=True)
-    write_json(folder / "histogram.json", {"quality": spec, **histogram(quality)})
     return quality
 
 

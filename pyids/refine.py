@@ -338,13 +338,22 @@ class Selection:
         Raises
         ------
         ConfigError
-            All rounds have been told.
+            This round's rows have not been asked for, or all rounds have been told.
         DataError
             A score is not finite, or its row is not in the pool.
         """
-        if not self.draw():
-            raise ConfigError(f"{self.store.path}: all {self.config.rounds} rounds have been told")
-        n = self.round
+        n, rounds, folder = self.round, self.config.rounds, self.store.path
+        if n == rounds:
+            raise ConfigError(
+                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
+                "Selection.finish, writes the selection"
+            )
+        # Scores told twice must not pass for those of a round that nobody has trained on.
+        if self.rounds.drawn == n:
+            raise ConfigError(
+                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
+                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
+            )
         row_ids, columns = self._columns(scores)
         clusters = self.clusters_of(row_ids)
         weights = self.rounds.weights(n)

@@ -541,16 +541,20 @@ def drop_near(store: Store, config: RunConfig) -> None:
 
 
 def rate(store: Store, config: RunConfig) -> None:
-    """Score the quality of every row: ``quality/``, log weights, one file a shard."""
+    """Score the quality of every row: ``quality/``, log weights, one file a shard; a histogram."""
     if config.quality is None:
         return
     made_from = {"quality": config.quality, "model": config.model}
     entries = [store.artefact("quality", shard, ".json") for shard in store.shards]
     if all(read_entry(entry, made_from) is not None for entry in entries):
         return
-    from pyids.quality import log_weights
+    from pyids.quality import histogram, log_weights
 
-    logs, start = log_weights(quality(store, config)), 0
+    values = quality(store, config)
+    folder = store.path / "quality"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
+    logs, start = log_weights(values), 0
     for shard in store.shards:
         stop = start + len(store.row_ids(shard))
         save_npy(store.artefact("quality", shard), logs[start:stop], made_from)

@@ -599,19 +599,24 @@ def verify(path: Path | str) -> list[str]:
     problems += [
         f"{name}: not in the manifest"
         for name in (str(file.relative_to(path)) for file in _artefacts(path))
-        if name not in known
+        if name not in known and not name.startswith("quality/cache/")  # `pyids select` adds to it
     ]
     return problems
 
 
 def _artefacts(path: Path) -> list[Path]:
-    """Every file of the run folder that the manifest vouches for, sorted."""
+    """Every file of the run folder that the manifest vouches for, sorted.
+
+    Not ``selected-...``: what `pyids export` and `pyids select` write there may come and change
+    after the run.
+    """
     return sorted(
         file
         for file in path.rglob("*")
         if file.is_file()
         and file.name != "manifest.json"
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not file.relative_to(path).parts[0].startswith("selected-")
     )
 
 

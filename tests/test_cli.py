@@ -202,6 +202,71 @@ def test_every_option_of_the_config_is_an_option_of_run():
             assert f"--{name.replace('_', '-')} " in text, name
 
 
+def asked(pool, folder):
+    """Ask for a first round; return the file of its scores."""
+    options = ["--data", pool.path, "--embeddings", pool.vectors, "--budget", 30, "--clusters", 4]
+    result = invoke("-q", "ask", folder, *options)
+    assert result.exit_code == 0, result.output
+    return score(result.output.split()[-1])
+
+
+def score(probes):
+    rows = [orjson.loads(line) for line in Path(probes).read_bytes().splitlines()]
+    scores = Path(probes).with_name("scores.jsonl")
+    scores.write_bytes(lines(*({"_pyids_id": row["_pyids_id"], "score": 1} for row in rows)))
+    return scores
+
+
+def test_a_round_is_not_told_before_it_was_asked_for(pool, tmp_path):
+    folder = tmp_path / "run"
+    scores = asked(pool, folder)
+    assert invoke("tell", folder, scores).exit_code == 0
+    for _ in range(2):
+        again = invoke("tell", folder, scores)
+        assert again.exit_code == 2
+        assert "round 2 of 3 has not been asked for" in again.output
+        assert f"`pyids ask {folder}`" in again.output
+    assert not (folder / "rounds" / "2").exists()
+
+
+def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    scores = asked(pool, folder)
+    for _ in range(2):
+        assert invoke("tell", folder, scores).exit_code == 0
+        scores = score(invoke("-q", "ask", folder).output.split()[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr("pyids.refine.Selection.finish", lambda selection: 1 / 0)
+        assert invoke("tell", folder, scores).exit_code == 1
+    again = invoke("tell", folder, scores)
+    assert again.exit_code == 2
+    assert f"all 3 rounds have been told: `pyids export {folder}`" in again.output
+    assert "its run has not ended" in invoke("verify", folder).output
+    assert invoke("export", folder).exit_code == 0
+    assert invoke("verify", folder).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
+    tmp_path, monkeypatch, command
+):
+    for work in ("evaluation.evaluate", "comparison.compare"):
+        monkeypatch.setattr(f"pyids.{work}", lambda *arguments, **options: pytest.fail("worked"))
+    for place in (tmp_path / "none" / "out.json", tmp_path):
+        result = invoke(command, "x", "y", "--json", place)
+        assert result.exit_code == 2
+        assert result.output == (
+            f"pyids: --json {place}: cannot be written there: name a file in a folder that exists\n"
+        )
+
+
+def test_the_table_is_shown_even_if_the_file_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyids.comparison.compare", lambda *arguments, **options: "the table")
+    result = invoke("compare", "x", "y", "--json", tmp_path / "out.json")  # a text has no as_json
+    assert result.exit_code == 1
+    assert result.output == "the table\n"
+
+
 def test_verify_notices_a_changed_byte(pool, tmp_path):
     import pyids
 

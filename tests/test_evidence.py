@@ -133,7 +133,15 @@ def test_scores_of_a_file(tmp_path):
         ("", "holds no score"),
         ('{"_pyids_id": 7, "score": 1}\n{"score": 1}\n', "line 2"),
         ("7\n", "line 1"),
-        ('{"_pyids_id": 7, "score": "high"}\n', "line 1"),
+        ('{"_pyids_id": 7, "score": "high"}\n', "line 1: column 'score' is \"high\""),
+        ('{"_pyids_id": 7, "score": true}\n', "line 1: column 'score' is true"),
+        ('{"_pyids_id": 7.9, "score": 1}\n', "line 1: column '_pyids_id' is 7.9, not a row id"),
+        ('{"_pyids_id": true, "score": 1}\n', "line 1: column '_pyids_id' is true, not a row id"),
+        ('{"_pyids_id": 9223372036854775808, "score": 1}\n', "line 1: column '_pyids_id' is 9223"),
+        (
+            '{"_pyids_id": 7, "score": 1}\n{"_pyids_id": 7, "score": 2}\n',
+            "line 2: column '_pyids_id': row 7 has a score on an earlier line",
+        ),
     ],
 )
 def test_a_bad_file_of_scores_is_named(tmp_path, text, words):

@@ -165,8 +165,13 @@ def test_datasets_loads_the_export(stored, tmp_path):
     ("format", "stanza"),
     [("trl", "sft.yaml"), ("llamafactory", "dataset_info.json"), ("axolotl", "axolotl.yaml")],
 )
-def test_trainers_get_messages_and_a_stanza_that_finds_them(format, stanza, stored, tmp_path):
-    folder = export(stored("\n".join(RAWS)), some(), tmp_path / "out", format)
+def test_trainers_get_messages_and_a_stanza_that_finds_them(
+    format, stanza, stored, tmp_path, monkeypatch
+):
+    store = stored("\n".join(RAWS))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / export(store, some(), "out", format)
+    monkeypatch.chdir("/")  # the trainer may run anywhere
     config = yaml.safe_load((folder / stanza).read_text())
     if format == "llamafactory":
         [described] = config.values()

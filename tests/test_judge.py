@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from pyids.config import make_config
 from pyids.endpoint import Endpoint, EndpointEncoder
 from pyids.errors import ConfigError, ModelError
 from pyids.judge import Judge, parse_rating
@@ -171,6 +172,28 @@ def test_lasting_failures_are_named_without_the_key(monkeypatch):
     for url, model, message in (("ftp://x", "m", "not a URL"), ("http://x", "", "name a model")):
         with pytest.raises(ConfigError, match=message):
             Endpoint(url, model)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://user:{KEY}@host/v1",
+        f"https://host/v1?api-key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"user:{KEY}@host/v1",
+    ],
+)
+def test_a_url_that_may_hold_a_secret_is_refused_and_not_shown(url):
+    given = [lambda: Endpoint(url, "m", key_variable="A_TEST_KEY")]
+    given.append(lambda: make_config(data="x.jsonl", budget=10, judge_url=url))
+    if url.startswith("https") and "#" not in url:
+        # Vectors of one's own, so that nobody looks for the encoder.
+        options = {"embeddings": "x.npy", "encoder": f"{url}#model"}
+        given.append(lambda: make_config(data="x.jsonl", budget=10, **options))
+    for make in given:
+        with pytest.raises(ConfigError, match=r"give the key in (A_TEST|OPENAI_API)_KEY") as caught:
+            make()
+        assert KEY not in str(caught.value)
 
 
 def test_ratings_are_kept_by_content(tmp_path, monkeypatch):

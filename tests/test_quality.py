@@ -268,7 +268,6 @@ def test_the_quality_of_a_run_folder(tmp_path):
         ingest(data, store, file)
         got = quality.store_quality(store, "score", default_model="-")
         assert got.tolist() == [i % 7 for i in range(30)]
-        assert json.loads((store.path / "quality" / "histogram.json").read_text())["rows"] == 30
         lengths = quality.store_quality(store, "length", default_model="-")
         assert lengths.tolist() == list(range(1, 31))
         pool = pool_from_store(store, quality=lengths)

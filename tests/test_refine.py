@@ -167,11 +167,20 @@ def test_every_original_column_comes_out_again(pool, tmp_path):
     ],
 )
 def test_bad_scores_are_named(pool, tmp_path, scores, words):
-    with (
-        pyids.Selection.open(tmp_path / "run", **pool.options()) as selection,
-        pytest.raises(DataError, match=words),
-    ):
-        selection.tell(scores)
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        selection.draw()
+        with pytest.raises(DataError, match=words):
+            selection.tell(scores)
+
+
+def test_a_round_is_told_once_and_only_after_it_was_asked_for(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        for n in range(3):
+            with pytest.raises(ConfigError, match=rf"round {n + 1} of 3 has not been asked for"):
+                selection.tell({0: 1.0})
+            assert selection.rounds.drawn == selection.rounds.told == n
+            selection.ask()
+            selection.tell({0: 1.0})  # any row of the pool
 
 
 def test_a_folder_of_another_config_is_refused(pool, tmp_path):

@@ -99,6 +99,30 @@ def test_the_data_is_not_written_over(pool, tmp_path, monkeypatch):
     assert pool.path.read_bytes() == before
 
 
+def test_a_run_folder_holds_exports_and_other_draws_beside_its_run(pool, tmp_path):
+    folder = tmp_path / "run"
+    for n, row in enumerate(pool.rows):
+        row["stars"] = float(n % 10)
+    pool.write()
+    with pyids.Selection.open(folder, **pool.options(rounds=1, quality="stars")) as selection:
+        selection.draw()
+        selection.export(format="parquet")  # without a score
+        selection.tell({int(row): float(row) for row in selection.probes()})
+        selection.finish()
+    histogram = (folder / "quality" / "histogram.json").read_bytes()
+    assert orjson.loads(histogram)["quality"] == "stars"
+    for form in ("parquet", "indices", "trl", "llamafactory", "axolotl"):
+        assert invoke("export", folder, "--format", form).exit_code == 0
+    for quality in ("length", "stars"):
+        rows = selected(invoke("select", folder, "--method", "kmq", "--quality", quality))
+        assert len(rows) == 60
+    assert (folder / "quality" / "histogram.json").read_bytes() == histogram
+    verified = invoke("verify", folder)
+    assert verified.exit_code == 0, verified.output
+    (folder / "stranger.txt").touch()
+    assert "stranger.txt: not in the manifest" in invoke("verify", folder).output
+
+
 def test_a_method_without_vectors_needs_none(pool, tmp_path):
     rows = selected(
         invoke(
@@ -127,6 +151,11 @@ def test_settings_reach_the_method(pool, tmp_path):
     rows = selected(invoke("select", *options, "--set", "column=name"))
     assert len(rows) == 8
     assert "NAME=VALUE" in invoke("select", *options, "--set", "column").output
+    broken = invoke("select", *options, "--set", "column=[")
+    assert broken.exit_code == 2
+    assert broken.output == (
+        "pyids: --set column=[: the value is not YAML: close its brackets, or quote it\n"
+    )
 
 
 @pytest.mark.parametrize("option", ["--clusters", "--kmeans-iterations", "--output"])

@@ -27,6 +27,7 @@ from pyids.formats import check_format
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
 def _parse_budget(value: object) -> object:
@@ -243,7 +244,7 @@ class RunConfig(BaseModel):
         """The learning rate, or the default of the tuning method."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 5e-4 if self.tuning == "lora" else 2e-5
+        return DEFAULT_LEARNING_RATES[self.tuning]
 
     def budget_rows(self, n_rows: int) -> int:
         """Rows to select out of `n_rows`.

@@ -20,6 +20,7 @@ import numpy as np
 from pyids import lm
 from pyids.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.chat import Conversation, Encoded, encode
+from pyids.config import DEFAULT_LEARNING_RATES
 from pyids.errors import ModelError
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def finetune(
     method: Method = "lora",
     epochs: float = 1.0,
     learning_rate: float | None = None,
-    batch_size: int = 16,
-    max_tokens: int = 2048,
+    batch_size: int = 8,
+    max_tokens: int = 1024,
     batch_tokens: int | None = None,
     lora_rank: int = 16,
     seed: int = 0,
@@ -106,7 +107,7 @@ def finetune(
     epochs
         Passes over the rows; a fraction of one is a part of the rows.
     learning_rate
-        The peak; by default 2e-4 for LoRA and 1e-5 for full. It rises over 3% of the steps, then
+        The peak; by default 5e-4 for LoRA and 2e-5 for full. It rises over 3% of the steps, then
         falls linearly towards zero; AdamW without weight decay.
     batch_size
         Rows of an optimiser step.
@@ -154,7 +155,7 @@ def finetune(
                 model,
                 rows,
                 steps,
-                learning_rate=learning_rate or (2e-4 if method == "lora" else 1e-5),
+                learning_rate=learning_rate or DEFAULT_LEARNING_RATES[method],
                 batch_tokens=batch_tokens or default_batch_tokens(device),
                 seed=seed,
                 device=device,

@@ -208,14 +208,6 @@ def _turns(
     return messages
 
 
-def _sharegpt(record: Mapping[str, Any]) -> list[Message]:
-    turns = record.get("conversations")
-    keys = turns[0] if isinstance(turns, list) and turns else {}
-    if isinstance(keys, dict) and "role" in keys and "from" not in keys:
-        return _turns(record, "conversations", roles=_SHAREGPT_ROLES)
-    return _turns(record, "conversations", "from", "value", _SHAREGPT_ROLES)
-
-
 def _alpaca(record: Mapping[str, Any]) -> list[Message]:
     instruction = _text(record, "instruction")
     given = _text(record, "input", optional=True)

@@ -100,7 +100,8 @@ def resolve_model(name: str, *, kind: str = "language model") -> ModelRef:
     if not name.strip():
         raise ModelError(f"{kind}: the name is empty; give a folder or a hub name")
     alias = _ALIASES.get(name.lower())
-    if alias is not None:
+    # A name that the hub has too is looked for there where the package is not installed.
+    if alias and ("/" not in name or importlib.util.find_spec(PACKAGED[alias].module)):
         return _resolve_packaged(alias, what)
     path = Path(name).expanduser()
     if path.is_dir() or path.is_file():
@@ -117,8 +118,8 @@ def _resolve_packaged(alias: str, what: str) -> ModelRef:
     spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            f"{what}: the package with its weights is not installed; run `{package.install}` or "
-            "name a folder"
+            f"{what}: the package with its weights is not installed; run `{package.install}`, or "
+            "name a folder or a model on the hub"
         )
     path = (Path(spec.submodule_search_locations[0]) / package.file).resolve()
     if not path.exists():

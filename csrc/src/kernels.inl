@@ -315,12 +315,19 @@ inline float sum16(Float16 v) {
 }
 
 double square_f32(const float* x, size_t d) {
-  Float16 sum = {};
+  double sum = 0;
   size_t t = 0;
-  for (; t + 16 <= d; t += 16) sum = multiply_add(read<Float16>(x + t), read<Float16>(x + t), sum);
-  float rest = sum16(sum);
-  for (; t < d; ++t) rest += x[t] * x[t];
-  return rest;
+  do {  // a float32 sum of 256 terms rounds often enough
+    const size_t end = d - t < 256 ? d : t + 256;
+    Float16 lanes = {};
+    for (; t + 16 <= end; t += 16) {
+      lanes = multiply_add(read<Float16>(x + t), read<Float16>(x + t), lanes);
+    }
+    float part = sum16(lanes);
+    for (; t < end; ++t) part += x[t] * x[t];
+    sum += part;
+  } while (t < d);
+  return sum;
 }
 
 CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset, uint8_t* code) {

@@ -117,6 +117,21 @@ void test_codes_keep_their_promise() {
   }
 }
 
+// The error of a long sum is all of one sign where the terms are equal.
+void test_long_squares() {
+  for (std::size_t d : {1u, 300u, 8192u, 65536u, 200003u}) {
+    for (int i = 0; i < 64; ++i) {
+      const float value = 0.5f + static_cast<float>(i) * 0.0078f;
+      const std::vector<float> x(d, value);
+      const double exact = static_cast<double>(value) * value * static_cast<double>(d);
+      for (SimdLevel level : levels()) {
+        const double got = kernels(level).square_f32(x.data(), d);
+        check(std::fabs(got - exact) <= kSquareError * exact, "square_f32", simd_name(level));
+      }
+    }
+  }
+}
+
 void brute_force(const Rows& rows, const std::vector<double>& centers,
                  std::vector<std::int32_t>& labels) {
   const std::size_t d = rows.n_cols(), k = centers.size() / d;
@@ -187,6 +202,23 @@ void test_extreme_magnitudes() {
   }
 }
 
+// Products of int8 codes of so many columns would overflow.
+void test_many_columns() {
+  const std::size_t n = 8, d = 140000;
+  check(!Coding::int8_pays(d), "int8 codes of many columns");
+  std::vector<float> x(n * d, 1);
+  for (std::size_t i = 1; i < n; i += 2) std::fill_n(x.begin() + static_cast<long>(i * d), d, -1);
+  const Rows rows = view(x, n, d);
+  std::vector<double> centers(3 * d, -0.999);
+  std::fill_n(centers.begin() + static_cast<long>(d), d, 0.999);
+  std::fill_n(centers.begin() + static_cast<long>(2 * d), d, 0.5);
+  Assigner assigner(rows, {}, FixedScale(largest_values(rows, 1), 1, n), 3, {});
+  assigner.assign(centers.data());
+  std::vector<std::int32_t> expected;
+  brute_force(rows, centers, expected);
+  check(assigner.labels() == expected, "labels of many columns");
+}
+
 // Whatever is wrong with them, no label points outside the centres.
 void test_what_has_no_nearest_centre() {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
@@ -247,7 +279,9 @@ int main() {
   test_levels_agree();
   test_halves();
   test_codes_keep_their_promise();
+  test_long_squares();
   test_assignments();
+  test_many_columns();
   test_extreme_magnitudes();
   test_what_has_no_nearest_centre();
   test_seeds_do_not_depend_on_threads();

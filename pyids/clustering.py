@@ -223,7 +223,10 @@ class ShardPass:
         return int(self._core.inertia(self.extent.inertia_shift(self._centers)))
 
     def farthest(self, count: int, first_row: int = 0) -> list[FarRow]:
-        """Return the `count` rows farthest from their centres, numbered from `first_row`."""
+        """Return the `count` rows with mass farthest from their centres.
+
+        They are numbered from `first_row`.
+        """
         labels, far = self._core.labels, []
         for distance, i in self._core.farthest(count):
             weight = 1.0 if self._weights is None else self._weights[i]
@@ -313,7 +316,7 @@ class Pass(Protocol):
         """Inertia of the last assign, in units of 2^-extent.inertia_shift(centers)."""
 
     def farthest(self, count: int) -> list[FarRow]:
-        """At least the `count` rows farthest from their centres."""
+        """At least the `count` rows with mass farthest from their centres."""
 
 
 class Fit(NamedTuple):

@@ -80,6 +80,15 @@ def test_empty_clusters_take_the_farthest_rows(options):
     check([x], centers, **options)
 
 
+def test_rows_without_mass_fill_no_empty_cluster():
+    x, centers = mixture(80, 3, 2, seed=9)
+    x[:20] += 40
+    weights = np.r_[np.zeros(10), np.full(10, 1e-30), np.ones(60)]
+    centers[1] = 500
+    check([x], centers, sample_weight=weights)
+    check([x], centers, sample_weight=weights, devices=[DEVICE] * 2)
+
+
 @pytest.mark.parametrize("max_iter", [0, 1, 2])
 def test_stopped_early_the_labels_are_those_of_the_centres(max_iter):
     x, centers = mixture(60, 4, 3, seed=5)

@@ -301,6 +301,48 @@ def test_an_empty_cluster_takes_the_farthest_row() -> None:
     assert model.cluster_centers_[1, 0] == 50.0
 
 
+class InShards:
+    """A pass over shards that know nothing of each other."""
+
+    def __init__(
+        self, shards: list[np.ndarray], weights: list[np.ndarray], n_clusters: int
+    ) -> None:
+        pairs = list(zip(shards, weights, strict=True))
+        measured = (clustering.measure(x, sample_weight=w) for x, w in pairs)
+        self.extent = reduce(clustering.Extent.merge, measured)
+        self.parts = [
+            clustering.ShardPass(x, n_clusters, self.extent, sample_weight=w) for x, w in pairs
+        ]
+        self.first = np.cumsum([0, *map(len, shards)]).tolist()
+
+    def assign(self, centers: np.ndarray) -> clustering.Partial:
+        return reduce(clustering.Partial.__add__, (part.assign(centers) for part in self.parts))
+
+    def inertia(self) -> int:
+        return sum(part.inertia() for part in self.parts)
+
+    def farthest(self, count: int) -> list[clustering.FarRow]:
+        numbered = zip(self.parts, self.first, strict=False)
+        return [row for part, first in numbered for row in part.farthest(count, first)]
+
+
+@pytest.mark.parametrize("light", [0.0, 1e-30])
+def test_an_empty_cluster_takes_no_row_without_mass_however_shards_are_cut(light: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(450, 2)).astype(np.float32)
+    x[:50] = 5 * x[:50] + 40
+    weights = np.r_[np.full(50, light), np.ones(400)]
+    start = np.array([[0, 0], [500, 500], [0.5, 0.5]])
+    fits = []
+    for cuts in ([], [50], [200, 300]):
+        work = InShards(np.split(x, cuts), np.split(weights, cuts), 3)
+        fits.append(clustering.lloyd(work, start, work.extent, max_iter=10))
+        assert np.abs(fits[-1].centers).max() < 10
+    assert fits[0].inertia == fits[1].inertia == fits[2].inertia
+    for fit in fits:
+        np.testing.assert_array_equal(fit.centers, fits[0].centers)
+
+
 def test_fewer_distinct_rows_than_clusters() -> None:
     x = np.repeat(np.array([[0.0, 0.0], [1.0, 1.0]], dtype=np.float32), 5, axis=0)
     model = pyids.KMeans(4).fit(x)

@@ -485,6 +485,11 @@ __int128 Assigner::inertia(int shift) const {
 std::vector<FarRow> Assigner::farthest(std::size_t count) const {
   std::vector<FarRow> far(state_->rows.size());
   state_->each_distance([&](std::size_t i, double distance, int) { far[i] = {distance, i}; });
+  if (!state_->weights.empty()) {
+    std::erase_if(far, [&](const FarRow& row) {
+      return state_->weights[row.row] * state_->scale.mass <= 0.5;  // rounds to no mass
+    });
+  }
   const std::size_t kept = std::min(count, far.size());
   std::partial_sort(far.begin(), far.begin() + static_cast<std::ptrdiff_t>(kept), far.end(),
                     [](const FarRow& a, const FarRow& b) {

@@ -399,10 +399,13 @@ def seed_centers(
     """Choose starting centres among the rows: (K, D) float64.
 
     ``random`` takes distinct rows with equal chance (or in proportion to their weights);
-    ``k-means++`` each next row in proportion to its squared distance to those taken.
+    ``k-means++`` each next row in proportion to its (weighted) squared distance to those taken.
+    Equal weights are as good as none.
     """
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
+    if weights is not None and (weights == weights[:1]).all():
+        weights = None
     if init == "random":
         rng = np.random.Generator(np.random.Philox(key=seed))
         p = None if weights is None else weights / weights.sum()
@@ -411,7 +414,9 @@ def seed_centers(
     else:
         factors = _factors(shards, metric)
         threads = _core.resolve_threads(n_threads or 0)
-        sample = _spread_sample(n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed)
+        sample, weights = _spread_sample(
+            n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed, weights
+        )
         if extent is None:
             extent = measure(shards, metric=metric, n_threads=n_threads)
         reach = float(extent.largest.max())
@@ -421,14 +426,31 @@ def seed_centers(
     return _take(shards, chosen, metric)
 
 
-def _spread_sample(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
-    """One row of each of `size` equal stretches, at random; all rows if there are no more."""
-    if n_rows <= size:
-        return np.arange(n_rows)
+def _spread_sample(
+    n_rows: int, size: int, seed: int, weights: Float64 | None
+) -> tuple[NDArray[np.int64], Float64 | None]:
+    """One row of each of `size` equal stretches, at random; all rows if there are no more.
+
+    Weighted rows are drawn systematically, each with chance ``min(1, weight / unit)``, and stand
+    for a weight of ``unit`` at least; also returned are the weights (N,) that drawn ones stand for.
+    """
+    rows = np.arange(n_rows) if weights is None else np.flatnonzero(weights)
+    if len(rows) <= size:
+        return rows, weights
     rng = np.random.Generator(np.random.Philox(key=seed))
-    ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
-    sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
-    return sample
+    if weights is None:
+        ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
+        sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
+        return sample, None
+    # With the j heaviest rows certain, the others share what is left of the sample.
+    ascending = np.sort(weights[rows])
+    left = np.cumsum(ascending)[: -size - 1 : -1]
+    units = left / np.arange(size, 0, -1)
+    unit = units[np.argmax(ascending[: -size - 1 : -1] <= units)]
+    chances = np.cumsum(np.minimum(1.0, weights[rows] / unit))
+    at = (np.arange(size) + rng.random()) * (chances[-1] / size)
+    drawn = np.minimum(np.searchsorted(chances, at, side="right"), len(rows) - 1)
+    return rows[drawn], np.maximum(weights, unit)
 
 
 def _row(shards: Shards, i: int) -> NDArray[np.floating]:

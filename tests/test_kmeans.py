@@ -391,6 +391,38 @@ def test_large_seedings_look_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(np.unique(centers, axis=0)) == 30
 
 
+def test_large_weighted_seedings_draw_by_weight() -> None:
+    rng = np.random.default_rng(18)
+    x = rng.normal(size=(20000, 2))
+    for light in (0.0, 1e-9):  # of all but a few rows, far fewer than a sample has
+        weights = np.full(20000, light)
+        heavy = rng.choice(20000, 100, replace=False)
+        weights[heavy] = rng.uniform(1, 2, size=100)
+        for seed in range(20):
+            centers = clustering.seed_centers([x], 2, seed=seed, sample_weight=weights)
+            cut = clustering.seed_centers([x[:9], x[9:]], 2, seed=seed, sample_weight=weights)
+            np.testing.assert_array_equal(centers, cut)
+            assert len(np.unique(centers, axis=0)) == 2
+            assert np.isin(centers[:, 0], x[heavy, 0]).all()
+    equal = clustering.seed_centers([x], 2, sample_weight=np.full(20000, 3.0))
+    np.testing.assert_array_equal(equal, clustering.seed_centers([x], 2))
+
+
+def test_a_weighted_sample_is_drawn_in_proportion() -> None:
+    weights = np.r_[np.full(300, 1.0), np.zeros(50), np.full(150, 2.0), 1000.0]
+    counts = np.zeros(501)
+    for seed in range(400):
+        rows, drawn = clustering._spread_sample(501, 41, seed, weights)
+        assert drawn is not None
+        assert len(np.unique(rows)) == 41
+        counts[rows] += drawn[rows]
+        np.testing.assert_allclose(drawn[rows].sum(), weights.sum())
+    assert counts[-1] == 400 * 1000
+    np.testing.assert_allclose(counts[:300].sum() / 400, 300, rtol=0.03)
+    np.testing.assert_allclose(counts[350:-1].sum() / 400, 300, rtol=0.03)
+    assert not counts[300:350].any()
+
+
 def test_random_starts_are_distinct_rows() -> None:
     x = np.arange(50, dtype=np.float32)[:, None]
     assert len(np.unique(clustering.seed_centers([x], 50, init="random"))) == 50

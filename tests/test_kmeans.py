@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids import clustering, reference
+from pyids import _core, clustering, core_ops, reference
 
 TIE = 1e-13
 
@@ -249,6 +249,18 @@ def test_rows_may_lie_beyond_two_to_the_31(tmp_path: Path) -> None:
     near = blobs(6, 16, 2, seed=5)
     far_apart[:, :16] = near
     same(pyids.KMeans(2).fit(far_apart[:, :16]), pyids.KMeans(2).fit(near))
+
+
+def test_shards_may_be_empty() -> None:
+    x = blobs(60, 4, 3, seed=20)
+    none = np.lib.stride_tricks.as_strided(x, shape=(0, 4), strides=(0, 0))
+    same(pyids.KMeans(3).fit(x), pyids.KMeans(3).fit([x[:20], none, x[20:]]))
+    labels, _ = clustering.assign_partial(none, x[:3].astype(np.float64), clustering.measure(x))
+    assert labels.shape == (0,)
+    assert clustering.measure(none).n_rows == 0
+    assert core_ops.assign(none, x[:3])[0].shape == (0,)
+    rows, _ = _core.filter_near([none], np.empty(0), np.empty(0, np.int64), 0, 0.5, 1)
+    assert rows.shape == (0,)
 
 
 # ---- sums ----------------------------------------------------------------------------------------

@@ -65,6 +65,13 @@ class Extent:
             self.n_rows + other.n_rows,
         )
 
+    def weight_exponent(self) -> int:
+        """Return e such that the largest weight is 1 to 2 in units of 2^e, which all are held in.
+
+        So neither tiny nor huge weights take products out of float64's range.
+        """
+        return math.frexp(self.largest_weight)[1] - 1 if self.largest_weight > 0 else 0
+
     def scale(self) -> Any:
         """Return the powers of two that make sums exact.
 
@@ -72,13 +79,20 @@ class Extent:
         fits an int64. A mean of unweighted rows is off by at most ``max(2**-51, n_rows * 2**-62)``
         of its column's largest value.
         """
-        return _core.FixedScale(self.largest, self.largest_weight, self.n_rows)
+        return _core.FixedScale(self.largest, self._largest_weight_held(), self.n_rows)
 
     def inertia_shift(self, centers: Float64) -> int:
         """Return s such that the inertia about `centers` in units of 2^-s fits 120 bits."""
         reach = self.largest + np.abs(centers).max(axis=0)
-        bound = math.fsum(reach**2) * self.largest_weight * max(1, self.n_rows)
-        return 120 - math.frexp(bound)[1] if bound > 0 else 0
+        exponent = math.frexp(reach.max(initial=0.0))[1]
+        squares = math.fsum(np.ldexp(reach, -exponent) ** 2)
+        bound = squares * self._largest_weight_held() * max(1, self.n_rows)
+        if bound == 0:
+            return 0
+        return 120 - math.frexp(bound)[1] - 2 * exponent - self.weight_exponent()
+
+    def _largest_weight_held(self) -> float:
+        return math.ldexp(self.largest_weight, -self.weight_exponent())
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,8 @@ class Partial:
     sums : (K, D) int64
         Sum of the weighted rows in units of ``1 / scale.columns``.
     mass : (K,) int64
-        Sum of the weights in units of ``1 / scale.mass``.
+        Sum of the weights in units of ``1 / scale.mass``. Weights count in units of
+        ``2**extent.weight_exponent()``, here as in `sums`.
     """
 
     sums: NDArray[np.int64]
@@ -139,6 +154,22 @@ def _weights(sample_weight: ArrayLike | None, n_rows: int) -> Float64 | None:
             f"sample_weight of row {bad[0]} is {weights[bad[0]]}: use finite ones >= 0"
         )
     return weights
+
+
+def _in_units(weights: Float64 | None, n_rows: int, exponent: int) -> Float64 | None:
+    """Return the weights times 2^-exponent; rows without any weigh 1."""
+    if exponent == 0:
+        return weights
+    held: Float64 = np.ldexp(np.ones(n_rows) if weights is None else weights, -exponent)
+    return held
+
+
+def _ldexp(value: float, exponent: int) -> float:
+    """As `math.ldexp`, but infinity where float64 ends."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _memory(max_memory: int | None) -> int:
@@ -191,7 +222,9 @@ class ShardPass:
         self._shards = _as_shards(shard)
         self.extent = extent
         self._scale = extent.scale()
-        self._weights = _weights(sample_weight, sum(map(len, self._shards)))
+        n_rows = sum(map(len, self._shards))
+        weights = _weights(sample_weight, n_rows)
+        self._weights = _in_units(weights, n_rows, extent.weight_exponent())
         self._factors = _factors(self._shards, metric)
         self._core = _core.Assigner(
             list(self._shards),
@@ -220,7 +253,8 @@ class ShardPass:
     def inertia(self) -> int:
         """Weighted squared distances to the own centres, in units of 2^-extent.inertia_shift."""
         assert self._centers is not None
-        return int(self._core.inertia(self.extent.inertia_shift(self._centers)))
+        shift = self.extent.inertia_shift(self._centers) + self.extent.weight_exponent()
+        return int(self._core.inertia(shift))
 
     def farthest(self, count: int, first_row: int = 0) -> list[FarRow]:
         """Return the `count` rows with mass farthest from their centres.
@@ -361,7 +395,7 @@ def lloyd(
             break
     else:
         work.assign(centers)
-    inertia = math.ldexp(work.inertia(), -extent.inertia_shift(centers))
+    inertia = _ldexp(work.inertia(), -extent.inertia_shift(centers))
     return Fit(centers, inertia, n_iter)
 
 
@@ -378,7 +412,8 @@ def _mean_variance(partial: Partial, centers: Float64, extent: Extent, inertia: 
     apart = centers - sums.sum(axis=0) / total
     n = mass[:, None]
     between = ((2 * (sums - n * centers) + n * apart) * apart).sum()
-    scatter = math.ldexp(inertia, -extent.inertia_shift(centers)) + between
+    shift = extent.inertia_shift(centers) + extent.weight_exponent()
+    scatter = _ldexp(inertia, -shift) + between
     return float(max(0.0, scatter / total / centers.shape[1]))
 
 
@@ -406,6 +441,8 @@ def seed_centers(
     weights = _weights(sample_weight, n_rows)
     if weights is not None and (weights == weights[:1]).all():
         weights = None
+    if weights is not None:  # to sums that float64 holds
+        weights = _in_units(weights, n_rows, math.frexp(weights.max())[1])
     if init == "random":
         rng = np.random.Generator(np.random.Philox(key=seed))
         p = None if weights is None else weights / weights.sum()
@@ -669,7 +706,7 @@ class KMeans:
         for trial in range(self.n_init):
             centers = self._start(shards, extent, weights, seed + trial).astype(dtype)
             if self._on_cuda(n_rows * centers.size):
-                labels, fit = self._fit_cuda(shards, centers, weights)
+                labels, fit = self._fit_cuda(shards, centers, weights, extent.weight_exponent())
             else:
                 work = ShardPass(
                     shards, self.n_clusters, extent, max_memory=self.max_memory, **shared
@@ -731,16 +768,21 @@ class KMeans:
         return self.device == "cuda"
 
     def _fit_cuda(
-        self, shards: Shards, centers: NDArray[np.floating], weights: Float64 | None
+        self,
+        shards: Shards,
+        centers: NDArray[np.floating],
+        weights: Float64 | None,
+        weight_exponent: int,
     ) -> tuple[Labels, Fit]:
         if self.metric == "cosine":
             raise ValueError("metric='cosine' runs on the CPU: pass device='cpu', or unit rows")
         cuda = import_module("pyids.kernels.lloyd")
 
+        held = None if weights is None else np.ldexp(weights, -weight_exponent)
         labels, new, inertia, n_iter = cuda.fit(
-            shards, centers, max_iter=self.max_iter, tol=self.tol, sample_weight=weights
+            shards, centers, max_iter=self.max_iter, tol=self.tol, sample_weight=held
         )
-        return labels, Fit(new, inertia, n_iter)
+        return labels, Fit(new, _ldexp(inertia, weight_exponent), n_iter)
 
     # -- using the centres --
 
@@ -778,7 +820,7 @@ class KMeans:
         """Minus the inertia of these rows about the centres."""
         work, centers = self._pass(X, sample_weight)
         work.assign(centers)
-        return -math.ldexp(work.inertia(), -work.extent.inertia_shift(centers))
+        return -_ldexp(work.inertia(), -work.extent.inertia_shift(centers))
 
     def _pass(self, x: Any, sample_weight: ArrayLike | None = None) -> tuple[ShardPass, Float64]:
         centers, shards = self._centers(), self._rows(x)

@@ -306,6 +306,50 @@ def test_weights_of_one_change_no_bit_and_of_two_count_twice() -> None:
     np.testing.assert_allclose(doubled.inertia_, weighted.inertia_, rtol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-1060, -1000, 50, 1000, 1019])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_the_unit_of_the_weights_changes_no_bit(init: str, exponent: int) -> None:
+    x = blobs(500, 6, 4, seed=21)
+    start = {"n_clusters": 4, "init": init, "tol": 1e-3}
+    weights = np.random.default_rng(22).integers(1, 8, size=500).astype(np.float64)
+    for plain in (np.ones(500), weights):
+        model = pyids.KMeans(**start).fit(x, sample_weight=plain)
+        scaled = np.ldexp(plain, exponent)
+        other = pyids.KMeans(**start).fit(x, sample_weight=scaled)
+        np.testing.assert_array_equal(model.labels_, other.labels_)
+        np.testing.assert_array_equal(model.cluster_centers_, other.cluster_centers_)
+        with np.errstate(over="ignore"):
+            assert other.inertia_ == np.ldexp(model.inertia_, exponent)
+            assert other.score(x, sample_weight=scaled) == -other.inertia_
+    x = x.astype(np.float64)
+    model = pyids.KMeans(**start).fit(x)
+    for constant in (1e-310, 1e-300, 3.0, 1e305, 5e306):
+        other = pyids.KMeans(**start).fit(x, sample_weight=np.full(500, constant))
+        np.testing.assert_array_equal(model.labels_, other.labels_)
+        np.testing.assert_allclose(model.cluster_centers_, other.cluster_centers_, rtol=1e-12)
+
+
+def test_shards_without_weights_count_one_beside_weighted_ones() -> None:
+    x = blobs(300, 6, 4, seed=23)
+    weights = np.full(100, 1e6)
+    start = x[:4].astype(np.float64)
+    extent = clustering.measure(x[:200]).merge(clustering.measure(x[200:], sample_weight=weights))
+    _, partial = clustering.assign_partial(x[:200], start, extent)
+    _, again = clustering.assign_partial(x[:200], start, extent, sample_weight=np.ones(200))
+    np.testing.assert_array_equal(partial.sums, again.sums)
+    np.testing.assert_array_equal(partial.mass, again.mass)
+    held = partial.mass.sum() / extent.scale().mass
+    assert math.ldexp(held, extent.weight_exponent()) == pytest.approx(200, rel=1e-6)
+
+
+def test_the_inertia_of_huge_rows() -> None:
+    x = blobs(300, 6, 4, seed=24, dtype="float64")
+    model = pyids.KMeans(4, tol=0).fit(x)
+    huge = pyids.KMeans(4, tol=0).fit(np.ldexp(x, 495), sample_weight=np.full(300, 2.0))
+    np.testing.assert_array_equal(model.labels_, huge.labels_)
+    assert huge.inertia_ == math.ldexp(model.inertia_, 991)
+
+
 def test_weightless_rows_are_labelled_but_do_not_pull() -> None:
     x = blobs(300, 10, 4, seed=8)
     weights = np.r_[np.ones(200), np.zeros(100)]

@@ -257,16 +257,21 @@ class Share:
                 add_rows(x, self.labels[turn % 2][here], weights, scale, self.sums)
 
     def farthest(
-        self, centers: Tensor, turn: int, count: int
+        self, centers: Tensor, turn: int, count: int, unit: float
     ) -> list[tuple[float, int, int, np.ndarray, float]]:
-        """Return (distance, row, label, values, weight) of the rows farthest from their centres."""
+        """Return (distance, row, label, values, weight) of the rows farthest from their centres.
+
+        Rows whose weight times `unit` rounds to no mass are left out.
+        """
         found = []
         with self.on_device():
             for first, x in self.blocks():
                 labels = self.labels[turn % 2][first : first + len(x)]
                 apart = distances(x, centers, labels)
-                order = apart.sort(descending=True, stable=True).indices[:count]
-                for i in order.tolist():
+                order = apart.sort(descending=True, stable=True).indices
+                if self.weights is not None:
+                    order = order[self.weights[first + order] * unit > 0.5]
+                for i in order[:count].tolist():
                     weight = 1.0 if self.weights is None else float(self.weights[first + i])
                     values = x[i].double().cpu().numpy()
                     row = self.start + first + i
@@ -403,7 +408,7 @@ class _Fit:
         far = [
             row
             for share in self.shares
-            for row in share.farthest(old.to(share.device), turn, len(waiting) + self.k)
+            for row in share.farthest(old.to(share.device), turn, len(waiting) + self.k, unit)
         ]
         for distance, _, label, values, weight in sorted(far, key=lambda f: (-f[0], f[1])):
             if not waiting or distance == 0:

@@ -65,6 +65,13 @@ class Extent:
             self.n_rows + other.n_rows,
         )
 
+    def weight_exponent(self) -> int:
+        """Return e such that the largest weight is 1 to 2 in units of 2^e, which all are held in.
+
+        So neither tiny nor huge weights take products out of float64's range.
+        """
+        return math.frexp(self.largest_weight)[1] - 1 if self.largest_weight > 0 else 0
+
     def scale(self) -> Any:
         """Return the powers of two that make sums exact.
 
@@ -72,13 +79,20 @@ class Extent:
         fits an int64. A mean of unweighted rows is off by at most ``max(2**-51, n_rows * 2**-62)``
         of its column's largest value.
         """
-        return _core.FixedScale(self.largest, self.largest_weight, self.n_rows)
+        return _core.FixedScale(self.largest, self._largest_weight_held(), self.n_rows)
 
     def inertia_shift(self, centers: Float64) -> int:
         """Return s such that the inertia about `centers` in units of 2^-s fits 120 bits."""
         reach = self.largest + np.abs(centers).max(axis=0)
-        bound = math.fsum(reach**2) * self.largest_weight * max(1, self.n_rows)
-        return 120 - math.frexp(bound)[1] if bound > 0 else 0
+        exponent = math.frexp(reach.max(initial=0.0))[1]
+        squares = math.fsum(np.ldexp(reach, -exponent) ** 2)
+        bound = squares * self._largest_weight_held() * max(1, self.n_rows)
+        if bound == 0:
+            return 0
+        return 120 - math.frexp(bound)[1] - 2 * exponent - self.weight_exponent()
+
+    def _largest_weight_held(self) -> float:
+        return math.ldexp(self.largest_weight, -self.weight_exponent())
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,8 @@ class Partial:
     sums : (K, D) int64
         Sum of the weighted rows in units of ``1 / scale.columns``.
     mass : (K,) int64
-        Sum of the weights in units of ``1 / scale.mass``.
+        Sum of the weights in units of ``1 / scale.mass``. Weights count in units of
+        ``2**extent.weight_exponent()``, here as in `sums`.
     """
 
     sums: NDArray[np.int64]
@@ -139,6 +154,22 @@ def _weights(sample_weight: ArrayLike | None, n_rows: int) -> Float64 | None:
             f"sample_weight of row {bad[0]} is {weights[bad[0]]}: use finite ones >= 0"
         )
     return weights
+
+
+def _in_units(weights: Float64 | None, n_rows: int, exponent: int) -> Float64 | None:
+    """Return the weights times 2^-exponent; rows without any weigh 1."""
+    if exponent == 0:
+        return weights
+    held: Float64 = np.ldexp(np.ones(n_rows) if weights is None else weights, -exponent)
+    return held
+
+
+def _ldexp(value: float, exponent: int) -> float:
+    """As `math.ldexp`, but infinity where float64 ends."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _memory(max_memory: int | None) -> int:
@@ -191,7 +222,9 @@ class ShardPass:
         self._shards = _as_shards(shard)
         self.extent = extent
         self._scale = extent.scale()
-        self._weights = _weights(sample_weight, sum(map(len, self._shards)))
+        n_rows = sum(map(len, self._shards))
+        weights = _weights(sample_weight, n_rows)
+        self._weights = _in_units(weights, n_rows, extent.weight_exponent())
         self._factors = _factors(self._shards, metric)
         self._core = _core.Assigner(
             list(self._shards),
@@ -220,10 +253,14 @@ class ShardPass:
     def inertia(self) -> int:
         """Weighted squared distances to the own centres, in units of 2^-extent.inertia_shift."""
         assert self._centers is not None
-        return int(self._core.inertia(self.extent.inertia_shift(self._centers)))
+        shift = self.extent.inertia_shift(self._centers) + self.extent.weight_exponent()
+        return int(self._core.inertia(shift))
 
     def farthest(self, count: int, first_row: int = 0) -> list[FarRow]:
-        """Return the `count` rows farthest from their centres, numbered from `first_row`."""
+        """Return the `count` rows with mass farthest from their centres.
+
+        They are numbered from `first_row`.
+        """
         labels, far = self._core.labels, []
         for distance, i in self._core.farthest(count):
             weight = 1.0 if self._weights is None else self._weights[i]
@@ -313,7 +350,7 @@ class Pass(Protocol):
         """Inertia of the last assign, in units of 2^-extent.inertia_shift(centers)."""
 
     def farthest(self, count: int) -> list[FarRow]:
-        """At least the `count` rows farthest from their centres."""
+        """At least the `count` rows with mass farthest from their centres."""
 
 
 class Fit(NamedTuple):
@@ -358,7 +395,7 @@ def lloyd(
             break
     else:
         work.assign(centers)
-    inertia = math.ldexp(work.inertia(), -extent.inertia_shift(centers))
+    inertia = _ldexp(work.inertia(), -extent.inertia_shift(centers))
     return Fit(centers, inertia, n_iter)
 
 
@@ -375,7 +412,8 @@ def _mean_variance(partial: Partial, centers: Float64, extent: Extent, inertia: 
     apart = centers - sums.sum(axis=0) / total
     n = mass[:, None]
     between = ((2 * (sums - n * centers) + n * apart) * apart).sum()
-    scatter = math.ldexp(inertia, -extent.inertia_shift(centers)) + between
+    shift = extent.inertia_shift(centers) + extent.weight_exponent()
+    scatter = _ldexp(inertia, -shift) + between
     return float(max(0.0, scatter / total / centers.shape[1]))
 
 
@@ -396,10 +434,15 @@ def seed_centers(
     """Choose starting centres among the rows: (K, D) float64.
 
     ``random`` takes distinct rows with equal chance (or in proportion to their weights);
-    ``k-means++`` each next row in proportion to its squared distance to those taken.
+    ``k-means++`` each next row in proportion to its (weighted) squared distance to those taken.
+    Equal weights are as good as none.
     """
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
+    if weights is not None and (weights == weights[:1]).all():
+        weights = None
+    if weights is not None:  # to sums that float64 holds
+        weights = _in_units(weights, n_rows, math.frexp(weights.max())[1])
     if init == "random":
         rng = np.random.Generator(np.random.Philox(key=seed))
         p = None if weights is None else weights / weights.sum()
@@ -408,7 +451,9 @@ def seed_centers(
     else:
         factors = _factors(shards, metric)
         threads = _core.resolve_threads(n_threads or 0)
-        sample = _spread_sample(n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed)
+        sample, weights = _spread_sample(
+            n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed, weights
+        )
         if extent is None:
             extent = measure(shards, metric=metric, n_threads=n_threads)
         reach = float(extent.largest.max())
@@ -418,14 +463,31 @@ def seed_centers(
     return _take(shards, chosen, metric)
 
 
-def _spread_sample(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
-    """One row of each of `size` equal stretches, at random; all rows if there are no more."""
-    if n_rows <= size:
-        return np.arange(n_rows)
+def _spread_sample(
+    n_rows: int, size: int, seed: int, weights: Float64 | None
+) -> tuple[NDArray[np.int64], Float64 | None]:
+    """One row of each of `size` equal stretches, at random; all rows if there are no more.
+
+    Weighted rows are drawn systematically, each with chance ``min(1, weight / unit)``, and stand
+    for a weight of ``unit`` at least; also returned are the weights (N,) that drawn ones stand for.
+    """
+    rows = np.arange(n_rows) if weights is None else np.flatnonzero(weights)
+    if len(rows) <= size:
+        return rows, weights
     rng = np.random.Generator(np.random.Philox(key=seed))
-    ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
-    sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
-    return sample
+    if weights is None:
+        ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
+        sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
+        return sample, None
+    # With the j heaviest rows certain, the others share what is left of the sample.
+    ascending = np.sort(weights[rows])
+    left = np.cumsum(ascending)[: -size - 1 : -1]
+    units = left / np.arange(size, 0, -1)
+    unit = units[np.argmax(ascending[: -size - 1 : -1] <= units)]
+    chances = np.cumsum(np.minimum(1.0, weights[rows] / unit))
+    at = (np.arange(size) + rng.random()) * (chances[-1] / size)
+    drawn = np.minimum(np.searchsorted(chances, at, side="right"), len(rows) - 1)
+    return rows[drawn], np.maximum(weights, unit)
 
 
 def _row(shards: Shards, i: int) -> NDArray[np.floating]:
@@ -644,7 +706,7 @@ class KMeans:
         for trial in range(self.n_init):
             centers = self._start(shards, extent, weights, seed + trial).astype(dtype)
             if self._on_cuda(n_rows * centers.size):
-                labels, fit = self._fit_cuda(shards, centers, weights)
+                labels, fit = self._fit_cuda(shards, centers, weights, extent.weight_exponent())
             else:
                 work = ShardPass(
                     shards, self.n_clusters, extent, max_memory=self.max_memory, **shared
@@ -706,16 +768,21 @@ class KMeans:
         return self.device == "cuda"
 
     def _fit_cuda(
-        self, shards: Shards, centers: NDArray[np.floating], weights: Float64 | None
+        self,
+        shards: Shards,
+        centers: NDArray[np.floating],
+        weights: Float64 | None,
+        weight_exponent: int,
     ) -> tuple[Labels, Fit]:
         if self.metric == "cosine":
             raise ValueError("metric='cosine' runs on the CPU: pass device='cpu', or unit rows")
         cuda = import_module("pyids.kernels.lloyd")
 
+        held = None if weights is None else np.ldexp(weights, -weight_exponent)
         labels, new, inertia, n_iter = cuda.fit(
-            shards, centers, max_iter=self.max_iter, tol=self.tol, sample_weight=weights
+            shards, centers, max_iter=self.max_iter, tol=self.tol, sample_weight=held
         )
-        return labels, Fit(new, inertia, n_iter)
+        return labels, Fit(new, _ldexp(inertia, weight_exponent), n_iter)
 
     # -- using the centres --
 
@@ -753,7 +820,7 @@ class KMeans:
         """Minus the inertia of these rows about the centres."""
         work, centers = self._pass(X, sample_weight)
         work.assign(centers)
-        return -math.ldexp(work.inertia(), -work.extent.inertia_shift(centers))
+        return -_ldexp(work.inertia(), -work.extent.inertia_shift(centers))
 
     def _pass(self, x: Any, sample_weight: ArrayLike | None = None) -> tuple[ShardPass, Float64]:
         centers, shards = self._centers(), self._rows(x)

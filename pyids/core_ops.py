@@ -18,10 +18,11 @@ _BLOCK_ELEMENTS = 1 << 22
 def assign(
     x: NDArray[np.floating], centers: NDArray[np.floating]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """See `pyids.ops.assign`; always exact."""
+    """See `pyids.ops.assign`; always exact. Names the first row that is not finite."""
     threads = _core.resolve_threads(0)
     shards, wide = [np.ascontiguousarray(x)], np.ascontiguousarray(centers, dtype=np.float64)
-    scale = _core.FixedScale(np.ones(x.shape[1]), 1.0, len(x))  # its sums are not looked at
+    # The sums are not looked at, but codes rest on how far the rows reach.
+    scale = _core.FixedScale(_core.largest_values(shards, None, threads), 1.0, len(x))
     keep_codes = False  # they pay from the second assignment on
     work = _core.Assigner(shards, None, None, scale, len(centers), threads, sys.maxsize, keep_codes)
     work.assign(wide)

@@ -80,6 +80,15 @@ def test_empty_clusters_take_the_farthest_rows(options):
     check([x], centers, **options)
 
 
+def test_rows_without_mass_fill_no_empty_cluster():
+    x, centers = mixture(80, 3, 2, seed=9)
+    x[:20] += 40
+    weights = np.r_[np.zeros(10), np.full(10, 1e-30), np.ones(60)]
+    centers[1] = 500
+    check([x], centers, sample_weight=weights)
+    check([x], centers, sample_weight=weights, devices=[DEVICE] * 2)
+
+
 @pytest.mark.parametrize("max_iter", [0, 1, 2])
 def test_stopped_early_the_labels_are_those_of_the_centres(max_iter):
     x, centers = mixture(60, 4, 3, seed=5)
@@ -115,6 +124,10 @@ def test_the_estimator_runs_on_it(monkeypatch):
     here = clustering.KMeans(4, init=centers, n_init=1, device="cpu", max_iter=5).fit(x)
     np.testing.assert_array_equal(there.labels_, here.labels_)
     np.testing.assert_array_equal(there.cluster_centers_, here.cluster_centers_)
+    model = clustering.KMeans(4, init=centers, n_init=1, device="cuda", max_iter=5)
+    weighted = model.fit(x, sample_weight=np.full(90, 2.0**1010))
+    np.testing.assert_array_equal(weighted.cluster_centers_, here.cluster_centers_)
+    assert weighted.inertia_ == pytest.approx(here.inertia_ * 2.0**1010, rel=1e-13)
     monkeypatch.setattr(lloyd, "fit", lambda *data, **options: pytest.fail("not asked for"))
     clustering.KMeans(4, init=centers, n_init=1, max_iter=1).fit(x)
     monkeypatch.setenv("PYIDS_BACKEND", "triton")

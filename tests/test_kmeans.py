@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids import clustering, reference
+from pyids import _core, clustering, core_ops, reference
 
 TIE = 1e-13
 
@@ -148,6 +148,21 @@ def test_nearest_centres_are_the_references(name: str) -> None:
         clustering.nearest_centers(x, x[:40], 41)
 
 
+@pytest.mark.parametrize(("dtype", "magnitude"), [("float32", 1e20), ("float64", 1e100)])
+@pytest.mark.parametrize("d", [4, 40])
+def test_the_op_assigns_rows_however_far_they_reach(d: int, dtype: str, magnitude: float) -> None:
+    rng = np.random.default_rng(19)
+    x = (magnitude * rng.normal(size=(200, d))).astype(dtype)
+    for centers in (rng.normal(size=(20, d)).astype(dtype), x[:20]):
+        labels, distances = core_ops.assign(x, centers)
+        assert_nearest(x, centers, labels)
+        nearest = reference.squared_distances(x, centers).min(axis=1)
+        np.testing.assert_allclose(distances, nearest, rtol=1e-12)
+    x[7, 1] = np.nan
+    with pytest.raises(ValueError, match="row 7, column 1 is NaN"):
+        core_ops.assign(x, x[:2])
+
+
 def test_simplified_silhouette_is_its_formula() -> None:
     x = blobs(200, 20, 5, seed=17)
     distances = np.sort(np.sqrt(reference.squared_distances(x, x[:5])), axis=1)
@@ -251,6 +266,18 @@ def test_rows_may_lie_beyond_two_to_the_31(tmp_path: Path) -> None:
     same(pyids.KMeans(2).fit(far_apart[:, :16]), pyids.KMeans(2).fit(near))
 
 
+def test_shards_may_be_empty() -> None:
+    x = blobs(60, 4, 3, seed=20)
+    none = np.lib.stride_tricks.as_strided(x, shape=(0, 4), strides=(0, 0))
+    same(pyids.KMeans(3).fit(x), pyids.KMeans(3).fit([x[:20], none, x[20:]]))
+    labels, _ = clustering.assign_partial(none, x[:3].astype(np.float64), clustering.measure(x))
+    assert labels.shape == (0,)
+    assert clustering.measure(none).n_rows == 0
+    assert core_ops.assign(none, x[:3])[0].shape == (0,)
+    rows, _ = _core.filter_near([none], np.empty(0), np.empty(0, np.int64), 0, 0.5, 1)
+    assert rows.shape == (0,)
+
+
 # ---- sums ----------------------------------------------------------------------------------------
 
 
@@ -279,6 +306,50 @@ def test_weights_of_one_change_no_bit_and_of_two_count_twice() -> None:
     np.testing.assert_allclose(doubled.inertia_, weighted.inertia_, rtol=1e-14)
 
 
+@pytest.mark.parametrize("exponent", [-1060, -1000, 50, 1000, 1019])
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_the_unit_of_the_weights_changes_no_bit(init: str, exponent: int) -> None:
+    x = blobs(500, 6, 4, seed=21)
+    start = {"n_clusters": 4, "init": init, "tol": 1e-3}
+    weights = np.random.default_rng(22).integers(1, 8, size=500).astype(np.float64)
+    for plain in (np.ones(500), weights):
+        model = pyids.KMeans(**start).fit(x, sample_weight=plain)
+        scaled = np.ldexp(plain, exponent)
+        other = pyids.KMeans(**start).fit(x, sample_weight=scaled)
+        np.testing.assert_array_equal(model.labels_, other.labels_)
+        np.testing.assert_array_equal(model.cluster_centers_, other.cluster_centers_)
+        with np.errstate(over="ignore"):
+            assert other.inertia_ == np.ldexp(model.inertia_, exponent)
+            assert other.score(x, sample_weight=scaled) == -other.inertia_
+    x = x.astype(np.float64)
+    model = pyids.KMeans(**start).fit(x)
+    for constant in (1e-310, 1e-300, 3.0, 1e305, 5e306):
+        other = pyids.KMeans(**start).fit(x, sample_weight=np.full(500, constant))
+        np.testing.assert_array_equal(model.labels_, other.labels_)
+        np.testing.assert_allclose(model.cluster_centers_, other.cluster_centers_, rtol=1e-12)
+
+
+def test_shards_without_weights_count_one_beside_weighted_ones() -> None:
+    x = blobs(300, 6, 4, seed=23)
+    weights = np.full(100, 1e6)
+    start = x[:4].astype(np.float64)
+    extent = clustering.measure(x[:200]).merge(clustering.measure(x[200:], sample_weight=weights))
+    _, partial = clustering.assign_partial(x[:200], start, extent)
+    _, again = clustering.assign_partial(x[:200], start, extent, sample_weight=np.ones(200))
+    np.testing.assert_array_equal(partial.sums, again.sums)
+    np.testing.assert_array_equal(partial.mass, again.mass)
+    held = partial.mass.sum() / extent.scale().mass
+    assert math.ldexp(held, extent.weight_exponent()) == pytest.approx(200, rel=1e-6)
+
+
+def test_the_inertia_of_huge_rows() -> None:
+    x = blobs(300, 6, 4, seed=24, dtype="float64")
+    model = pyids.KMeans(4, tol=0).fit(x)
+    huge = pyids.KMeans(4, tol=0).fit(np.ldexp(x, 495), sample_weight=np.full(300, 2.0))
+    np.testing.assert_array_equal(model.labels_, huge.labels_)
+    assert huge.inertia_ == math.ldexp(model.inertia_, 991)
+
+
 def test_weightless_rows_are_labelled_but_do_not_pull() -> None:
     x = blobs(300, 10, 4, seed=8)
     weights = np.r_[np.ones(200), np.zeros(100)]
@@ -299,6 +370,48 @@ def test_an_empty_cluster_takes_the_farthest_row() -> None:
     # 50 first; then, of what cluster 0 is left with, 0 (as far as 3, but earlier).
     np.testing.assert_array_equal(np.sort(model.cluster_centers_[:, 0]), [0.0, 2.0, 50.0])
     assert model.cluster_centers_[1, 0] == 50.0
+
+
+class InShards:
+    """A pass over shards that know nothing of each other."""
+
+    def __init__(
+        self, shards: list[np.ndarray], weights: list[np.ndarray], n_clusters: int
+    ) -> None:
+        pairs = list(zip(shards, weights, strict=True))
+        measured = (clustering.measure(x, sample_weight=w) for x, w in pairs)
+        self.extent = reduce(clustering.Extent.merge, measured)
+        self.parts = [
+            clustering.ShardPass(x, n_clusters, self.extent, sample_weight=w) for x, w in pairs
+        ]
+        self.first = np.cumsum([0, *map(len, shards)]).tolist()
+
+    def assign(self, centers: np.ndarray) -> clustering.Partial:
+        return reduce(clustering.Partial.__add__, (part.assign(centers) for part in self.parts))
+
+    def inertia(self) -> int:
+        return sum(part.inertia() for part in self.parts)
+
+    def farthest(self, count: int) -> list[clustering.FarRow]:
+        numbered = zip(self.parts, self.first, strict=False)
+        return [row for part, first in numbered for row in part.farthest(count, first)]
+
+
+@pytest.mark.parametrize("light", [0.0, 1e-30])
+def test_an_empty_cluster_takes_no_row_without_mass_however_shards_are_cut(light: float) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(450, 2)).astype(np.float32)
+    x[:50] = 5 * x[:50] + 40
+    weights = np.r_[np.full(50, light), np.ones(400)]
+    start = np.array([[0, 0], [500, 500], [0.5, 0.5]])
+    fits = []
+    for cuts in ([], [50], [200, 300]):
+        work = InShards(np.split(x, cuts), np.split(weights, cuts), 3)
+        fits.append(clustering.lloyd(work, start, work.extent, max_iter=10))
+        assert np.abs(fits[-1].centers).max() < 10
+    assert fits[0].inertia == fits[1].inertia == fits[2].inertia
+    for fit in fits:
+        np.testing.assert_array_equal(fit.centers, fits[0].centers)
 
 
 def test_fewer_distinct_rows_than_clusters() -> None:
@@ -347,6 +460,38 @@ def test_large_seedings_look_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> Non
     again = clustering.seed_centers([x[:100], x[100:]], 30)
     np.testing.assert_array_equal(centers, again)
     assert len(np.unique(centers, axis=0)) == 30
+
+
+def test_large_weighted_seedings_draw_by_weight() -> None:
+    rng = np.random.default_rng(18)
+    x = rng.normal(size=(20000, 2))
+    for light in (0.0, 1e-9):  # of all but a few rows, far fewer than a sample has
+        weights = np.full(20000, light)
+        heavy = rng.choice(20000, 100, replace=False)
+        weights[heavy] = rng.uniform(1, 2, size=100)
+        for seed in range(20):
+            centers = clustering.seed_centers([x], 2, seed=seed, sample_weight=weights)
+            cut = clustering.seed_centers([x[:9], x[9:]], 2, seed=seed, sample_weight=weights)
+            np.testing.assert_array_equal(centers, cut)
+            assert len(np.unique(centers, axis=0)) == 2
+            assert np.isin(centers[:, 0], x[heavy, 0]).all()
+    equal = clustering.seed_centers([x], 2, sample_weight=np.full(20000, 3.0))
+    np.testing.assert_array_equal(equal, clustering.seed_centers([x], 2))
+
+
+def test_a_weighted_sample_is_drawn_in_proportion() -> None:
+    weights = np.r_[np.full(300, 1.0), np.zeros(50), np.full(150, 2.0), 1000.0]
+    counts = np.zeros(501)
+    for seed in range(400):
+        rows, drawn = clustering._spread_sample(501, 41, seed, weights)
+        assert drawn is not None
+        assert len(np.unique(rows)) == 41
+        counts[rows] += drawn[rows]
+        np.testing.assert_allclose(drawn[rows].sum(), weights.sum())
+    assert counts[-1] == 400 * 1000
+    np.testing.assert_allclose(counts[:300].sum() / 400, 300, rtol=0.03)
+    np.testing.assert_allclose(counts[350:-1].sum() / 400, 300, rtol=0.03)
+    assert not counts[300:350].any()
 
 
 def test_random_starts_are_distinct_rows() -> None:

@@ -26,17 +26,8 @@ std::span<const T> view(const py::array_t<T, py::array::c_style>& array) {
 Rows rows_of(const std::vector<py::array>& shards, const Values& scales) {
   std::vector<Matrix> matrices;
   for (const py::array& shard : shards) {
-    if (shard.ndim() != 2) throw py::value_error("a shard is not a matrix");
-    const bool is_half = shard.dtype().kind() == 'f' && shard.itemsize() == 2;
-    if (!is_half && !py::isinstance<py::array_t<float>>(shard)) {
-      throw py::type_error("a shard is neither float16 nor float32");
-    }
-    if (shard.shape(1) > 1 && shard.strides(1) != shard.itemsize()) {
-      throw py::value_error("a shard's rows are not contiguous");
-    }
-    matrices.push_back({shard.data(), static_cast<std::size_t>(shard.shape(0)),
-                        static_cast<std::size_t>(shard.shape(1)), shard.strides(0),
-                        is_half ? Scalar::f16 : Scalar::f32});
+    matrices.push_back(matrix_of(shard));
+    if (matrices.back().scalar == Scalar::f64) throw py::type_error("expected float16 or float32");
   }
   const auto factors = view(scales);
   return Rows(std::move(matrices), std::vector<double>(factors.begin(), factors.end()));

@@ -20,33 +20,6 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-Matrix view(const py::array& array) {
-  if (array.ndim() != 2) throw py::value_error("expected a 2-D array");
-  if (array.dtype().kind() != 'f') throw py::type_error("expected a floating-point array");
-  Matrix matrix;
-  switch (array.itemsize()) {
-    case 2:
-      matrix.scalar = Scalar::f16;
-      break;
-    case 4:
-      matrix.scalar = Scalar::f32;
-      break;
-    case 8:
-      matrix.scalar = Scalar::f64;
-      break;
-    default:
-      throw py::type_error("expected float16, float32 or float64");
-  }
-  if (array.shape(1) > 1 && array.strides(1) != array.itemsize()) {
-    throw py::value_error("expected rows that are contiguous in memory");
-  }
-  matrix.data = array.data();
-  matrix.n_rows = static_cast<std::size_t>(array.shape(0));
-  matrix.n_cols = static_cast<std::size_t>(array.shape(1));
-  matrix.stride_bytes = array.strides(0);
-  return matrix;
-}
-
 using Shards = std::vector<py::array>;
 using Factors = std::optional<Array<double>>;
 
@@ -57,7 +30,7 @@ std::vector<double> copy(const Factors& factors) {
 
 Rows rows_of(const Shards& shards, const Factors& factors) {
   std::vector<Matrix> views;
-  for (const py::array& shard : shards) views.push_back(view(shard));
+  for (const py::array& shard : shards) views.push_back(matrix_of(shard));
   return Rows(std::move(views), copy(factors));
 }
 

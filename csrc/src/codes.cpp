@@ -27,8 +27,9 @@ Coding::Coding(const Rows& rows, bool int8, double reach)
   std::vector<double> row(d), mean(d);
   int exponent = 0;
   if (reach > 0) std::frexp(reach, &exponent);
-  // Powers that float32 holds, where the rows are no wider.
-  if (rows.scalar() != Scalar::f64) exponent = std::clamp(exponent, -100, 100);
+  // Powers that float32 holds, where the rows are no wider; else such that float64 holds squares.
+  const int limit = rows.scalar() == Scalar::f64 ? 500 : 100;
+  exponent = std::clamp(exponent, -limit, limit);
   unit_ = std::ldexp(1.0, -exponent);
   std::size_t count = 0;
   for (std::size_t i = 0; i < rows.size(); i += step, ++count) {
@@ -123,7 +124,8 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
   pack.scale.assign(n, 0.0f);
   pack.code.assign(n, 0.0f);
   pack.rest.assign(n, 0.0f);
-  pack.index.assign(n, -1);
+  // Only a row that is no number reports the padding: as any centre, which rules out nothing.
+  pack.index.assign(n, which.empty() ? -1 : which[0]);
   pack.correction.assign(n, 0);
   parallel_blocks(n / 16, n_threads, [&](std::size_t group, int) {
     const std::size_t filled = std::min<std::size_t>(16, which.size() - 16 * group);

@@ -315,12 +315,19 @@ inline float sum16(Float16 v) {
 }
 
 double square_f32(const float* x, size_t d) {
-  Float16 sum = {};
+  double sum = 0;
   size_t t = 0;
-  for (; t + 16 <= d; t += 16) sum = multiply_add(read<Float16>(x + t), read<Float16>(x + t), sum);
-  float rest = sum16(sum);
-  for (; t < d; ++t) rest += x[t] * x[t];
-  return rest;
+  do {  // a float32 sum of 256 terms rounds often enough
+    const size_t end = d - t < 256 ? d : t + 256;
+    Float16 lanes = {};
+    for (; t + 16 <= end; t += 16) {
+      lanes = multiply_add(read<Float16>(x + t), read<Float16>(x + t), lanes);
+    }
+    float part = sum16(lanes);
+    for (; t < end; ++t) part += x[t] * x[t];
+    sum += part;
+  } while (t < d);
+  return sum;
 }
 
 CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset, uint8_t* code) {
@@ -365,21 +372,22 @@ CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset,
   return {unit, length + 0x1p-60f, rest};
 }
 
+// Also where v is NaN, of a bound that overflowed: it rules out nothing.
 inline unsigned not_above(Float16 v, float limit) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_set1_ps(limit), _CMP_LE_OQ);
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_set1_ps(limit), _CMP_NGT_UQ);
 #elif defined(__FMA__)
   Float8 halves[2];
   memcpy(halves, &v, sizeof halves);
   const __m256 limits = _mm256_set1_ps(limit);
   const unsigned low = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_LE_OQ)));
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_NGT_UQ)));
   const unsigned high = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_LE_OQ)));
+      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_NGT_UQ)));
   return low | high << 8;
 #else
   unsigned mask = 0;
-  for (unsigned lane = 0; lane < 16; ++lane) mask |= (v[lane] <= limit ? 1u : 0u) << lane;
+  for (unsigned lane = 0; lane < 16; ++lane) mask |= (v[lane] > limit ? 0u : 1u) << lane;
   return mask;
 #endif
 }

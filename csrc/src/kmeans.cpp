@@ -9,6 +9,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 #include "pyids/codes.hpp"
 #include "pyids/distance.hpp"
@@ -23,19 +24,28 @@ constexpr std::size_t kBlockRows = 256;    // rows that one thread handles at a 
 constexpr std::size_t kTrialRows = 4096;   // rows of the very first chunk
 constexpr std::size_t kChunkRows = 65536;  // rows assigned before their sums are brought up to date
 
-// Eight maxima at a time, which the compiler makes vectors of.
-double largest_magnitude(const double* values, std::size_t n) {
-  constexpr std::size_t lanes = 8;
-  double top[lanes] = {};
+constexpr double kLargest = 1e150;  // whose square float64 holds
+
+// Complains of the first value that is no number or too large.
+[[noreturn]] void refuse(const std::string& name, const double* values) {
   std::size_t t = 0;
-  for (; t + lanes <= n; t += lanes) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      const double magnitude = std::fabs(values[t + lane]);
-      top[lane] = magnitude > top[lane] ? magnitude : top[lane];
+  while (std::fabs(values[t]) <= kLargest) ++t;
+  throw std::invalid_argument(name + ", column " + std::to_string(t) + " is " +
+                              (std::isnan(values[t])   ? "NaN"
+                               : std::isinf(values[t]) ? "infinity"
+                                                       : "above 1e150 in magnitude"));
+}
+
+// The largest magnitude of the centres, which may be rounded to just above the rows'.
+double reach_of(const double* centers, std::size_t n, std::size_t d) {
+  std::vector<double> largest(d);
+  for (std::size_t j = 0; j < n; ++j) {
+    const double* center = centers + j * d;
+    if (!kernels().raise_magnitudes(center, Scalar::f64, d, 1, 2 * kLargest, largest.data())) {
+      refuse("centre " + std::to_string(j), center);
     }
   }
-  for (; t < n; ++t) top[0] = std::max(top[0], std::fabs(values[t]));
-  return *std::max_element(top, top + lanes);
+  return d == 0 ? 0 : *std::max_element(largest.begin(), largest.end());
 }
 
 }  // namespace
@@ -50,20 +60,14 @@ std::vector<double> largest_values(const Rows& rows, int n_threads) {
     std::vector<double>& largest = partial[static_cast<std::size_t>(thread)];
     std::size_t& first_bad = bad[static_cast<std::size_t>(thread)];
     for (std::size_t i = block * 1024; i < std::min(rows.size(), (block + 1) * 1024); ++i) {
-      if (!rows.raise_magnitudes(i, 1e150, largest.data())) first_bad = std::min(first_bad, i);
+      if (!rows.raise_magnitudes(i, kLargest, largest.data())) first_bad = std::min(first_bad, i);
     }
   });
   const std::size_t first_bad = *std::min_element(bad.begin(), bad.end());
   if (first_bad < rows.size()) {
     std::vector<double> row(d);
     rows.load(first_bad, row.data());
-    std::size_t t = 0;
-    while (std::fabs(row[t]) <= 1e150) ++t;
-    throw std::invalid_argument("row " + std::to_string(first_bad) + ", column " +
-                                std::to_string(t) + " is " +
-                                (std::isnan(row[t])   ? "NaN"
-                                 : std::isinf(row[t]) ? "infinity"
-                                                      : "above 1e150 in magnitude"));
+    refuse("row " + std::to_string(first_bad), row.data());
   }
   std::vector<double> largest(d);
   for (const auto& one : partial) {
@@ -184,6 +188,7 @@ struct Assigner::State {
 
 std::size_t Assigner::State::assign(const double* values) {
   const std::size_t d = rows.n_cols(), n = rows.size();
+  const double reach = reach_of(values, n_clusters, d);
   Work work;
   work.drift.assign(n_clusters, std::numeric_limits<double>::infinity());
   std::vector<std::int32_t> every(n_clusters), moved;
@@ -200,7 +205,6 @@ std::size_t Assigner::State::assign(const double* values) {
     }
   }
   // Centres farther out than any row, which no iteration makes: the start may be anywhere.
-  const double reach = largest_magnitude(values, n_clusters * d);
   if (reach > coding.reach()) {
     recode(coding.int8(), reach);
     known.assign(n, RowState{});
@@ -393,6 +397,10 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
     row.upper = above(nearest * square_unit, row.code);
     lower = std::min(lower, below(second * square_unit, row.code));
   }
+  if (winner < 0) {
+    throw std::invalid_argument("row " + std::to_string(id) +
+                                " has no nearest centre: does the scale hold for its values?");
+  }
   row.lower = lower;
   labels[id] = winner;
 }
@@ -477,6 +485,11 @@ __int128 Assigner::inertia(int shift) const {
 std::vector<FarRow> Assigner::farthest(std::size_t count) const {
   std::vector<FarRow> far(state_->rows.size());
   state_->each_distance([&](std::size_t i, double distance, int) { far[i] = {distance, i}; });
+  if (!state_->weights.empty()) {
+    std::erase_if(far, [&](const FarRow& row) {
+      return state_->weights[row.row] * state_->scale.mass <= 0.5;  // rounds to no mass
+    });
+  }
   const std::size_t kept = std::min(count, far.size());
   std::partial_sort(far.begin(), far.begin() + static_cast<std::ptrdiff_t>(kept), far.end(),
                     [](const FarRow& a, const FarRow& b) {

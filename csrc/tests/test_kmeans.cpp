@@ -5,6 +5,8 @@
 #include <limits>
 #include <random>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "pyids/codes.hpp"
@@ -115,6 +117,21 @@ void test_codes_keep_their_promise() {
   }
 }
 
+// The error of a long sum is all of one sign where the terms are equal.
+void test_long_squares() {
+  for (std::size_t d : {1u, 300u, 8192u, 65536u, 200003u}) {
+    for (int i = 0; i < 64; ++i) {
+      const float value = 0.5f + static_cast<float>(i) * 0.0078f;
+      const std::vector<float> x(d, value);
+      const double exact = static_cast<double>(value) * value * static_cast<double>(d);
+      for (SimdLevel level : levels()) {
+        const double got = kernels(level).square_f32(x.data(), d);
+        check(std::fabs(got - exact) <= kSquareError * exact, "square_f32", simd_name(level));
+      }
+    }
+  }
+}
+
 void brute_force(const Rows& rows, const std::vector<double>& centers,
                  std::vector<std::int32_t>& labels) {
   const std::size_t d = rows.n_cols(), k = centers.size() / d;
@@ -158,6 +175,84 @@ void test_assignments() {
   }
 }
 
+// Rows and centres whose scaled squares neither float32 nor, with the scale squared, float64 holds.
+void test_extreme_magnitudes() {
+  const std::size_t n = 300, d = 70, k = 5;
+  const std::vector<float> x = random_values(n * d, 5);
+  const Rows plain = view(x, n, d);
+  for (double magnitude : {1e-200, 1e-160, 1e-100, 1e100, 1e149}) {
+    std::vector<double> wide(x.begin(), x.end());
+    for (double& v : wide) v *= magnitude;
+    const Rows rows(
+        {Matrix{wide.data(), n, d, static_cast<std::ptrdiff_t>(d * sizeof(double)), Scalar::f64}});
+    std::vector<double> near(wide.begin(), wide.begin() + static_cast<std::ptrdiff_t>(k * d));
+    std::vector<double> far = near, one_near = near;
+    for (double& v : far) v = v / magnitude * 1e100;
+    std::copy(far.begin() + static_cast<std::ptrdiff_t>(d), far.end(),
+              one_near.begin() + static_cast<std::ptrdiff_t>(d));
+    for (const Rows* some : {&rows, &plain}) {
+      Assigner assigner(*some, {}, FixedScale(largest_values(*some, 1), 1, n), k, {});
+      std::vector<std::int32_t> expected;
+      for (const auto* centers : {&near, &far, &one_near}) {
+        assigner.assign(centers->data());
+        brute_force(*some, *centers, expected);
+        check(assigner.labels() == expected, "labels of extreme magnitudes");
+      }
+    }
+  }
+}
+
+// Products of int8 codes of so many columns would overflow.
+void test_many_columns() {
+  const std::size_t n = 8, d = 140000;
+  check(!Coding::int8_pays(d), "int8 codes of many columns");
+  std::vector<float> x(n * d, 1);
+  for (std::size_t i = 1; i < n; i += 2) std::fill_n(x.begin() + static_cast<long>(i * d), d, -1);
+  const Rows rows = view(x, n, d);
+  std::vector<double> centers(3 * d, -0.999);
+  std::fill_n(centers.begin() + static_cast<long>(d), d, 0.999);
+  std::fill_n(centers.begin() + static_cast<long>(2 * d), d, 0.5);
+  Assigner assigner(rows, {}, FixedScale(largest_values(rows, 1), 1, n), 3, {});
+  assigner.assign(centers.data());
+  std::vector<std::int32_t> expected;
+  brute_force(rows, centers, expected);
+  check(assigner.labels() == expected, "labels of many columns");
+}
+
+// Whatever is wrong with them, no label points outside the centres.
+void test_what_has_no_nearest_centre() {
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  const std::size_t n = 300, d = 4, k = 3;
+  std::vector<float> x = random_values(n * d, 6);
+  const Rows rows = view(x, n, d);
+  const FixedScale scale(largest_values(rows, 1), 1, n);
+  const std::vector<double> start(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(k * d));
+  auto refusal = [](Assigner& assigner, const std::vector<double>& centers) -> std::string {
+    try {
+      assigner.assign(centers.data());
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  Assigner assigner(rows, {}, scale, k, {});
+  assigner.assign(start.data());
+  const std::vector<std::int32_t> labels = assigner.labels();
+  for (const auto& [value, word] :
+       {std::pair{nan, "NaN"}, std::pair{std::numeric_limits<double>::infinity(), "infinity"},
+        std::pair{-1e200, "above 1e150 in magnitude"}}) {
+    std::vector<double> centers = start;
+    centers[2 * d + 1] = value;
+    const std::string got = refusal(assigner, centers);
+    check(got == std::string("centre 2, column 1 is ") + word, got.c_str());
+    check(assigner.labels() == labels, "a refusal changes no label");
+  }
+  x[7 * d] = static_cast<float>(nan);  // after it was measured
+  Assigner other(rows, {}, scale, k, {});
+  const std::string got = refusal(other, start);
+  check(got.starts_with("row 7 has no nearest centre"), got.c_str());
+}
+
 void test_seeds_do_not_depend_on_threads() {
   const std::size_t n = 3000, d = 40;
   const std::vector<float> x = random_values(n * d, 4);
@@ -184,7 +279,11 @@ int main() {
   test_levels_agree();
   test_halves();
   test_codes_keep_their_promise();
+  test_long_squares();
   test_assignments();
+  test_many_columns();
+  test_extreme_magnitudes();
+  test_what_has_no_nearest_centre();
   test_seeds_do_not_depend_on_threads();
   test_bad_rows();
   std::printf("ok at %s\n", simd_name(simd_level()));

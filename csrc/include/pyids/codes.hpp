@@ -13,7 +13,7 @@
 namespace pyids {
 
 inline constexpr double kRounding = 0x1p-20;     // covers a handful of float32 operations
-inline constexpr double kSquareError = 0x1p-18;  // of a float32 sum of up to 2^16 squares
+inline constexpr double kSquareError = 0x1p-18;  // of Kernels::square_f32, however many columns
 inline constexpr double kTiny = 0x1p-120;        // of such a sum whose terms vanish
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -28,9 +28,10 @@ class Coding {
   // reach: the largest magnitude of any row's or centre's value.
   Coding(const Rows& rows, bool int8, double reach);
 
-  // Whether this processor gains by int8 codes of so many columns (they are padded).
+  // Whether this processor gains by int8 codes of so many columns (they are padded), whose products
+  // must fit: 255 * 127 * kMostCodes < 2^31.
   static bool int8_pays(std::size_t n_cols) {
-    return kernels().scan_i8 != nullptr && n_cols >= kCodeAlignment / 2;
+    return kernels().scan_i8 != nullptr && n_cols >= kCodeAlignment / 2 && n_cols <= kMostCodes;
   }
 
   bool int8() const { return int8_; }

@@ -60,6 +60,7 @@ class Assigner {
   // Weighted squared distances to the centres of the last assign, summed exactly in units of
   // 2^-shift.
   __int128 inertia(int shift) const;
+  // Of the rows that have mass.
   std::vector<FarRow> farthest(std::size_t count) const;
 
  private:

@@ -62,8 +62,9 @@ struct CodeInfo {
   float rest;
 };
 
-inline constexpr std::size_t kScanRows = 64;       // rows of one scan at most
-inline constexpr std::size_t kCodeAlignment = 64;  // columns of an int8 code: a multiple of it
+inline constexpr std::size_t kScanRows = 64;        // rows of one scan at most
+inline constexpr std::size_t kCodeAlignment = 64;   // columns of an int8 code: a multiple of it
+inline constexpr std::size_t kMostCodes = 1 << 16;  // columns of an int8 code at most
 
 // The routines that exist once a level. Every level returns the same bits, except for dots and
 // codes, whose errors are bounded instead.
@@ -83,7 +84,7 @@ struct Kernels {
   // sums[0 .. d) += sign * round(x * scales) (to nearest, ties to even; |x * scale| < 2^51).
   void (*add_fixed)(const double* x, const double* scales, std::size_t d, std::int64_t sign,
                     std::int64_t* sums);
-  // sum x^2, any order.
+  // sum x^2, any order, off by at most 2^-18 of it (and by what vanishes) for any d.
   double (*square_f32)(const float* x, std::size_t d);
   // dots[i * ld + j] = x_i . y_j for n_x rows (ldx floats apart) and 16 * n_groups packed rows.
   void (*dot_f32)(const float* x, std::size_t ldx, std::size_t n_x, const float* packed,

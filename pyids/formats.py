@@ -208,6 +208,15 @@ def _turns(
     return messages
 
 
+def _sharegpt(record: Mapping[str, Any]) -> list[Message]:
+    """Read turns of ``from`` and ``value``, or of ``role`` and ``content``."""
+    turns = record.get("conversations")
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, dict) and "from" not in first:
+        return _turns(record, "conversations", roles=_SHAREGPT_ROLES)
+    return _turns(record, "conversations", "from", "value", _SHAREGPT_ROLES)
+
+
 def _alpaca(record: Mapping[str, Any]) -> list[Message]:
     instruction = _text(record, "instruction")
     given = _text(record, "input", optional=True)

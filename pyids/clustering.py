@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids import _core
+from pyids import _core, sampling
 
 Float64: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.int32]
@@ -34,6 +34,7 @@ Shards: TypeAlias = Sequence[NDArray[np.floating]]
 
 # Seeding looks at every row up to this many rows a cluster, beyond that at a sample of as many.
 SEEDING_ROWS_PER_CLUSTER = 64
+_INITS = ("k-means++", "random")
 
 
 # ---- one iteration, cut where it may be spread ---------------------------------------------------
@@ -141,7 +142,7 @@ def _factors(shards: Shards, metric: Metric) -> Float64 | None:
 def _weights(sample_weight: ArrayLike | None, n_rows: int) -> Float64 | None:
     if sample_weight is None:
         return None
-    weights = np.ascontiguousarray(sample_weight, dtype=np.float64)
+    weights = np.asarray(sample_weight, dtype=np.float64, order="C")
     if weights.ndim == 0:
         weights = np.full(n_rows, float(weights))
     if weights.shape != (n_rows,):
@@ -172,8 +173,17 @@ def _ldexp(value: float, exponent: int) -> float:
         return math.inf
 
 
+def _threads(n_threads: int | None) -> int:
+    threads: int = _core.resolve_threads(sampling._threads(n_threads))
+    return threads
+
+
 def _memory(max_memory: int | None) -> int:
-    return sys.maxsize if max_memory is None else int(max_memory)
+    if max_memory is None:
+        return sys.maxsize
+    if max_memory < 0:
+        raise ValueError(f"max_memory is {max_memory}: must not be negative")
+    return min(int(max_memory), sys.maxsize)
 
 
 def measure(
@@ -193,7 +203,7 @@ def measure(
     shards = _as_shards(shard)
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
-    threads = _core.resolve_threads(n_threads or 0)
+    threads = _threads(n_threads)
     largest = _core.largest_values(list(shards), None, threads)
     if metric == "cosine":
         largest = np.ones_like(largest)
@@ -232,7 +242,7 @@ class ShardPass:
             self._weights,
             self._scale,
             n_clusters,
-            _core.resolve_threads(n_threads or 0),
+            _threads(n_threads),
             _memory(max_memory),
             not once,
         )
@@ -437,6 +447,9 @@ def seed_centers(
     ``k-means++`` each next row in proportion to its (weighted) squared distance to those taken.
     Equal weights are as good as none.
     """
+    if init not in _INITS:
+        raise ValueError(f"init={init!r}: expected one of {_INITS}")
+    seed = sampling._seed(seed)
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
     if weights is not None and (weights == weights[:1]).all():
@@ -450,7 +463,7 @@ def seed_centers(
         chosen = rng.choice(n_rows, n_clusters, replace=not enough, p=p)
     else:
         factors = _factors(shards, metric)
-        threads = _core.resolve_threads(n_threads or 0)
+        threads = _threads(n_threads)
         sample, weights = _spread_sample(
             n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed, weights
         )
@@ -529,18 +542,27 @@ def nearest_centers(
     Raises
     ------
     ValueError
-        If `count` is not between 1 and K, or naming the first bad row.
+        If `count` is not between 1 and K, or naming the first bad row or centre.
     """
     values = np.ascontiguousarray(centers, dtype=np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"centers: shape {values.shape}, expected (K, D)")
+    _check_finite("centers", values)
     if not 1 <= count <= len(values):
         raise ValueError(f"count={count}: expected 1 to {len(values)}, the number of centres")
     shards = _as_shards(x)
     measure(shards, n_threads=n_threads)  # for its complaints
-    threads = _core.resolve_threads(n_threads or 0)
+    threads = _threads(n_threads)
     indices, distances = _core.nearest(
         list(shards), _factors(shards, metric), values, count, threads
     )
     return indices, distances
+
+
+def _check_finite(name: str, centers: Float64) -> None:
+    bad = np.flatnonzero(~np.isfinite(centers).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{name}: row {bad[0]} contains NaN or infinity")
 
 
 def simplified_silhouette(
@@ -704,7 +726,7 @@ class KMeans:
         dtype: Any = np.float64 if shards[0].dtype == np.float64 else np.float32
         seed, best = _seed(self.random_state), None
         for trial in range(self.n_init):
-            centers = self._start(shards, extent, weights, seed + trial).astype(dtype)
+            centers = self._start(shards, extent, weights, (seed + trial) % 2**64).astype(dtype)
             if self._on_cuda(n_rows * centers.size):
                 labels, fit = self._fit_cuda(shards, centers, weights, extent.weight_exponent())
             else:
@@ -747,9 +769,7 @@ class KMeans:
         expected = (self.n_clusters, len(extent.largest))
         if centers.shape != expected:
             raise ValueError(f"init: shape {centers.shape}, expected (n_clusters, D) = {expected}")
-        bad = np.flatnonzero(~np.isfinite(centers).all(axis=1))
-        if len(bad):
-            raise ValueError(f"init: row {bad[0]} contains NaN or infinity")
+        _check_finite("init", centers)
         return (
             centers
             if self.metric == "euclidean"
@@ -809,7 +829,7 @@ class KMeans:
         """Distance (not squared) of each row to each centre, (N, K), float64 where X is."""
         shards, centers = self._rows(X), self._centers()
         measure(shards, n_threads=self.n_threads)  # for its complaints
-        threads = _core.resolve_threads(self.n_threads or 0)
+        threads = _threads(self.n_threads)
         factors = _factors(shards, self.metric)
         squares = _core.squared_distances(list(shards), factors, centers, threads)
         dtype = np.float64 if shards[0].dtype == np.float64 else np.float32
@@ -870,10 +890,12 @@ class KMeans:
             raise ValueError(f"tol={self.tol!r}: expected a number >= 0")
         choices = {"metric": ("euclidean", "cosine"), "device": ("auto", "cpu", "cuda")}
         if isinstance(self.init, str):
-            choices["init"] = ("k-means++", "random")
+            choices["init"] = _INITS
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {allowed}")
+        _threads(self.n_threads)
+        _memory(self.max_memory)
 
     # -- scikit-learn's protocol, without scikit-learn --
 
@@ -916,7 +938,7 @@ def _seed(random_state: Any) -> int:
         return int(random_state.integers(2**63))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31))
-    return int(random_state)
+    return sampling._seed(random_state)
 
 
 def _not_fitted() -> type[Exception]:

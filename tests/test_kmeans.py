@@ -538,11 +538,51 @@ def test_inertia_is_scikit_learns() -> None:
         ({"init": "first"}, "init='first'"),
         ({"init": np.zeros((2, 2))}, r"init: shape \(2, 2\), expected"),
         ({"init": np.full((3, 4), np.nan)}, "init: row 0 contains NaN"),
+        ({"n_threads": -3}, "n_threads is -3: must be at least 1"),
+        ({"max_memory": -1}, "max_memory is -1: must not be negative"),
+        ({"random_state": -1}, r"seed is -1: must lie in \[0, 2\*\*64\)"),
+        ({"random_state": 2**64, "init": "random"}, "seed is 18446744073709551616: must lie"),
     ],
 )
 def test_bad_parameters_are_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pyids.KMeans(**{"n_clusters": 3, **change}).fit(blobs(20, 4, 3, seed=13))
+
+
+def test_seeds_go_round_at_two_to_the_64() -> None:
+    x = blobs(50, 4, 3, seed=25)
+    assert pyids.KMeans(3, n_init=2, random_state=2**64 - 1).fit(x).inertia_ > 0
+
+
+def test_one_weight_is_every_row_s() -> None:
+    x = blobs(50, 4, 3, seed=26)
+    same(
+        pyids.KMeans(3).fit(x, sample_weight=2.0),
+        pyids.KMeans(3).fit(x, sample_weight=np.full(50, 2.0)),
+    )
+
+
+def test_the_parts_name_what_is_bad_too() -> None:
+    x = blobs(50, 4, 3, seed=27)
+    with pytest.raises(ValueError, match=r"init='kmeans\|\|': expected one of"):
+        clustering.seed_centers([x], 3, init="kmeans||")
+    with pytest.raises(ValueError, match="seed is -1"):
+        clustering.seed_centers([x], 3, seed=-1)
+    with pytest.raises(ValueError, match="n_threads is -3"):
+        clustering.measure(x, n_threads=-3)
+    bad = x[:3].astype(np.float64)
+    bad[1, 2] = np.nan
+    with pytest.raises(ValueError, match="centers: row 1 contains NaN"):
+        clustering.nearest_centers(x, bad, 2)
+    with pytest.raises(ValueError, match=r"centers: shape \(4,\), expected \(K, D\)"):
+        clustering.nearest_centers(x, x[0])
+    extent = clustering.measure(x)
+    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
+        clustering.assign_partial(x, bad, extent)
+    work = clustering.ShardPass(x, 3, extent)
+    work.assign(x[:3].astype(np.float64))
+    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
+        work.assign(bad)
 
 
 def test_bad_rows_are_named() -> None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids import _core, sampling
+from pyids import _core, checks
 
 Float64: TypeAlias = NDArray[np.float64]
 Labels: TypeAlias = NDArray[np.int32]
@@ -174,7 +174,7 @@ def _ldexp(value: float, exponent: int) -> float:
 
 
 def _threads(n_threads: int | None) -> int:
-    threads: int = _core.resolve_threads(sampling._threads(n_threads))
+    threads: int = _core.resolve_threads(checks.threads(n_threads))
     return threads
 
 
@@ -449,7 +449,7 @@ def seed_centers(
     """
     if init not in _INITS:
         raise ValueError(f"init={init!r}: expected one of {_INITS}")
-    seed = sampling._seed(seed)
+    seed = checks.unsigned_seed(seed)
     n_rows = sum(map(len, shards))
     weights = _weights(sample_weight, n_rows)
     if weights is not None and (weights == weights[:1]).all():
@@ -938,7 +938,7 @@ def _seed(random_state: Any) -> int:
         return int(random_state.integers(2**63))
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31))
-    return sampling._seed(random_state)
+    return checks.unsigned_seed(random_state)
 
 
 def _not_fitted() -> type[Exception]:

@@ -124,6 +124,21 @@ class Selection:
         """How many rounds have been told; the number of the present round, from 0."""
         return self.rounds.told
 
+    def _asked_round(self) -> int:
+        """Return the present round if its rows are drawn; else say what is to be done first."""
+        n, rounds, folder = self.round, self.config.rounds, self.store.path
+        if n == rounds:
+            raise ConfigError(
+                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
+                "Selection.finish, writes the selection"
+            )
+        if self.rounds.drawn == n:
+            raise ConfigError(
+                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
+                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
+            )
+        return n
+
     # -- draw --
 
     def ask(self) -> datasets.Dataset | None:
@@ -232,8 +247,14 @@ class Selection:
         return allocate(budget, shares, left, seed=self._seed(b"quotas"))
 
     def probes(self) -> Int64:
-        """Draw the unseen rows to score in this round, once: `config.probes` of each cluster."""
-        n = self.round
+        """Draw the unseen rows to score in this round, once: `config.probes` of each cluster.
+
+        Raises
+        ------
+        ConfigError
+            This round's rows have not been asked for, or all rounds have been told.
+        """
+        n = self._asked_round()
         row_ids = self.rounds.probes(n)
         if row_ids is None:
             quotas = np.minimum(self.config.probes, self.rounds.left(n + 1))
@@ -279,10 +300,16 @@ class Selection:
     # -- train and score --
 
     def train(self) -> Checkpoint:
-        """Fine-tune the base model on everything selected so far, once a round."""
+        """Fine-tune the base model on everything selected so far, once a round.
+
+        Raises
+        ------
+        ConfigError
+            This round's rows have not been asked for, or all rounds have been told.
+        """
         from pyids import finetune
 
-        folder = self.rounds.path(self.round, "checkpoint")
+        folder = self.rounds.path(self._asked_round(), "checkpoint")
         if folder.exists():
             return finetune.read_record(folder)
         checkpoint = finetune.finetune(
@@ -342,18 +369,8 @@ class Selection:
         DataError
             A score is not finite, or its row is not in the pool.
         """
-        n, rounds, folder = self.round, self.config.rounds, self.store.path
-        if n == rounds:
-            raise ConfigError(
-                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
-                "Selection.finish, writes the selection"
-            )
         # Scores told twice must not pass for those of a round that nobody has trained on.
-        if self.rounds.drawn == n:
-            raise ConfigError(
-                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
-                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
-            )
+        n = self._asked_round()
         row_ids, columns = self._columns(scores)
         clusters = self.clusters_of(row_ids)
         weights = self.rounds.weights(n)

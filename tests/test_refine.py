@@ -178,9 +178,14 @@ def test_a_round_is_told_once_and_only_after_it_was_asked_for(pool, tmp_path):
         for n in range(3):
             with pytest.raises(ConfigError, match=rf"round {n + 1} of 3 has not been asked for"):
                 selection.tell({0: 1.0})
+            for too_early in (selection.probes, selection.train):
+                with pytest.raises(ConfigError, match="has not been asked for"):
+                    too_early()
             assert selection.rounds.drawn == selection.rounds.told == n
             selection.ask()
             selection.tell({0: 1.0})  # any row of the pool
+        with pytest.raises(ConfigError, match="all 3 rounds have been told"):
+            selection.probes()
 
 
 def test_a_folder_of_another_config_is_refused(pool, tmp_path):

@@ -27,9 +27,10 @@ Coding::Coding(const Rows& rows, bool int8, double reach)
   std::vector<double> row(d), mean(d);
   int exponent = 0;
   if (reach > 0) std::frexp(reach, &exponent);
-  // Powers that float32 holds, where the rows are no wider; else such that float64 holds squares.
-  const int limit = rows.scalar() == Scalar::f64 ? 500 : 100;
-  exponent = std::clamp(exponent, -limit, limit);
+  // Powers that float32 holds, where the rows are no wider. Else such that float64 holds squares,
+  // and that where it rounds distances coarsely they are below kTiny.
+  const bool wide = rows.scalar() == Scalar::f64;
+  exponent = std::clamp(exponent, wide ? -440 : -100, wide ? 500 : 100);
   unit_ = std::ldexp(1.0, -exponent);
   std::size_t count = 0;
   for (std::size_t i = 0; i < rows.size(); i += step, ++count) {

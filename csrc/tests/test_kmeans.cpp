@@ -202,6 +202,31 @@ void test_extreme_magnitudes() {
   }
 }
 
+// Iterations over distances that float64 rounds coarsely, or to nothing.
+void test_vanishing_distances() {
+  const std::size_t n = 300, k = 7;
+  for (std::size_t d : {4u, 40u}) {
+    const std::vector<float> x = random_values(n * d, 7);
+    for (int exponent = -420; exponent >= -560; exponent -= 10) {
+      std::vector<double> wide(x.begin(), x.end());
+      for (double& v : wide) v = std::ldexp(v, exponent);
+      const Rows rows({Matrix{wide.data(), n, d, static_cast<std::ptrdiff_t>(d * sizeof(double)),
+                              Scalar::f64}});
+      const FixedScale scale(largest_values(rows, 1), 1, n);
+      std::vector<double> centers(wide.begin(), wide.begin() + static_cast<std::ptrdiff_t>(k * d));
+      Assigner assigner(rows, {}, scale, k, {});
+      std::vector<std::int32_t> expected;
+      for (int iteration = 0; iteration < 15; ++iteration) {
+        assigner.assign(centers.data());
+        brute_force(rows, centers, expected);
+        check(assigner.labels() == expected, "labels of vanishing distances");
+        update_centers(assigner.sums().data(), assigner.mass().data(), scale, k, true, false,
+                       centers.data());
+      }
+    }
+  }
+}
+
 // Products of int8 codes of so many columns would overflow.
 void test_many_columns() {
   const std::size_t n = 8, d = 140000;
@@ -283,6 +308,7 @@ int main() {
   test_assignments();
   test_many_columns();
   test_extreme_magnitudes();
+  test_vanishing_distances();
   test_what_has_no_nearest_centre();
   test_seeds_do_not_depend_on_threads();
   test_bad_rows();

@@ -527,11 +527,11 @@ MANY = b"\n".join(orjson.dumps(chat(f"q{i}", os.urandom(50).hex())) for i in ran
                 ([0, 3_000_000 * 86400 * 10**6], pa.timestamp("us")),
                 names=[*PAIR, "at"],
             ),
-            "row 2: a value that JSON cannot hold",
+            "row 2: column 'at' cannot become JSON",
         ),
         (
             a_table(TWO_TEXTS[0], (pa.array([b"a", b"\xff"]).view("utf8"), None), names=PAIR),
-            "row 2: a value that JSON cannot hold",
+            "row 2: column 'completion' cannot become JSON",
         ),
         (
             a_file("d.json", b"[" + GOOD + b", " + b"[" * 200_000 + b"]" * 200_000 + b"]"),

@@ -343,8 +343,16 @@ def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
     """Do the same with one row; what is wrong with it, where it cannot be done."""
     try:
         return _to_items(row)
-    except _UNFIT as error:
-        return [(b"", f"a value that JSON cannot hold ({error}): mend it, or drop the column")]
+    except _UNFIT:
+        return [(b"", "; ".join(_unfit_columns(row)))]
+
+
+def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            orjson.dumps(column.to_pylist(), default=_to_json)
+        except _UNFIT as error:
+            yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
 
 
 def _twice(names: Sequence[str]) -> str:

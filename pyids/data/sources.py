@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -216,11 +217,9 @@ def _look_into(source: Source, format: str) -> Source:
     """Fill in what only the content tells: array or lines, chat format, columns."""
     path = source.path
     if source.kind == "jsonl" and ".json" in [suffix.lower() for suffix in Path(path).suffixes]:
-        try:
+        with suppress(OSError):  # what cannot be read the reader says below
             if first_byte(path, source.compression) == b"[":
                 source = replace(source, kind="json")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error}): get the file again") from None
     reader = Reader(source.path, source.kind, source.compression, drop=source.vectors)
     empty = True
     first: dict[str, Any] | None = None

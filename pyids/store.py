@@ -274,9 +274,9 @@ class Store:
         ConfigError
             There is.
         """
-        if is_run_folder(self.path) or not self.path.exists():
-            return
-        if stranger := next(self.path.iterdir(), None):
+        stranger = next(self.path.iterdir(), None) if self.path.exists() else None
+        # The mark is looked for last: another process may be making the folder.
+        if stranger and not is_run_folder(self.path):
             raise ConfigError(
                 f"{self.path}: holds {stranger.name}, which no run has made: name a new or an "
                 "empty folder as --output"

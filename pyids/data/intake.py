@@ -269,7 +269,7 @@ def _remove_strays(folder: Path, known: set[str]) -> None:
     """Remove shards that another limit or format left behind, and their ledger entries."""
     entries = {f"{name.partition('-')[0]}.json" for name in known if name.endswith(".parquet")}
     for file in folder.iterdir():
-        if file.name not in known | entries:
+        if file.suffix in (".parquet", ".json") and file.name not in known | entries:
             file.unlink()
 
 

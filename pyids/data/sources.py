@@ -116,7 +116,10 @@ def open_sources(
         check_format(format)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    sources = [source for name in data for source in _find(str(name))]
+    try:
+        sources = [source for name in data for source in _find(str(name))]
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: no permission to look there: ask its owner") from None
     if not sources:
         raise DataError("no data: name at least one file, folder or data set")
     return [_look_into(replace(source, vectors=vectors), format) for source in sources]

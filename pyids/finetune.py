@@ -436,7 +436,7 @@ def response_loss(model: torch.nn.Module, micro: dict[str, torch.Tensor]) -> tor
 def _save(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:
     folder = checkpoint.path
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*"):
+    for stale in folder.parent.glob(f".{folder.name}.{32 * '[0-9a-f]'}"):
         shutil.rmtree(stale)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     record = asdict(checkpoint)

@@ -561,8 +561,9 @@ class Store:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether pyids made this folder."""
-    return any((path / name).exists() for name in (_MARK, "identity.json"))
+    """Whether pyids made this folder: by its mark, or as it was before there was one."""
+    before = all((path / name).exists() for name in ("identity.json", "config.yaml"))
+    return before or (path / _MARK).exists()
 
 
 def verify(path: Path | str) -> list[str]:

@@ -217,8 +217,9 @@ def test_progress_counts_tokens(tiny, tmp_path):
 def test_nothing_leaks(tiny, tmp_path, capfd, monkeypatch):
     """Neither output, nor seeds, nor an older checkpoint, nor a half-written one."""
     monkeypatch.chdir(tmp_path)
-    stale = tmp_path / ".x.0123"
+    stale = tmp_path / f".x.{'0123' * 8}"
     stale.mkdir()
+    (tmp_path / ".x.mine").mkdir()  # a folder of that name that nobody here has made
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "old").touch()
     random.seed(7)
@@ -229,7 +230,7 @@ def test_nothing_leaks(tiny, tmp_path, capfd, monkeypatch):
     finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
     assert (random.random(), float(torch.rand(()))) == expected
     assert not (tmp_path / "x" / "old").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.mine", "x"]
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("transformers").level in (logging.NOTSET, logging.WARNING)
 

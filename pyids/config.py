@@ -27,6 +27,8 @@ from pyids.formats import check_format
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
+# Rows looked at for each row drawn, where answers look mismatched.
+LOOK_CANDIDATES = 5
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
@@ -125,8 +127,9 @@ class RunConfig(BaseModel):
     )
     candidates: int | None = _option(
         "Selection",
-        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (default: 5 "
-        "where answers look mismatched, else 1, which is no look; always 1 for ask)",
+        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (default: "
+        f"{LOOK_CANDIDATES} where answers look mismatched, else 1, which is no look; always 1 for "
+        "ask)",
         None,
         ge=1,
     )

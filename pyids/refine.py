@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids import stages
-from pyids.config import RunConfig, make_config
+from pyids.config import LOOK_CANDIDATES, RunConfig, make_config
 from pyids.errors import ConfigError, DataError
 from pyids.evidence import cluster_moments, distinction, improvement, says_nothing
 from pyids.export import Selected, export, to_dataset
@@ -39,9 +39,9 @@ Int64 = NDArray[np.int64]
 
 logger = logging.getLogger("pyids")
 
-# Where answers look mismatched beyond this share, so many candidates are looked at for each row
-# drawn; chosen on development rows (docs/log.md).
-_MISMATCH, _CANDIDATES = 0.03, 5
+# Where answers look mismatched beyond this share, candidates are looked at; chosen, as is their
+# number, on development rows (docs/log.md).
+_MISMATCH = 0.03
 # What that share is estimated from: at most so many rows of so many clusters.
 _MISMATCH_ROWS, _MISMATCH_CLUSTERS = 64, 256
 
@@ -197,7 +197,7 @@ class Selection:
             share = mismatch(words, self.clusters_of(row_ids))
             write_json(path, {"rows": len(row_ids), "mismatched": share})
             logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
-        return _CANDIDATES if read_json(path)["mismatched"] > _MISMATCH else 1
+        return LOOK_CANDIDATES if read_json(path)["mismatched"] > _MISMATCH else 1
 
     def _screen(self, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row, then of these by how odd they look."""

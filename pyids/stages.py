@@ -9,8 +9,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids import data
-from pyids.config import Dtype, LongText, RunConfig, load_config, make_config
+from pyids.config import LOOK_CANDIDATES, Dtype, LongText, RunConfig, load_config, make_config
 from pyids.data.readers import Reader
 from pyids.data.sources import fingerprint_files
 from pyids.engine import Engine, make_engine
@@ -70,8 +70,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         after the data has been found good.
     """
     sources = check_inputs(config)
-    store = Store.open(config.output_path)
-    try:
+    with _opened(config) as store:
         identity = _identity(config, sources, store)
         store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
@@ -86,10 +85,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                 embed(store, config, engine)
         if until == "cluster":
             _after_vectors(store, config)
-    except BaseException:
-        store.close()
-        raise
-    return store
+        return store
 
 
 def reopen(config: RunConfig, until: Stage = "cluster") -> Store:
@@ -98,17 +94,23 @@ def reopen(config: RunConfig, until: Stage = "cluster") -> Store:
     Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing: a
     folder that has them needs nothing outside it.
     """
-    store = Store(config.output_path)
-    if not _has_vectors(store, needed=until != "read"):
+    if not _has_vectors(Store(config.output_path), needed=until != "read"):
         return prepare(config, until)
-    store = Store.open(config.output_path)
-    try:
+    with _opened(config) as store:
         if until == "cluster":
             _after_vectors(store, config)
+        return store
+
+
+@contextmanager
+def _opened(config: RunConfig) -> Iterator[Store]:
+    """Open the run folder; it stays open, unless the block raises."""
+    store = Store.open(config.output_path)
+    try:
+        yield store
     except BaseException:
         store.close()
         raise
-    return store
 
 
 def _has_vectors(store: Store, *, needed: bool) -> bool:
@@ -296,9 +298,11 @@ def plan(config: RunConfig) -> str:
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
-    look = {None: ", each of 5 candidates if answers look mismatched", 1: ""}.get(
-        config.candidates, f", each of {config.candidates} candidates"
-    )
+    look = ""
+    if config.candidates != 1:
+        look = f", each of {config.candidates or LOOK_CANDIDATES} candidates"
+    if config.candidates is None:
+        look += " if answers look mismatched"
     vectors = config.embeddings or f"{config.encoder} {models}"
     near = []
     if config.near_duplicates is not None:

@@ -166,9 +166,11 @@ def _in_folder(folder: Path) -> Iterator[Source]:
         and _kind(file)
         and file.name not in _METADATA
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        # What runs have written beside the data, such as runs/ in the present directory.
-        and not any(is_run_folder(folder / part) for part in file.relative_to(folder).parents)
     ]
+    # What runs have written beside the data, such as runs/ in the present directory, is none.
+    inside = {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}
+    runs = set(filter(is_run_folder, inside))
+    files = [file for file in files if runs.isdisjoint(file.parents)]
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
     yield from map(_source, files)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core, checks
 from pyids._typing import Float64
+from pyids.progress import report
 
 Labels: TypeAlias = NDArray[np.int32]
 
@@ -378,6 +379,7 @@ def lloyd(
     """
     n_iter, limit = 0, None
     while n_iter < max_iter:
+        report("k-means", n_iter, max_iter, "iterations")
         n_iter += 1
         partial = work.assign(centers)
         if limit is None:
@@ -394,6 +396,7 @@ def lloyd(
             break
     else:
         work.assign(centers)
+    report("k-means", max_iter, max_iter, "iterations")
     inertia = scale_by_power(work.inertia(), -extent.inertia_shift(centers))
     return Fit(centers, inertia, n_iter)
 

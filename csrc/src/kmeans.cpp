@@ -197,7 +197,10 @@ std::size_t Assigner::State::assign(const double* values) {
     parallel_blocks((n_clusters + 63) / 64, options.n_threads, [&](std::size_t block, int) {
       for (std::size_t j = block * 64; j < std::min(n_clusters, (block + 1) * 64); ++j) {
         const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
-        work.drift[j] = std::sqrt(distance) * (1 + 0x1p-40);
+        // A square may vanish whose root does not: 2^-520.
+        const bool same =
+            std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d);
+        work.drift[j] = same ? 0 : std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
       }
     });
     for (std::size_t j = 0; j < n_clusters; ++j) {
@@ -295,7 +298,7 @@ void Assigner::State::lower_upper_bound(RowState& row, std::int32_t label, const
       drift * coding.unit();
   row.upper = above(reach * reach, row.code);
   if (row.upper >= row.lower && coding.int8()) {
-    row.upper = std::min(row.upper, centers.upper(code, row.code.info, label));
+    row.upper = std::min(row.upper, centers.upper(code, row.code, label));
   }
 }
 
@@ -318,12 +321,8 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
       const std::size_t at = which[begin + i];
       const RowState& row = known[first_row + at];
       const float reach = row.upper + row.code.square;
-      scratch.scan[i] = {row.code.info.unit,
-                         row.code.info.length,
-                         row.code.info.rest,
-                         row.upper,
-                         reach < kInfinity ? options.margin * std::max(0.0f, reach) : 0.0f,
-                         -kInfinity};
+      const float margin = reach < kInfinity ? options.margin * std::max(0.0f, reach) : 0.0f;
+      scratch.scan[i] = scan_row(row.code, rows.n_cols(), row.upper, margin, -kInfinity);
     }
     const std::uint8_t* codes_of_group = block + which[begin] * bytes;
     if (which[begin + n - 1] != which[begin] + n - 1) {

@@ -128,7 +128,7 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
                                             : info_[first + i];
         // Every candidate nearer than the rows taken counts, not the nearest alone.
         const float limit = above(nearest_[first + i] * coding.unit() * coding.unit(), code);
-        state[i] = {code.info.unit, code.info.length, code.info.rest, limit, 0.0f, limit};
+        state[i] = scan_row(code, rows_.n_cols(), limit, 0.0f, limit);
       }
       const std::uint8_t* codes = codes_.empty() ? local.data() : codes_.data() + first * bytes;
       const std::size_t n_hits = scan(coding, codes, n, pack.view(), state, hits.data());

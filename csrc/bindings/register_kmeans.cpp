@@ -72,6 +72,22 @@ struct BoundAssigner {
         assigner(rows_of(shards, factors), copy(weights), scale, k, options) {}
 };
 
+// Says what is wrong before anything is indexed with it.
+std::unique_ptr<BoundAssigner> make_assigner(Shards shards, const Factors& factors,
+                                             const Factors& weights, const FixedScale& scale,
+                                             std::size_t n_clusters, const LloydOptions& options) {
+  const Rows rows = rows_of(shards, factors);
+  if (rows.n_cols() != scale.columns.size()) {
+    throw py::value_error("the extent is of rows with " + std::to_string(scale.columns.size()) +
+                          " columns, these have " + std::to_string(rows.n_cols()));
+  }
+  require(!weights || static_cast<std::size_t>(weights->size()) == rows.size(),
+          "expected one weight a row");
+  require(n_clusters > 0 && n_clusters <= std::size_t{1} << 31, "expected 1 to 2^31 clusters");
+  return std::make_unique<BoundAssigner>(std::move(shards), factors, weights, scale, n_clusters,
+                                         options);
+}
+
 }  // namespace
 
 void register_kmeans(py::module_& module) {
@@ -84,7 +100,7 @@ void register_kmeans(py::module_& module) {
         const Rows rows = rows_of(shards, factors);
         std::vector<double> largest;
         {
-          py::gil_scoped_release release;
+          const Released released;
           largest = largest_values(rows, n_threads);
         }
         return list(largest);
@@ -102,7 +118,7 @@ void register_kmeans(py::module_& module) {
         double* to = out.mutable_data();
         const double* from = others.data();
         {
-          py::gil_scoped_release release;
+          const Released released;
           squared_distances(rows, 0, rows.size(), from, n_others, to, n_threads);
         }
         return out;
@@ -124,7 +140,7 @@ void register_kmeans(py::module_& module) {
         double* to_distances = distances.mutable_data();
         const double* from = others.data();
         {
-          py::gil_scoped_release release;
+          const Released released;
           nearest(rows, from, n_others, m, to_indices, to_distances, n_threads);
         }
         return py::make_tuple(indices, distances);
@@ -141,7 +157,7 @@ void register_kmeans(py::module_& module) {
                 "expected one value a column in other, one a row in nearest");
         double* to = nearest.mutable_data();
         const double* from = other.data();
-        py::gil_scoped_release release;
+        const Released released;
         lower_to_distance(rows, from, to, n_threads);
       },
       py::arg("shards"), py::arg("factors"), py::arg("other"), py::arg("nearest").noconvert(),
@@ -160,9 +176,8 @@ void register_kmeans(py::module_& module) {
       .def(py::init([](Shards shards, const Factors& factors, const Factors& weights,
                        const FixedScale& scale, std::size_t n_clusters, int n_threads,
                        std::size_t max_memory_bytes, bool keep_codes) {
-             return std::make_unique<BoundAssigner>(
-                 std::move(shards), factors, weights, scale, n_clusters,
-                 LloydOptions{n_threads, max_memory_bytes, keep_codes});
+             return make_assigner(std::move(shards), factors, weights, scale, n_clusters,
+                                  LloydOptions{n_threads, max_memory_bytes, keep_codes});
            }),
            py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("scale"),
            py::arg("n_clusters"), py::arg("n_threads"), py::arg("max_memory_bytes"),
@@ -173,7 +188,7 @@ void register_kmeans(py::module_& module) {
             require(static_cast<std::size_t>(centers.size()) == self.n_clusters * self.n_cols,
                     "centers: expected n_clusters x D values");
             const double* from = centers.data();
-            py::gil_scoped_release release;
+            const Released released;
             return self.assigner.assign(from);
           },
           py::arg("centers"))
@@ -191,12 +206,22 @@ void register_kmeans(py::module_& module) {
                                return window(s.assigner.mass(), {s.n_clusters}, self);
                              })
       .def("inertia",
-           [](const BoundAssigner& s, int shift) { return to_python(s.assigner.inertia(shift)); })
+           [](const BoundAssigner& s, int shift) {
+             __int128 inertia = 0;
+             {
+               const Released released;
+               inertia = s.assigner.inertia(shift);
+             }
+             return to_python(inertia);
+           })
       .def("farthest", [](const BoundAssigner& s, std::size_t count) {
-        std::vector<std::pair<double, std::size_t>> out;
-        for (const FarRow& far : s.assigner.farthest(count)) {
-          out.emplace_back(far.squared_distance, far.row);
+        std::vector<FarRow> rows;
+        {
+          const Released released;
+          rows = s.assigner.farthest(count);
         }
+        std::vector<std::pair<double, std::size_t>> out;
+        for (const FarRow& far : rows) out.emplace_back(far.squared_distance, far.row);
         return out;
       });
 
@@ -217,7 +242,7 @@ void register_kmeans(py::module_& module) {
         }
         std::vector<std::size_t> taken;
         {
-          py::gil_scoped_release release;
+          const Released released;
           if (which.empty()) {
             taken = seed_rows(all, own_weights, reach, k, seed, n_threads);
           } else {

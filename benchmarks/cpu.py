@@ -265,10 +265,10 @@ def run_once(library: str, job: dict[str, Any], environment: dict[str, str]) -> 
 
 
 def inertia(x: np.ndarray, centers: np.ndarray, threads: int) -> float:
-    from pyids import clustering
+    from pyids.clustering import lloyd
 
-    extent = clustering.measure(x, n_threads=threads)
-    rows = clustering.ShardPass(x, len(centers), extent, n_threads=threads)
+    extent = lloyd.measure(x, n_threads=threads)
+    rows = lloyd.ShardPass(x, len(centers), extent, n_threads=threads)
     values = centers.astype(np.float64)
     rows.assign(values)
     return float(rows.inertia() * 2.0 ** -extent.inertia_shift(values))

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
-from pyids.formats import check_format
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"

@@ -2,8 +2,8 @@
 
 A stage is `engine.map(task, items)`. The task is a function at the top level of a module; an item
 is a small picklable value that holds paths and numbers, never arrays. A task reads files, writes
-its output aside and renames it (`pyids.store`), and returns a small value. So a task may run twice,
-on any machine that sees the same folder, and the results are the same whatever the engine.
+its output aside and renames it (`pyids.store.files`), and returns a small value. So a task may run
+twice, on any machine that sees the same folder, and the results are the same whatever the engine.
 """
 
 from __future__ import annotations

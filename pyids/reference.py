@@ -117,7 +117,7 @@ def lloyd(
 ) -> tuple[Float64, NDArray[np.int32]]:
     """Centres after `n_iter` iterations and the labels that belong to them.
 
-    A cluster that loses all its points keeps its centre; `pyids.clustering` re-seeds it.
+    A cluster that loses all its points keeps its centre; `pyids.clustering.kmeans` re-seeds it.
     """
     c = centers.astype(np.float64)
     for _ in range(n_iter):

@@ -9,9 +9,9 @@ import copy
 import numpy as np
 import pytest
 
-from pyids.chat import Encoded, encode, encode_prompt, retell, text_of, truncate
+from pyids.chat.formats import Turns
+from pyids.chat.template import Encoded, encode, encode_prompt, retell, text_of, truncate
 from pyids.errors import ModelError
-from pyids.formats import Turns
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -236,7 +236,7 @@ def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path,
         assert invoke("tell", folder, scores).exit_code == 0
         scores = score(invoke("-q", "ask", folder).output.split()[-1])
     with monkeypatch.context() as patch:
-        patch.setattr("pyids.refine.Selection.finish", lambda selection: 1 / 0)
+        patch.setattr("pyids.selection.Selection.finish", lambda selection: 1 / 0)
         assert invoke("tell", folder, scores).exit_code == 1
     again = invoke("tell", folder, scores)
     assert again.exit_code == 2
@@ -250,7 +250,7 @@ def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path,
 def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
     tmp_path, monkeypatch, command
 ):
-    for work in ("evaluation.evaluate", "comparison.compare"):
+    for work in ("evaluation.evaluate.evaluate", "evaluation.compare.compare"):
         monkeypatch.setattr(f"pyids.{work}", lambda *arguments, **options: pytest.fail("worked"))
     for place in (tmp_path / "none" / "out.json", tmp_path):
         result = invoke(command, "x", "y", "--json", place)
@@ -261,7 +261,9 @@ def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
 
 
 def test_the_table_is_shown_even_if_the_file_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyids.comparison.compare", lambda *arguments, **options: "the table")
+    monkeypatch.setattr(
+        "pyids.evaluation.compare.compare", lambda *arguments, **options: "the table"
+    )
     result = invoke("compare", "x", "y", "--json", tmp_path / "out.json")  # a text has no as_json
     assert result.exit_code == 1
     assert result.output == "the table\n"

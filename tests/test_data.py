@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pyids.data import Source, check, ingest, open_sources
-from pyids.data import intake as intake_module
+from pyids.data import ingest as intake_module
 from pyids.data import sources as sources_module
+from pyids.data.ingest import check, ingest
 from pyids.data.readers import Reader
+from pyids.data.sources import Source, open_sources
 from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DataError
-from pyids.store import Store
+from pyids.store.folder import Store
 
 
 def chat(prompt, response, **columns):

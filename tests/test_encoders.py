@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pyids import lm
 from pyids.encoders import load_encoder
 from pyids.encoders.transformer import Recipe, read_recipe
 from pyids.errors import ModelError
+from pyids.models import hf, load
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -37,7 +37,7 @@ def test_vectors_are_those_of_sentence_transformers(minilm):
     library = pytest.importorskip(
         "sentence_transformers", reason="needs sentence-transformers to compare with"
     )
-    with lm.quiet():
+    with hf.quiet():
         theirs = library.SentenceTransformer(str(minilm.folder), device="cpu").encode(TEXTS)
     ours = minilm.encode(TEXTS)
     assert (ours.shape, ours.dtype, minilm.dim) == ((len(TEXTS), 384), np.float32, 384)
@@ -50,7 +50,7 @@ def test_vectors_are_those_of_the_naive_code(minilm):
     """The same without that library: one text, mean of the states, unit length."""
     from transformers import AutoModel, AutoTokenizer
 
-    with lm.quiet():
+    with hf.quiet():
         model = AutoModel.from_pretrained(minilm.folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(minilm.folder)
     ours = minilm.encode(TEXTS)
@@ -86,7 +86,7 @@ def test_long_texts_are_cut_or_averaged(minilm):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert cosine(vectors[1:], minilm.encode([text])) > 0.9
     # the same by hand: equal pieces of the tokens, weighted by their tokens
-    tokenizer = lm.load_tokenizer(MINILM)
+    tokenizer = load.load_tokenizer(MINILM)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = np.array_split(ids, -(-len(ids) // 32))
     parts = cut.encode([tokenizer.decode(piece) for piece in pieces])
@@ -109,9 +109,9 @@ def folder(tmp_path):
     def make(pooling, *modules):
         torch.manual_seed(0)
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        with lm.quiet():
+        with hf.quiet():
             BertModel(BertConfig(**small, intermediate_size=32)).save_pretrained(tmp_path)
-            lm.load_tokenizer(MINILM).save_pretrained(tmp_path)
+            load.load_tokenizer(MINILM).save_pretrained(tmp_path)
         kinds = ["Transformer", "Pooling", *modules]
         (tmp_path / "modules.json").write_text(
             json.dumps(
@@ -153,7 +153,7 @@ def test_a_folders_pooling_is_honoured(folder, pooling, expected):
     )
     full = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": False, **pooling}
     (encoder.folder / "Pooling" / "config.json").write_text(json.dumps(full))
-    with lm.quiet():
+    with hf.quiet():
         theirs = library.SentenceTransformer(path, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(encoder.encode(TEXTS), theirs, atol=1e-4)
 

@@ -11,10 +11,12 @@ import orjson
 import pytest
 
 from pyids import engine as engine_module
-from pyids.data import ingest, open_sources, take_vectors
+from pyids.data.ingest import ingest
+from pyids.data.precomputed import take_vectors
+from pyids.data.sources import open_sources
 from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
 from pyids.errors import ConfigError, DataError, PyidsError
-from pyids.store import Store
+from pyids.store.folder import Store
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))

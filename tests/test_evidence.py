@@ -4,14 +4,8 @@ from scipy import stats
 
 import pyids
 from pyids.errors import DataError
-from pyids.evidence import (
-    cluster_moments,
-    distinction,
-    improvement,
-    read_scores,
-    says_nothing,
-)
-from pyids.scoring import Scores
+from pyids.scoring.probes import Scores, read_scores
+from pyids.scoring.statistics import cluster_moments, distinction, improvement, says_nothing
 
 
 def test_moments_of_each_cluster():

@@ -8,15 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyids.formats import (
+from pyids.chat.digest import digest, normalise
+from pyids.chat.formats import (
     FORMATS,
     ROLES,
     BadRow,
     UnusableRow,
     check_format,
     detect_format,
-    digest,
-    normalise,
     to_messages,
     tools_of,
 )

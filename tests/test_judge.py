@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pyids.config import make_config
-from pyids.endpoint import Endpoint, EndpointEncoder
+from pyids.encoders.endpoint import EndpointEncoder
 from pyids.errors import ConfigError, ModelError
-from pyids.judge import Judge, parse_rating
+from pyids.models.endpoint import Endpoint
+from pyids.models.judge import Judge, parse_rating
 
 KEY = "sk-a-secret-of-this-test"
 
@@ -254,9 +255,9 @@ def test_the_endpoint_encoder_keeps_the_order_of_texts():
 @pytest.mark.slow
 def test_a_real_model_answers_as_judge():
     """The wiring, with real weights; so small a model rates only where decoding is guided."""
-    from pyids import lm
+    from pyids.models import load
 
-    model, tokenizer = lm.load_model("smollm2-135m-instruct")
+    model, tokenizer = load.load_model("smollm2-135m-instruct")
     lock = threading.Lock()
     digits = tokenizer("123456789", add_special_tokens=False)["input_ids"]
     assert len(digits) == 9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-clustering = pytest.importorskip("pyids.clustering", reason="the C++ core is not built")
+clustering = pytest.importorskip("pyids.clustering.lloyd", reason="the C++ core is not built")
 from pyids.kernels import lloyd  # noqa: E402  only where the core is built
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

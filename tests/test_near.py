@@ -10,11 +10,12 @@ from click.testing import CliRunner
 import pyids
 from pyids import reference
 from pyids.cli import cli
-from pyids.data import intake
+from pyids.data import ingest
 from pyids.errors import ConfigError, DataError
-from pyids.selection import pool_from_store
-from pyids.static import select, select_from_folder
-from pyids.store import Store, verify
+from pyids.methods import pool_from_store
+from pyids.methods.select import select, select_from_folder
+from pyids.store.folder import Store
+from pyids.store.manifest import verify
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def test_what_goes_is_the_definition_cluster_by_cluster(doubled, tmp_path):
 
 def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch):
     whole, _ = run(doubled, tmp_path / "whole")
-    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 16)
-    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
+    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
     folder = tmp_path / "cut"
     assert run(doubled, folder)[0] == whole
     assert len(Store(folder).shards) == 13
@@ -77,8 +78,8 @@ def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch
 
 
 def test_every_later_stage_sees_the_rows_that_stay(doubled, tmp_path, monkeypatch):
-    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 16)
-    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
+    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
     options = doubled.options(near_duplicates=0.99, quality="length")
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         store = selection.store

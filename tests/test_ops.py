@@ -13,6 +13,7 @@ import torch
 
 from pyids import ops, reference
 from pyids.errors import ConfigError
+from pyids.ops import dispatch
 
 IGNORE = -100
 
@@ -137,16 +138,16 @@ def test_the_core_assigns_as_the_definition(monkeypatch):
 
 
 def test_the_table_says_who_runs():
-    ops_listed = {row.op for row in ops.implementations()}
+    ops_listed = {row.op for row in dispatch.implementations()}
     assert ops_listed >= {"pool", "pool_packed", "assign", "update", "token_nll"}
-    for row in ops.implementations():
+    for row in dispatch.implementations():
         assert row.available(), f"{row.op} by {row.backend} lacks {row.needs}"
         assert callable(row.load())
-    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
-    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
-    assert ops.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
-    assert ops.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
-    assert ops.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
+    assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
+    assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
+    assert dispatch.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
+    assert dispatch.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
+    assert dispatch.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
 
 
 def test_a_forced_backend_that_lacks_an_op_is_an_error(monkeypatch):
@@ -159,7 +160,7 @@ def test_a_failing_kernel_raises(monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("the kernel failed")
 
-    monkeypatch.setattr("pyids.torch_ops.pool", broken)
+    monkeypatch.setattr("pyids.ops.torch_backend.pool", broken)
     with pytest.raises(RuntimeError, match="the kernel failed"):
         ops.pool(*padded())
 

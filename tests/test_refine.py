@@ -9,10 +9,10 @@ import orjson
 import pytest
 
 import pyids
-from pyids import stages
 from pyids.config import make_config
 from pyids.errors import ConfigError, DataError
-from pyids.scoring import Scores
+from pyids.pipeline import prepare, stages
+from pyids.scoring.probes import Scores
 
 NOISE = 3  # the topic that the made-up scores call useless
 
@@ -222,14 +222,14 @@ def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
 
 def test_clusters_by_the_cosine_are_found_on_the_cpu(pool, tmp_path):
     config = make_config(**pool.options(output=str(tmp_path / "run"), metric="cosine"))
-    with stages.prepare(config, "embed") as store:
+    with prepare.prepare(config, "embed") as store:
         stages.cluster(store, config.model_copy(update={"device": "cuda"}))
         assert store.cluster_sizes.sum() == 400
 
 
 def test_the_number_of_clusters_is_chosen_anew_for_other_vectors(pool, tmp_path):
     config = make_config(**pool.options(output=str(tmp_path / "run"), clusters="auto"))
-    with stages.prepare(config) as store:
+    with prepare.prepare(config) as store:
         path = tmp_path / "run" / "auto_k.json"
         choice = orjson.loads(path.read_bytes())
         stale = {**choice["made_from"], "embeddings": "others"}

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids import chat, overlap, screening
+from pyids.chat import template
+from pyids.scoring import overlap as overlap_module
+from pyids.scoring import screening
+from pyids.scoring.overlap import number_overlap, words_of
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -14,7 +17,7 @@ def conversation(question, answer):
 
 
 def words(rows):
-    return [overlap.words_of(row) for row in rows]
+    return [words_of(row) for row in rows]
 
 
 CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
@@ -28,12 +31,12 @@ GOOD = [
 
 def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
-    shared, numbers = overlap.overlap(words(rows)), overlap.number_overlap(words(rows))
+    shared, numbers = overlap_module.overlap(words(rows)), number_overlap(words(rows))
     assert np.isnan(shared).all()
     assert np.isnan(numbers).all()
     columns = {"end_nll": np.full(3, np.nan), "overlap": shared, "number_overlap": numbers}
     assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
-    assert overlap.overlap([]).shape == overlap.number_overlap([]).shape == (0,)
+    assert overlap_module.overlap([]).shape == number_overlap([]).shape == (0,)
 
 
 def test_wrong_numbers_are_odd_where_a_third_are_wrong():
@@ -49,7 +52,7 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
     columns = {
         "end_nll": np.full(12, np.nan),
         "overlap": np.full(12, np.nan),
-        "number_overlap": overlap.number_overlap(words(rows)),
+        "number_overlap": number_overlap(words(rows)),
     }
     odd = screening.oddness(columns, np.zeros(12, np.int32))
     assert odd[wrong].min() > 0 == odd[~wrong].max()
@@ -67,7 +70,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     nothing = np.full(12, np.nan)
     columns = {
         "end_nll": nothing,
-        "overlap": overlap.overlap(words([*GOOD, *echo])),
+        "overlap": overlap_module.overlap(words([*GOOD, *echo])),
         "number_overlap": nothing,
     }
     beside = screening.oddness(columns, np.zeros(12, np.int32))
@@ -76,7 +79,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
 
 def test_the_end_is_that_of_the_whole_row(smollm2):
     model, tokenizer = smollm2
-    ids, mask = chat.encode(GOOD[0], tokenizer)
+    ids, mask = template.encode(GOOD[0], tokenizer)
     with torch.inference_mode():
         logits = model(torch.from_numpy(ids)[None]).logits[0].double()
     last = int(np.flatnonzero(mask)[-1])
@@ -153,7 +156,7 @@ def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
 
 def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
     """With every row of a cluster a candidate and none of them odd, quality alone decides."""
-    monkeypatch.setattr("pyids.lm.load_model", lambda *args: (None, None))
+    monkeypatch.setattr("pyids.models.load.load_model", lambda *args: (None, None))
     names = ("end_nll", "overlap", "number_overlap")
     monkeypatch.setattr(
         screening,

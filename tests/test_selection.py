@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from pyids import selection
+from pyids import methods
 from pyids.errors import ConfigError, DataError, PyidsWarning
-from pyids.selection import get_method, method_names, pool_from_arrays
+from pyids.methods import get_method, method_names, pool_from_arrays
 
 N, K = 240, 6
 OPTIONS = {"uniform": {"column": "source"}}
@@ -306,8 +306,8 @@ def test_narrow_integers_are_taken():
 
 
 def test_a_wrong_method_is_caught():
-    twice = selection.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
-    few = selection.method("few", source="a test")(lambda pool, budget, *, seed: [0])
+    twice = methods.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
+    few = methods.method("few", source="a test")(lambda pool, budget, *, seed: [0])
     pool = pool_from_arrays(lengths=np.arange(9))
     with pytest.raises(ValueError, match="returned a position twice"):
         twice(pool, 3)
@@ -317,7 +317,7 @@ def test_a_wrong_method_is_caught():
 
 OUTSIDE = '''
 import numpy as np
-from pyids.selection import method
+from pyids.methods import method
 
 
 @method("shortest", needs=("lengths",), source="this test")
@@ -351,7 +351,7 @@ def test_a_method_from_outside_the_package(tmp_path, monkeypatch):
 
 def test_listing_the_methods_imports_nothing_heavy():
     code = (
-        "import sys; from pyids.selection import *; [get_method(n) for n in method_names()];"
+        "import sys; from pyids.methods import *; [get_method(n) for n in method_names()];"
         "print(*({'torch', 'transformers', 'pyarrow', 'scipy', 'sklearn'} & sys.modules.keys()))"
     )
     out = subprocess.run(

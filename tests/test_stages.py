@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pyids
-from pyids import lm, scoring, stages
 from pyids.config import make_config
 from pyids.errors import ConfigError
-from pyids.refine import training_options
+from pyids.models import load, nll
+from pyids.models.finetune import load_checkpoint, training_options
+from pyids.pipeline import preflight, prepare
 
 pytest.importorskip("torch", reason="needs the train extra")
 
@@ -37,7 +38,7 @@ def config(tmp_path):
 def test_half_precision_keeps_the_vectors_and_is_another_embedding(config):
     vectors = {}
     for dtype in ("float32", "bfloat16", "float16"):
-        with stages.prepare(config(dtype=dtype), until="embed") as store:
+        with prepare.prepare(config(dtype=dtype), until="embed") as store:
             [shard] = store.embeddings()
             vectors[dtype] = shard.astype(np.float64)
             made_from = orjson.loads(
@@ -50,11 +51,11 @@ def test_half_precision_keeps_the_vectors_and_is_another_embedding(config):
         lengths = [np.linalg.norm(vectors[name], axis=1) for name in (dtype, "float32")]
         assert (products / np.prod(lengths, axis=0)).min() >= 0.9999
     with pytest.raises(ConfigError, match='dtype was "float32", now "bfloat16"'):
-        stages.prepare(config(dtype="bfloat16", output=config().output))
+        prepare.prepare(config(dtype="bfloat16", output=config().output))
 
 
 def test_the_plan_names_the_arithmetic(config):
-    plan = stages.plan(config(dtype="bfloat16", device="cpu"))
+    plan = preflight.plan(config(dtype="bfloat16", device="cpu"))
     assert "vectors   all-MiniLM-L6-v2 on cpu in bfloat16" in plan
     assert "train     smollm2-135m-instruct on cpu in bfloat16" in plan
 
@@ -74,13 +75,11 @@ def test_a_round_in_bfloat16(config, smollm2, tmp_path):
     with pyids.Selection.open(run) as selection:
         rows = selection.conversations(np.array(told["row_id"]))
         checkpoint = selection.rounds.path(0, "checkpoint")
-    exact, _ = scoring.response_nll(*smollm2, rows)
-    rounded, _ = scoring.response_nll(
-        *lm.load_model("smollm2-135m-instruct", "cpu", "bfloat16"), rows
+    exact, _ = nll.response_nll(*smollm2, rows)
+    rounded, _ = nll.response_nll(
+        *load.load_model("smollm2-135m-instruct", "cpu", "bfloat16"), rows
     )
     np.testing.assert_allclose(told["base_nll"], rounded, atol=1e-3)
     assert np.abs(exact - rounded).max() > 2e-3
-    learnt, _ = scoring.response_nll(
-        *scoring.finetune.load_checkpoint(checkpoint, "smollm2-135m-instruct"), rows
-    )
+    learnt, _ = nll.response_nll(*load_checkpoint(checkpoint, "smollm2-135m-instruct"), rows)
     assert learnt.mean() < exact.mean() - 0.5

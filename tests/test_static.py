@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
-from pyids.scoring import SCORERS
-from pyids.selection import method_names
-from pyids.signals import SIGNALS
-from pyids.weights import Rule
+from pyids.methods import method_names
+from pyids.scoring.cluster_weights import Rule
+from pyids.scoring.scorers import SCORERS
+from pyids.scoring.signals import SIGNALS
 
 
 def invoke(*arguments):

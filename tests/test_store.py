@@ -8,19 +8,14 @@ import numpy as np
 import orjson
 import pytest
 
-from pyids import store as store_module
-from pyids.data import ingest, open_sources
+from pyids.data.ingest import ingest
+from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError
-from pyids.store import (
-    Store,
-    atomic_write,
-    begin,
-    load_npy,
-    read_entry,
-    save_npy,
-    verify,
-    write_entry,
-)
+from pyids.store import folder as store_module
+from pyids.store.files import atomic_write
+from pyids.store.folder import Path, Store
+from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
+from pyids.store.manifest import verify
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
 
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     calls = []
-    fsync, replace = os.fsync, store_module.Path.replace
+    fsync, replace = os.fsync, Path.replace
 
     def spy_fsync(descriptor):
         calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -71,7 +66,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(store_module.Path, "replace", spy_replace)
+    monkeypatch.setattr(Path, "replace", spy_replace)
     with atomic_write(tmp_path / "x") as aside:
         aside.write_text("new")
     assert calls == [str(aside), "rename", str(tmp_path)]

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pyids import reference, weights
-from pyids.weights import update_weights
+from pyids import reference
+from pyids.scoring import cluster_weights as weights
+from pyids.scoring.cluster_weights import update_weights
 
 RULES = ["softmax", "paper", "bandit", "none"]
 sane = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))

@@ -22,11 +22,14 @@ import numpy as np
 from model import NAME
 from pool import Row, read_rows
 
-from pyids import finetune, lm, refine, scoring, stages
-from pyids.chat import encode
+from pyids.chat.template import encode
 from pyids.config import RunConfig, make_config
+from pyids.models import finetune, hub, load
+from pyids.models.nll import response_nll
+from pyids.pipeline import stages
 from pyids.sampling import sample_by_cluster
-from pyids.store import Store
+from pyids.selection import Selection
+from pyids.store.folder import Store
 
 # How every selection is trained on; the rounds of `iterative` train the same way.
 TRAINING: dict[str, Any] = {
@@ -51,7 +54,7 @@ class Cell:
     pool
         Name of a prepared pool.
     method
-        ``iterative``, a method of `pyids.selection`, or a bound: ``base`` (no training),
+        ``iterative``, a method of `pyids.methods`, or a bound: ``base`` (no training),
         ``reference`` (`budget` random clean rows), ``clean`` (random among the clean rows).
     seed
         Of clusters, draws and training.
@@ -142,9 +145,9 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
     rows = _rows(shop.folder / f"{cell.pool}.jsonl")
     garbage = np.array([row["garbage"] for row in rows])
     held_out = _rows(shop.folder / f"{cell.held_out}.jsonl")
-    ref = lm.resolve_model(shop.model)
+    ref = hub.resolve_model(shop.model)
     if cell.method == "base":
-        model, tokenizer = lm.load_model(ref, shop.device, shop.dtype)
+        model, tokenizer = load.load_model(ref, shop.device, shop.dtype)
         return evaluate(model, tokenizer, held_out, shop)
 
     began = time.monotonic()
@@ -156,7 +159,7 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
         stages.cluster(store, config)
         stages.drop_near(store, config)
         stages.rate(store, config)
-        selection = refine.Selection(store, config)
+        selection = Selection(store, config)
         score_seconds = 0.0
         while selection.draw(selection.candidates()):
             checkpoint = selection.train()
@@ -176,7 +179,7 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
             ref,
             [rows[i]["messages"] for i in chosen],
             output_dir=scratch / "checkpoint",
-            **refine.training_options(config),
+            **finetune.training_options(config),
         )
     facts |= {
         "rows": len(chosen),
@@ -205,7 +208,7 @@ def _static(
         clean = np.flatnonzero(garbage == "")
         everyone = np.zeros(len(clean), np.int32)
         return sample_by_cluster(everyone, [cell.budget], row_ids=clean, seed=cell.seed)
-    from pyids.selection import get_method, pool_from_store
+    from pyids.methods import get_method, pool_from_store
 
     method = get_method(cell.method)
 
@@ -227,8 +230,9 @@ def _static(
 
 def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
     """Rate the pool's rows by a signal of the model that is trained, cut as they are trained on."""
-    from pyids.quality import check_quality, score_rows
-    from pyids.signals import LanguageModelSignal, make_signal
+    from pyids.scoring.cache import score_rows
+    from pyids.scoring.row_weights import check_quality
+    from pyids.scoring.signals import LanguageModelSignal, make_signal
 
     signal = make_signal(cell.options["quality"], default_model=shop.model, device=shop.device)
     assert signal is not None
@@ -256,7 +260,7 @@ def _shares(drawn: np.ndarray, garbage: np.ndarray) -> dict[str, float]:
     return {kind: float((drawn == kind).mean()) for kind in np.unique(garbage).tolist() if kind}
 
 
-def _garbage(selection: refine.Selection, n: int, garbage: np.ndarray) -> dict[str, Any]:
+def _garbage(selection: Selection, n: int, garbage: np.ndarray) -> dict[str, Any]:
     """Return each kind's share of what a round drew, and of what its quotas let expect.
 
     Expected is by the clusters alone: every row left of a cluster counts the same.
@@ -291,7 +295,7 @@ def evaluate(
     max_tokens = shop.training["max_tokens"]
     model = model.float()  # measured in full precision whatever it was trained in
     with torch.inference_mode():
-        nll, _ = scoring.response_nll(
+        nll, _ = response_nll(
             model, tokenizer, conversations, max_tokens=max_tokens, device=shop.device
         )
     exact = exact_match(model, tokenizer, conversations, max_tokens, shop.device)

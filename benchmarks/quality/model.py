@@ -136,7 +136,7 @@ def pretrain(
 def warm_up(base: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     """Tune the pre-trained model on conversations, unless `folder` holds the result."""
     if not folder.exists():
-        from pyids.finetune import finetune
+        from pyids.models.finetune import finetune
 
         conversations = [row["messages"] for row in rows]
         finetune(

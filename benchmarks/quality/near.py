@@ -11,9 +11,9 @@ import orjson
 from pool import plant_near_duplicates, read_rows, text_of, write_rows
 from prepare import ENCODER_TOKENS
 
-from pyids import stages
 from pyids.config import make_config
 from pyids.encoders import load_encoder
+from pyids.pipeline import prepare
 
 
 def near_duplicates(
@@ -38,7 +38,7 @@ def near_duplicates(
             data=str(folder / "near.jsonl"), embeddings=str(folder / "near.npy"), budget=10,
             keep_duplicates=True, clusters=256, near_duplicates=threshold, output=str(output),
         )  # fmt: skip
-        stages.prepare(config).close()
+        prepare.prepare(config).close()
         lines = (output / "near_repeats.jsonl").read_bytes().splitlines()
         gone = np.array([orjson.loads(line)["row_id"] for line in lines])
         found.append({

@@ -21,9 +21,9 @@ from pool import (
     write_rows,
 )
 
-from pyids import stages
 from pyids.config import make_config
 from pyids.encoders import load_encoder
+from pyids.pipeline import prepare as prepare_module
 
 # As the vectors that come with the rows were made.
 ENCODER_TOKENS = 128
@@ -107,5 +107,5 @@ def _prepare_run(folder: Path, name: str) -> None:
         data=str(folder / f"{name}.jsonl"), embeddings=str(folder / f"{name}.npy"),
         budget=10, keep_duplicates=True, output=str(aside),
     )  # fmt: skip
-    stages.prepare(config, "embed").close()
+    prepare_module.prepare(config, "embed").close()
     aside.rename(target)

@@ -12,11 +12,11 @@ from typing import Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress
 from pyids.config import LongText
 from pyids.errors import ModelError
-from pyids.ops import PoolMode
+from pyids.models.batching import Progress
+from pyids.models.hub import resolve_model
+from pyids.ops.dispatch import PoolMode
 
 Float32 = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ def load_encoder(
     Parameters
     ----------
     name
-        What `pyids.lm.resolve_model` takes, and ``NAME:POOLING`` to choose the pooling; or
+        What `pyids.models.hub.resolve_model` takes, and ``NAME:POOLING`` to choose the pooling; or
         ``URL#MODEL``, an OpenAI-compatible endpoint (``https://host/v1#model``). What kind of model
         it is, is read from its folder:
 
@@ -88,7 +88,8 @@ def load_encoder(
         With the remedy.
     """
     if name.startswith(("http://", "https://")):
-        from pyids.endpoint import Endpoint, EndpointEncoder
+        from pyids.encoders.endpoint import EndpointEncoder
+        from pyids.models.endpoint import Endpoint
 
         url, _, model = name.partition("#")
         return EndpointEncoder(Endpoint(url, model))
@@ -102,7 +103,7 @@ def load_encoder(
         )
     else:
         pooling = ""
-    ref = lm.resolve_model(name, kind="encoder")
+    ref = resolve_model(name, kind="encoder")
 
     from pyids.encoders.static import StaticEncoder, find_table
     from pyids.encoders.transformer import TransformerEncoder

@@ -17,9 +17,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress
 from pyids.errors import ModelError
+from pyids.models.batching import Progress
+from pyids.models.hf import one_line
+from pyids.models.hub import ModelRef
 
 Float32 = NDArray[np.float32]
 # Texts tokenized at a time: bounds the memory that their tokens take.
@@ -67,7 +68,7 @@ def find_table(folder: Path) -> Table | None:
 class StaticEncoder:
     """The mean of token vectors; a text without a known token gets zeros."""
 
-    ref: lm.ModelRef
+    ref: ModelRef
     table: Table
     max_tokens: int | None = None
 
@@ -102,7 +103,7 @@ class StaticEncoder:
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"encoder {self.name!r}: {self.table.weights.name} holds no single table of token "
-                f"vectors: {lm.one_line(error)}"
+                f"vectors: {one_line(error)}"
             ) from error
         table = table.float()
         if "mapping" in tensors:  # tokens that share a vector

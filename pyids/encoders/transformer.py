@@ -13,11 +13,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress, batches_by_length
 from pyids.config import LongText
 from pyids.errors import ModelError
-from pyids.ops import PoolMode
+from pyids.models.batching import Progress, batches_by_length
+from pyids.models.hf import quiet, torch_dtype
+from pyids.models.hub import ModelRef, local_folder
+from pyids.models.load import load_pretrained, load_tokenizer
+from pyids.ops.dispatch import PoolMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,7 +117,7 @@ def _read_json(file: Path) -> Any:
 class TransformerEncoder:
     """A transformer, pooled as its folder says."""
 
-    ref: lm.ModelRef
+    ref: ModelRef
     pooling: PoolMode | None = None
     max_tokens: int | None = None
     long_text: LongText = "truncate"
@@ -150,7 +152,7 @@ class TransformerEncoder:
     @cached_property
     def folder(self) -> Path:
         """Where the files are."""
-        return lm.local_folder(self.ref)
+        return local_folder(self.ref)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -172,7 +174,7 @@ class TransformerEncoder:
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from transformers import AutoModel
 
-        model = lm.load_pretrained(
+        model = load_pretrained(
             AutoModel,
             self.ref,
             self.folder,
@@ -180,7 +182,7 @@ class TransformerEncoder:
             "float32" if self._autocast else self.dtype,
             trust_remote_code=self.trust_remote_code,
         )
-        return model, lm.load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
+        return model, load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         """Return the vectors of N texts, (N, D) float32."""
@@ -211,7 +213,7 @@ class TransformerEncoder:
         before, after = _special_tokens(tokenizer)
         room = self.limit - len(before) - len(after)
         chunks, owner = [], []
-        with lm.quiet():  # it warns of texts above the limit
+        with quiet():  # it warns of texts above the limit
             bodies = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
         for i, body in enumerate(bodies["input_ids"]):
             pieces = max(1, -(-len(body) // room))
@@ -229,12 +231,12 @@ class TransformerEncoder:
     ) -> Float32:
         import torch
 
-        from pyids import ops
+        from pyids.ops import pool
 
         lengths = [len(chunk) for chunk in chunks]
         vectors = np.zeros((len(chunks), self.dim), np.float32)
         done = 0
-        products = lm.torch_dtype(self.dtype)
+        products = torch_dtype(self.dtype)
         with torch.inference_mode(), torch.autocast("cpu", products, enabled=self._autocast):
             for batch in batches_by_length(lengths, self.batch_tokens):
                 width = max(1, lengths[batch[0]])
@@ -247,7 +249,7 @@ class TransformerEncoder:
                 hidden = model(
                     input_ids=torch.from_numpy(input_ids).to(self.device), attention_mask=mask
                 ).last_hidden_state
-                pooled = ops.pool(
+                pooled = pool(
                     hidden, mask, mode=self.recipe.pooling, normalize=self.recipe.normalize
                 )
                 vectors[batch] = pooled.cpu().numpy()

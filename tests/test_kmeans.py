@@ -341,7 +341,7 @@ def test_shards_without_weights_count_one_beside_weighted_ones() -> None:
     _, again = lloyd.assign_partial(x[:200], start, extent, sample_weight=np.ones(200))
     np.testing.assert_array_equal(partial.sums, again.sums)
     np.testing.assert_array_equal(partial.mass, again.mass)
-    held = partial.mass.sum() / extent.scale().mass
+    held = extent.scale().combine(partial.sums, partial.mass)[1].sum()
     assert math.ldexp(held, extent.weight_exponent()) == pytest.approx(200, rel=1e-6)
 
 

@@ -143,6 +143,8 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
   Pack pack;
   const std::size_t n = round_up_to(which.size(), 16);
   const std::size_t unit = int8_ ? 4 : sizeof(float);  // bytes of a code that stay together
+  pack.n = which.size();
+  pack.bytes = bytes_;
   pack.packed.assign(n * bytes_, 0);
   pack.offset.assign(n, kInfinity);  // the padding can never win
   pack.scale.assign(n, 0.0f);

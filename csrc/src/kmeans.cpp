@@ -10,6 +10,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "pyids/codes.hpp"
 #include "pyids/distance.hpp"
@@ -20,78 +21,16 @@ namespace pyids {
 
 namespace {
 
-constexpr std::size_t kBlockRows = 256;    // rows that one thread handles at a time
-constexpr std::size_t kTrialRows = 4096;   // rows of the very first chunk
+constexpr std::size_t kBlockRows = 256;   // rows that one thread handles at a time
+constexpr std::size_t kTrialRows = 4096;  // rows of the very first chunk
+constexpr std::size_t kPanelGroups = 64;  // groups of 16 centres scanned at a time
+constexpr std::size_t kMostHits = 65536;  // that are kept between two panels
+constexpr std::size_t kCrowd = 512;       // hits of one row, beyond which they are not kept
+// Of the largest weight, which is held as 1 to 2: rows below it take no empty cluster.
+constexpr double kLightest = 0x1p-51;
+constexpr std::size_t kBytesAThread = 3 << 20;
+constexpr std::size_t kLeastMemory = 16 << 20;  // of all threads
 constexpr std::size_t kChunkRows = 65536;  // rows assigned before their sums are brought up to date
-
-constexpr double kLargest = 1e150;  // whose square float64 holds
-
-// Complains of the first value that is no number or too large.
-[[noreturn]] void refuse(const std::string& name, const double* values) {
-  std::size_t t = 0;
-  while (std::fabs(values[t]) <= kLargest) ++t;
-  throw std::invalid_argument(name + ", column " + std::to_string(t) + " is " +
-                              (std::isnan(values[t])   ? "NaN"
-                               : std::isinf(values[t]) ? "infinity"
-                                                       : "above 1e150 in magnitude"));
-}
-
-// The largest magnitude of the centres, which may be rounded to just above the rows'.
-double reach_of(const double* centers, std::size_t n, std::size_t d) {
-  std::vector<double> largest(d);
-  for (std::size_t j = 0; j < n; ++j) {
-    const double* center = centers + j * d;
-    if (!kernels().raise_magnitudes(center, Scalar::f64, d, 1, 2 * kLargest, largest.data())) {
-      refuse("centre " + std::to_string(j), center);
-    }
-  }
-  return d == 0 ? 0 : *std::max_element(largest.begin(), largest.end());
-}
-
-}  // namespace
-
-std::vector<double> largest_values(const Rows& rows, int n_threads) {
-  const std::size_t d = rows.n_cols();
-  const std::size_t n_blocks = (rows.size() + 1023) / 1024;
-  std::vector<std::vector<double>> partial(static_cast<std::size_t>(n_threads),
-                                           std::vector<double>(d));
-  std::vector<std::size_t> bad(static_cast<std::size_t>(n_threads), rows.size());
-  parallel_blocks(n_blocks, n_threads, [&](std::size_t block, int thread) {
-    std::vector<double>& largest = partial[static_cast<std::size_t>(thread)];
-    std::size_t& first_bad = bad[static_cast<std::size_t>(thread)];
-    for (std::size_t i = block * 1024; i < std::min(rows.size(), (block + 1) * 1024); ++i) {
-      if (!rows.raise_magnitudes(i, kLargest, largest.data())) first_bad = std::min(first_bad, i);
-    }
-  });
-  const std::size_t first_bad = *std::min_element(bad.begin(), bad.end());
-  if (first_bad < rows.size()) {
-    std::vector<double> row(d);
-    rows.load(first_bad, row.data());
-    refuse("row " + std::to_string(first_bad), row.data());
-  }
-  std::vector<double> largest(d);
-  for (const auto& one : partial) {
-    for (std::size_t t = 0; t < d; ++t) largest[t] = std::max(largest[t], one[t]);
-  }
-  return largest;
-}
-
-FixedScale::FixedScale(const std::vector<double>& largest, double largest_weight,
-                       std::size_t n_rows) {
-  // A term below 2^50, so that rounding it by adding 1.5 * 2^52 is exact, and N terms below 2^61.
-  const double terms = std::max(0x1p11, static_cast<double>(n_rows));
-  auto scale = [&](double value) {
-    if (!(value > 0)) return 1.0;
-    int exponent = 0;
-    std::frexp(value * (terms * 0x1p-61), &exponent);
-    return std::ldexp(1.0, std::min(1000, -exponent));
-  };
-  for (double value : largest) columns.push_back(scale(value * largest_weight));
-  mass = scale(largest_weight);
-  reach = largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end());
-}
-
-namespace {
 
 // What is known of a row between one assignment and the next. Squared distances are less |x|^2.
 struct RowState {
@@ -100,11 +39,33 @@ struct RowState {
   float lower = -kInfinity;  // squared distance to any other centre, at least
 };
 
+// The nearest of some centres, ties to the lowest index, and the next distance.
+struct Nearest {
+  std::int32_t centre = -1;
+  double distance = std::numeric_limits<double>::infinity();
+  double second = std::numeric_limits<double>::infinity();
+
+  void meet(std::int32_t other, double its) {
+    if (its < distance || (its == distance && other < centre)) {
+      second = distance;
+      distance = its;
+      centre = other;
+    } else {
+      second = std::min(second, its);
+    }
+  }
+};
+
+[[noreturn]] void refuse_row(std::size_t id) {
+  throw std::invalid_argument("row " + std::to_string(id) +
+                              " has no nearest centre: does the scale hold for its values?");
+}
+
 }  // namespace
 
 struct Assigner::State {
   Rows rows;
-  std::vector<double> weights;
+  RowWeights weights;
   FixedScale scale;
   std::size_t n_clusters;
   LloydOptions options;
@@ -116,10 +77,11 @@ struct Assigner::State {
   std::unique_ptr<std::uint8_t[]> codes;
   std::vector<std::int64_t> sums, mass;
   CentreTable centers;
-  bool first = true;  // no assign yet
-  bool fresh = true;  // the rows are not coded yet
+  bool first = true;    // no assign yet
+  bool broken = false;  // the last assign did not end
+  bool fresh = true;    // the rows are not coded yet
 
-  State(Rows r, std::vector<double> w, FixedScale s, std::size_t k, LloydOptions o)
+  State(Rows r, RowWeights w, FixedScale s, std::size_t k, LloydOptions o)
       : rows(std::move(r)),
         weights(std::move(w)),
         scale(std::move(s)),
@@ -128,10 +90,25 @@ struct Assigner::State {
         coding(rows, Coding::int8_pays(rows.n_cols()), scale.reach),
         labels(rows.size(), -1),
         known(rows.size()),
-        sums(k * rows.n_cols()),
-        mass(k),
+        sums(scale.n_planes() * k * rows.n_cols()),
+        mass(scale.n_planes() * k),
         centers(k, rows.n_cols()) {
     make_room();
+    const std::size_t fixed = rows.size() * sizeof(RowState);
+    const std::size_t left = options.max_memory_bytes - std::min(options.max_memory_bytes, fixed);
+    const std::size_t each = kBytesAThread + (kBlockRows + 2 * kScanRows) * coding.bytes();
+    const std::size_t fit = std::max<std::size_t>(1, std::max(kLeastMemory, left) / each);
+    options.n_threads = static_cast<int>(
+        std::min<std::size_t>(fit, static_cast<std::size_t>(std::max(1, options.n_threads))));
+  }
+
+  // As before the first assign.
+  void forget() {
+    first = fresh = true;
+    std::fill(labels.begin(), labels.end(), -1);
+    known.assign(rows.size(), RowState{});
+    std::fill(sums.begin(), sums.end(), 0);
+    std::fill(mass.begin(), mass.end(), 0);
   }
 
   void recode(bool int8, double reach) {
@@ -179,6 +156,13 @@ struct Assigner::State {
                          const Work& work);
   void scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
                  const std::uint8_t* block, bool all, const Work& work, Scratch& scratch);
+  std::size_t scan_panels(const std::uint8_t* codes, std::size_t n, const CentreTable::Pack& pack,
+                          Scratch& scratch);
+  std::size_t drop_hits(std::size_t n_hits, std::size_t n, Scratch& scratch);
+  double distance_to(std::int32_t centre, const Scratch& scratch) const {
+    return centers.squared_distance_to(scratch.row.data(), centre);
+  }
+  void decide_crowded(std::size_t id, const CentreTable::Pack& pack, bool all, Scratch& scratch);
   void decide(std::size_t id, const ScanRow& scanned, const Hit* hits, std::size_t n_hits, bool all,
               Scratch& scratch);
   void update_chunk(std::size_t begin, std::size_t end, const std::vector<std::int32_t>& before);
@@ -188,7 +172,8 @@ struct Assigner::State {
 
 std::size_t Assigner::State::assign(const double* values) {
   const std::size_t d = rows.n_cols(), n = rows.size();
-  const double reach = reach_of(values, n_clusters, d);
+  const double reach = largest_center_value(values, n_clusters, d);
+  if (std::exchange(broken, true)) forget();
   Work work;
   work.drift.assign(n_clusters, std::numeric_limits<double>::infinity());
   std::vector<std::int32_t> every(n_clusters), moved;
@@ -242,7 +227,7 @@ std::size_t Assigner::State::assign(const double* values) {
       prepare();
     }
   }
-  first = fresh = false;
+  first = fresh = broken = false;
   return changed;
 }
 
@@ -308,18 +293,13 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
                                 Scratch& scratch) {
   const std::size_t bytes = coding.bytes();
   const CentreTable::Pack& pack = all ? work.all : work.moved;
-  if (scratch.hits.empty()) {
-    scratch.hits.resize(kScanRows * work.all.size());
-    scratch.sorted.resize(kScanRows * work.all.size());
-    scratch.scan.resize(kScanRows);
-    scratch.row.resize(rows.n_cols());
-  }
+  scratch.scan.resize(kScanRows);
+  scratch.row.resize(rows.n_cols());
   scratch.group.resize(kScanRows * bytes);  // rows may be coded anew meanwhile
   for (std::size_t begin = 0; begin < which.size(); begin += kScanRows) {
     const std::size_t n = std::min(kScanRows, which.size() - begin);
     for (std::size_t i = 0; i < n; ++i) {
-      const std::size_t at = which[begin + i];
-      const RowState& row = known[first_row + at];
+      const RowState& row = known[first_row + which[begin + i]];
       const float reach = row.upper + row.code.square;
       const float margin = reach < kInfinity ? options.margin * std::max(0.0f, reach) : 0.0f;
       scratch.scan[i] = scan_row(row.code, rows.n_cols(), row.upper, margin, -kInfinity);
@@ -331,16 +311,79 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
       }
       codes_of_group = scratch.group.data();
     }
-    const std::size_t n_hits =
-        scan(coding, codes_of_group, n, pack.view(), scratch.scan.data(), scratch.hits.data());
+    const std::size_t n_hits = scan_panels(codes_of_group, n, pack, scratch);
     std::uint32_t starts[kScanRows + 1];
+    scratch.sorted.resize(std::max(scratch.sorted.size(), n_hits));
     group_by_row(scratch.hits.data(), n_hits, n, scratch.sorted.data(), starts);
     for (std::size_t i = 0; i < n; ++i) {
-      decide(first_row + which[begin + i], scratch.scan[i], scratch.sorted.data() + starts[i],
-             starts[i + 1] - starts[i], all, scratch);
+      const std::size_t id = first_row + which[begin + i];
+      if (scratch.scan[i].best == -kInfinity) {
+        decide_crowded(id, pack, all, scratch);
+      } else {
+        decide(id, scratch.scan[i], scratch.sorted.data() + starts[i], starts[i + 1] - starts[i],
+               all, scratch);
+      }
     }
     if (all) scratch.scanned += n;
   }
+}
+
+// Scans all centres of a pack, some at a time, so that what is reported takes bounded memory: what
+// turns out to be too far is dropped, and a row that too many centres may be nearest to is marked
+// by best = -infinity. Returns the number of hits.
+std::size_t Assigner::State::scan_panels(const std::uint8_t* codes, std::size_t n,
+                                         const CentreTable::Pack& pack, Scratch& scratch) {
+  const std::size_t n_groups = pack.size() / 16;
+  scratch.hits.resize(kScanRows * 16 * std::min(n_groups, kPanelGroups) +
+                      std::min(kMostHits, kScanRows * pack.size()));
+  std::size_t n_hits = 0;
+  for (std::size_t group = 0; group < n_groups; group += kPanelGroups) {
+    check_interrupt();
+    n_hits += scan(coding, codes, n, pack.view(group, std::min(kPanelGroups, n_groups - group)),
+                   scratch.scan.data(), scratch.hits.data() + n_hits);
+    if (n_hits > kMostHits || group + kPanelGroups >= n_groups) {
+      n_hits = drop_hits(n_hits, n, scratch);
+    }
+  }
+  return n_hits;
+}
+
+std::size_t Assigner::State::drop_hits(std::size_t n_hits, std::size_t n, Scratch& scratch) {
+  auto too_far = [&](const Hit& hit) {
+    const ScanRow& row = scratch.scan[hit.row];
+    return row.best == -kInfinity || hit.lower > row.best + row.margin;
+  };
+  auto begin = scratch.hits.begin();
+  auto end = std::remove_if(begin, begin + static_cast<std::ptrdiff_t>(n_hits), too_far);
+  if (static_cast<std::size_t>(end - begin) <= kMostHits / 2) {
+    return static_cast<std::size_t>(end - begin);
+  }
+  std::vector<std::size_t> counts(n);
+  for (auto at = begin; at != end; ++at) ++counts[at->row];
+  for (std::size_t i = 0; i < n; ++i) {
+    if (counts[i] > kCrowd) scratch.scan[i].best = -kInfinity;
+  }
+  return static_cast<std::size_t>(std::remove_if(begin, end, too_far) - begin);
+}
+
+// The label of a row, by its exact distances to all centres of a pack and to its own.
+void Assigner::State::decide_crowded(std::size_t id, const CentreTable::Pack& pack, bool all,
+                                     Scratch& scratch) {
+  RowState& row = known[id];
+  const double square_unit = coding.unit() * coding.unit();
+  rows.load(id, scratch.row.data());
+  Nearest found;
+  if (labels[id] >= 0) found.meet(labels[id], distance_to(labels[id], scratch));
+  for (std::int32_t centre : pack.centres()) {
+    if (centre % 256 == 0) check_interrupt();
+    if (centre != labels[id]) found.meet(centre, distance_to(centre, scratch));
+  }
+  scratch.evaluated += all ? pack.size() : 0;
+  if (found.centre < 0) refuse_row(id);
+  const float lower = below(found.second * square_unit, row.code);
+  row.lower = all ? lower : std::min(lower, row.lower);
+  row.upper = above(found.distance * square_unit, row.code);
+  labels[id] = found.centre;
 }
 
 // The label of one row, from the centres that a scan could not rule out.
@@ -370,36 +413,26 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
     row.upper = scanned.best;
   } else {
     rows.load(id, scratch.row.data());
-    double nearest = std::numeric_limits<double>::infinity(), second = nearest;
-    winner = -1;
+    Nearest found;
     auto meet = [&](std::int32_t centre) {
-      const double distance = centers.squared_distance_to(scratch.row.data(), centre);
-      if (distance < nearest || (distance == nearest && centre < winner)) {
-        second = nearest;
-        nearest = distance;
-        winner = centre;
-      } else {
-        second = std::min(second, distance);
-      }
+      found.meet(centre, distance_to(centre, scratch));
       scratch.evaluated += all;
     };
     if (own >= 0) meet(own);
     for (std::size_t h = 0; h < n_hits; ++h) {
       const Hit& hit = hits[h];
       if (hit.centre == own || hit.lower > scanned.best) continue;
-      if (hit.lower > above(nearest * square_unit, row.code)) {
+      if (hit.lower > above(found.distance * square_unit, row.code)) {
         lower = std::min(lower, hit.lower);
       } else {
         meet(hit.centre);
       }
     }
-    row.upper = above(nearest * square_unit, row.code);
-    lower = std::min(lower, below(second * square_unit, row.code));
+    winner = found.centre;
+    row.upper = above(found.distance * square_unit, row.code);
+    lower = std::min(lower, below(found.second * square_unit, row.code));
   }
-  if (winner < 0) {
-    throw std::invalid_argument("row " + std::to_string(id) +
-                                " has no nearest centre: does the scale hold for its values?");
-  }
+  if (winner < 0) refuse_row(id);
   row.lower = lower;
   labels[id] = winner;
 }
@@ -430,15 +463,15 @@ void Assigner::State::update_chunk(std::size_t begin, std::size_t end,
     if (starts[cluster] == starts[cluster + 1]) return;
     std::vector<double> row(d);
     for (std::size_t m = starts[cluster]; m < starts[cluster + 1]; ++m) {
-      const double weight = weights.empty() ? 1.0 : weights[moves[m].row];
+      const std::size_t i = moves[m].row;
       if (m + 1 < starts[cluster + 1]) rows.prefetch(moves[m + 1].row);
-      rows.load(moves[m].row, row.data());
-      if (weight != 1.0) {
-        for (double& v : row) v *= weight;
-      }
-      kernels().add_fixed(row.data(), scale.columns.data(), d, moves[m].sign,
-                          sums.data() + cluster * d);
-      kernels().add_fixed(&weight, &scale.mass, 1, moves[m].sign, mass.data() + cluster);
+      rows.load(i, row.data());
+      const bool classes = !weights.classes.empty();
+      const double weight = classes                ? weights.in_class[i]
+                            : weights.held.empty() ? 1.0
+                                                   : weights.held[i];
+      scale.add(row.data(), weight, classes ? weights.classes[i] : 0, moves[m].sign, cluster,
+                n_clusters, sums.data(), mass.data());
     }
   });
 }
@@ -446,6 +479,7 @@ void Assigner::State::update_chunk(std::size_t begin, std::size_t end,
 // visit(row, squared distance to the own centre), from several threads.
 template <typename Visit>
 void Assigner::State::each_distance(Visit&& visit) const {
+  if (first || broken) throw std::logic_error("no rows are assigned: call assign first");
   parallel_blocks((rows.size() + kBlockRows - 1) / kBlockRows, options.n_threads,
                   [&](std::size_t block, int thread) {
                     std::vector<double> row(rows.n_cols());
@@ -458,7 +492,7 @@ void Assigner::State::each_distance(Visit&& visit) const {
                   });
 }
 
-Assigner::Assigner(Rows rows, std::vector<double> weights, FixedScale scale, std::size_t n_clusters,
+Assigner::Assigner(Rows rows, RowWeights weights, FixedScale scale, std::size_t n_clusters,
                    LloydOptions options)
     : state_(std::make_unique<State>(std::move(rows), std::move(weights), std::move(scale),
                                      n_clusters, options)) {}
@@ -474,7 +508,7 @@ const std::vector<std::int64_t>& Assigner::mass() const { return state_->mass; }
 __int128 Assigner::inertia(int shift) const {
   std::vector<__int128> partial(static_cast<std::size_t>(state_->options.n_threads));
   state_->each_distance([&](std::size_t i, double distance, int thread) {
-    const double weight = state_->weights.empty() ? 1.0 : state_->weights[i];
+    const double weight = state_->weights.held.empty() ? 1.0 : state_->weights.held[i];
     partial[static_cast<std::size_t>(thread)] +=
         static_cast<__int128>(std::ldexp(weight * distance, shift));
   });
@@ -482,50 +516,29 @@ __int128 Assigner::inertia(int shift) const {
 }
 
 std::vector<FarRow> Assigner::farthest(std::size_t count) const {
-  std::vector<FarRow> far(state_->rows.size());
-  state_->each_distance([&](std::size_t i, double distance, int) { far[i] = {distance, i}; });
-  if (!state_->weights.empty()) {
-    std::erase_if(far, [&](const FarRow& row) {
-      return state_->weights[row.row] * state_->scale.mass <= 0.5;  // rounds to no mass
-    });
-  }
-  const std::size_t kept = std::min(count, far.size());
-  std::partial_sort(far.begin(), far.begin() + static_cast<std::ptrdiff_t>(kept), far.end(),
-                    [](const FarRow& a, const FarRow& b) {
-                      return a.squared_distance > b.squared_distance ||
-                             (a.squared_distance == b.squared_distance && a.row < b.row);
-                    });
-  far.resize(kept);
+  const auto farther = [](const FarRow& a, const FarRow& b) {
+    return a.squared_distance > b.squared_distance ||
+           (a.squared_distance == b.squared_distance && a.row < b.row);
+  };
+  count = std::min(count, state_->rows.size());
+  auto keep = [&](std::vector<FarRow>& some) {
+    const std::size_t kept = std::min(count, some.size());
+    std::partial_sort(some.begin(), some.begin() + static_cast<std::ptrdiff_t>(kept), some.end(),
+                      farther);
+    some.resize(kept);
+  };
+  const std::vector<double>& weights = state_->weights.held;
+  std::vector<std::vector<FarRow>> partial(static_cast<std::size_t>(state_->options.n_threads));
+  state_->each_distance([&](std::size_t i, double distance, int thread) {
+    if (!weights.empty() && weights[i] <= kLightest) return;
+    auto& mine = partial[static_cast<std::size_t>(thread)];
+    mine.push_back({distance, i});
+    if (mine.size() > 4 * count + 4096) keep(mine);
+  });
+  std::vector<FarRow> far;
+  for (const auto& some : partial) far.insert(far.end(), some.begin(), some.end());
+  keep(far);
   return far;
-}
-
-double update_centers(const std::int64_t* sums, const std::int64_t* mass, const FixedScale& scale,
-                      std::size_t n_clusters, bool wide, bool cosine, double* centers) {
-  const std::size_t d = scale.columns.size();
-  double moved = 0;
-  std::vector<double> units;  // powers of two: a product is as exact as the quotient, and faster
-  for (double column : scale.columns) units.push_back(1 / column);
-  for (std::size_t j = 0; j < n_clusters; ++j) {
-    if (mass[j] <= 0) continue;
-    double* center = centers + j * d;
-    const std::vector<double> before(center, center + d);
-    const double weight = static_cast<double>(mass[j]) / scale.mass;
-    for (std::size_t t = 0; t < d; ++t) {
-      center[t] = static_cast<double>(sums[j * d + t]) * units[t] / weight;
-    }
-    if (cosine) {
-      const std::vector<double> origin(d);
-      const double length = std::sqrt(squared_distance(center, origin.data(), d));
-      if (length > 0) {
-        for (std::size_t t = 0; t < d; ++t) center[t] /= length;
-      }
-    }
-    if (!wide) {
-      for (std::size_t t = 0; t < d; ++t) center[t] = static_cast<float>(center[t]);
-    }
-    moved += squared_distance(center, before.data(), d);
-  }
-  return moved;
 }
 
 }  // namespace pyids

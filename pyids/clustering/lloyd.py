@@ -38,11 +38,14 @@ class Extent:
         Largest sample weight; 1 where there are none.
     n_rows : int
         Number of rows.
+    weight_exponents : frozenset of int
+        The exponents e of the weights that are not zero, ``2**(e - 1) <= weight < 2**e``.
     """
 
     largest: Float64
     largest_weight: float
     n_rows: int
+    weight_exponents: frozenset[int] = frozenset({1})
 
     def merge(self, other: Extent) -> Extent:
         """Return the extent of both sets of rows together."""
@@ -50,6 +53,7 @@ class Extent:
             np.maximum(self.largest, other.largest),
             max(self.largest_weight, other.largest_weight),
             self.n_rows + other.n_rows,
+            self.weight_exponents | other.weight_exponents,
         )
 
     def weight_exponent(self) -> int:
@@ -64,9 +68,28 @@ class Extent:
 
         ``columns * x * weight`` is rounded to an integer, at most half away, and any sum of them
         fits an int64. A mean of unweighted rows is off by at most ``max(2**-51, n_rows * 2**-62)``
-        of its column's largest value.
+        of its column's largest value. Where weights differ by more than these integers can bear,
+        they are summed in classes (`weight_classes`), and what rounding takes is summed as well; a
+        mean is then off by at most ``2**-49`` of its column's largest value, whatever the weights.
         """
-        return _core.FixedScale(self.largest, self._largest_weight_held(), self.n_rows)
+        exponent = self.weight_exponent()
+        classes = [top - exponent for top in self.weight_classes()]
+        return _core.FixedScale(self.largest, self._largest_weight_held(), self.n_rows, classes)
+
+    def weight_classes(self) -> list[int]:
+        """Return the largest exponent of each class of weights, descending; [] where one will do.
+
+        A class holds weights that differ by less than 2^(68 - 2 log2 N), as `scale` needs.
+        """
+        exponents = sorted(self.weight_exponents, reverse=True)
+        bits = (max(2**11, self.n_rows) - 1).bit_length()
+        if not exponents or exponents[0] - exponents[-1] + bits <= 20 or len(exponents) == 1:
+            return []
+        tops = exponents[:1]
+        for exponent in exponents:
+            if tops[-1] - exponent >= max(1, 67 - 2 * bits):
+                tops.append(exponent)
+        return tops
 
     def inertia_shift(self, centers: Float64) -> int:
         """Return s such that the inertia about `centers` in units of 2^-s fits 120 bits."""
@@ -89,8 +112,9 @@ class Partial:
     Attributes
     ----------
     sums : (K, D) int64
-        Sum of the weighted rows in units of ``1 / scale.columns``.
-    mass : (K,) int64
+        Sum of the weighted rows in units of ``1 / scale.columns``. Where weights lie so far apart
+        that they are summed in classes, (P, K, D): see ``pyids/fixed.hpp``.
+    mass : (K,) or (P, K) int64
         Sum of the weights in units of ``1 / scale.mass``. Weights count in units of
         ``2**extent.weight_exponent()``, here as in `sums`.
     """
@@ -101,6 +125,11 @@ class Partial:
     def __add__(self, other: Partial) -> Partial:
         return Partial(self.sums + other.sums, self.mass + other.mass)
 
+    def empty(self) -> NDArray[np.bool_]:
+        """Return which clusters have no weight at all, (K,)."""
+        nothing: NDArray[np.bool_] = (self.mass == 0).reshape(-1, self.mass.shape[-1]).all(axis=0)
+        return nothing
+
 
 class FarRow(NamedTuple):
     """A row that may re-seed an empty cluster; sorts farthest first, then by row."""
@@ -109,7 +138,7 @@ class FarRow(NamedTuple):
     row: int
     label: int
     sums: NDArray[np.int64]
-    mass: int
+    mass: Any
 
 
 def scale_factors(shards: Shards, metric: Metric) -> Float64 | None:
@@ -150,6 +179,20 @@ def in_units(weights: Float64 | None, n_rows: int, exponent: int) -> Float64 | N
         return weights
     held: Float64 = np.ldexp(np.ones(n_rows) if weights is None else weights, -exponent)
     return held
+
+
+def _in_classes(
+    weights: Float64 | None, n_rows: int, tops: list[int]
+) -> tuple[Float64 | None, NDArray[np.uint16] | None]:
+    """Return each weight in units of 2^(its class's exponent), and its class."""
+    if not tops:
+        return None, None
+    given = np.ones(n_rows) if weights is None else weights
+    exponents = np.frexp(given)[1]
+    # Zeros, whose exponent is 0, may be in any class.
+    classes = np.searchsorted(-np.asarray(tops), -exponents, side="right") - 1
+    classes = np.where(given > 0, classes, 0)
+    return np.ldexp(given, -np.asarray(tops)[classes]), classes.astype(np.uint16)
 
 
 def scale_by_power(value: float, exponent: int) -> float:
@@ -196,7 +239,10 @@ def measure(
     largest = _core.largest_values(list(shards), None, threads)
     if metric == "cosine":
         largest = np.ones_like(largest)
-    return Extent(largest, 1.0 if weights is None else float(weights.max(initial=0)), n_rows)
+    if weights is None:
+        return Extent(largest, 1.0, n_rows)
+    exponents = np.unique(np.frexp(weights[weights > 0])[1])
+    return Extent(largest, float(weights.max(initial=0)), n_rows, frozenset(exponents.tolist()))
 
 
 class ShardPass:
@@ -224,6 +270,7 @@ class ShardPass:
         n_rows = sum(map(len, self._shards))
         weights = checked_weights(sample_weight, n_rows)
         self._weights = in_units(weights, n_rows, extent.weight_exponent())
+        self._in_class, self._classes = _in_classes(weights, n_rows, extent.weight_classes())
         self._factors = scale_factors(self._shards, metric)
         self._core = _core.Assigner(
             list(self._shards),
@@ -234,6 +281,8 @@ class ShardPass:
             thread_count(n_threads),
             memory_limit(max_memory),
             not once,
+            self._in_class,
+            self._classes,
         )
         self._centers: Float64 | None = None
 
@@ -265,8 +314,10 @@ class ShardPass:
             weight = 1.0 if self._weights is None else self._weights[i]
             factor = 1.0 if self._factors is None else self._factors[i]
             row = _row(self._shards, i).astype(np.float64) * factor
-            sums = np.rint(row * weight * self._scale.columns).astype(np.int64)
-            mass = int(np.rint(weight * self._scale.mass))
+            in_class = 0
+            if self._in_class is not None and self._classes is not None:
+                weight, in_class = float(self._in_class[i]), int(self._classes[i])
+            sums, mass = self._scale.row(row, weight, in_class)
             far.append(FarRow(-distance, first_row + i, int(labels[i]), sums, mass))
         return far
 
@@ -321,19 +372,20 @@ def finish_update(
         Sum of the squared distances between old and new centres.
     """
     sums, mass = partial.sums, partial.mass
-    empty = np.flatnonzero(mass == 0)
+    empty = np.flatnonzero(partial.empty())
     if len(empty) and far:
         sums, mass = sums.copy(), mass.copy()
         waiting = list(empty[::-1])
         for row in sorted(far, key=lambda row: row[:2]):
             if not waiting or row.negative_distance == 0:
                 break
-            if row.mass == 0 or mass[row.label] <= row.mass:
+            # Weights are positive: a cluster of the row's mass has no other row.
+            if np.all(np.equal(row.mass, 0)) or np.all(mass[..., row.label] == row.mass):
                 continue
             target = waiting.pop()
-            sums[row.label] -= row.sums
-            mass[row.label] -= row.mass
-            sums[target], mass[target] = row.sums, row.mass
+            sums[..., row.label, :] -= row.sums
+            mass[..., row.label] -= row.mass
+            sums[..., target, :], mass[..., target] = row.sums, row.mass
     wide = np.dtype(dtype) == np.float64
     new, moved = _core.update_centers(sums, mass, extent.scale(), centers, wide, metric == "cosine")
     return new, float(moved)
@@ -382,7 +434,7 @@ def lloyd(
         partial = work.assign(centers)
         if limit is None:
             limit = tol * _mean_variance(partial, centers, extent, work.inertia()) if tol else 0.0
-        n_empty = int((partial.mass == 0).sum())
+        n_empty = int(partial.empty().sum())
         # Every cluster may turn down its last row, so ask for more than there are empty ones.
         far = work.farthest(n_empty + len(centers)) if n_empty else []
         old = centers
@@ -404,7 +456,7 @@ def _mean_variance(partial: Partial, centers: Float64, extent: Extent, inertia: 
     sum |x - m|^2 = sum |x - c|^2 + sum_j (2 (S_j - n_j c_j) + n_j (c_j - m)) . (c_j - m)
     """
     scale = extent.scale()
-    sums, mass = partial.sums / scale.columns, partial.mass / scale.mass
+    sums, mass = scale.combine(partial.sums, partial.mass)
     total = mass.sum()
     if total == 0:
         return 0.0

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "pyids/matrix.hpp"
@@ -110,13 +111,26 @@ class CentreTable {
   class Pack {
    public:
     std::size_t size() const { return index.size(); }  // with the padding
-    CentreCodes view() const {
-      return {packed.data(), correction.data(), offset.data(), scale.data(),     code.data(),
-              rest.data(),   gap.data(),        index.data(),  index.size() / 16};
+    // Numbers of the centres, without the padding.
+    std::span<const std::int32_t> centres() const { return {index.data(), n}; }
+    CentreCodes view() const { return view(0, index.size() / 16); }
+    // Some groups of 16.
+    CentreCodes view(std::size_t group, std::size_t n_groups) const {
+      const std::size_t at = 16 * group;
+      return {packed.data() + at * bytes,
+              correction.data() + at,
+              offset.data() + at,
+              scale.data() + at,
+              code.data() + at,
+              rest.data() + at,
+              gap.data() + at,
+              index.data() + at,
+              n_groups};
     }
 
    private:
     friend class CentreTable;
+    std::size_t n = 0, bytes = 0;  // centres without the padding; bytes of a code
     std::vector<std::uint8_t> packed;
     std::vector<std::int32_t> correction, index;
     std::vector<float> offset, scale, code, rest, gap;

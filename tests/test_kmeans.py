@@ -457,7 +457,7 @@ def test_seeding_draws_in_proportion_to_the_squared_distance() -> None:
 
 
 def test_large_seedings_look_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clustering, "SEEDING_ROWS_PER_CLUSTER", 20)
+    monkeypatch.setattr(seeding, "SEEDING_ROWS_PER_CLUSTER", 20)
     x = blobs(3000, 20, 30, seed=10)
     centers = seeding.seed_centers([x], 30)
     again = seeding.seed_centers([x[:100], x[100:]], 30)

@@ -294,7 +294,7 @@ void register_kmeans(py::module_& module) {
       "seed_rows",
       [](const Shards& shards, const Factors& factors, const Factors& weights,
          const Array<std::int64_t>& subset, double reach, std::size_t k, std::uint64_t seed,
-         int n_threads) {
+         int n_threads, std::size_t max_memory_bytes) {
         const Rows all = rows_of(shards, factors);
         require(all.size() > 0 && k > 0, "expected rows and clusters");
         std::vector<double> own_weights = copy(weights);
@@ -309,21 +309,23 @@ void register_kmeans(py::module_& module) {
         {
           const Released released;
           if (which.empty()) {
-            taken = seed_rows(all, own_weights, reach, k, seed, n_threads);
+            taken = seed_rows(all, own_weights, reach, k, seed, n_threads, max_memory_bytes);
           } else {
             if (!own_weights.empty()) {
               std::vector<double> some;
               for (std::size_t i : which) some.push_back(own_weights[i]);
               own_weights = some;
             }
-            taken = seed_rows(all.subset(which), own_weights, reach, k, seed, n_threads);
+            taken = seed_rows(all.subset(which), own_weights, reach, k, seed, n_threads,
+                              max_memory_bytes);
             for (std::size_t& i : taken) i = which[i];
           }
         }
         return list(std::vector<std::int64_t>(taken.begin(), taken.end()));
       },
       py::arg("shards"), py::arg("factors"), py::arg("weights"), py::arg("subset"),
-      py::arg("reach"), py::arg("k"), py::arg("seed"), py::arg("n_threads"));
+      py::arg("reach"), py::arg("k"), py::arg("seed"), py::arg("n_threads"),
+      py::arg("max_memory_bytes"));
 
   module.def(
       "update_centers",

@@ -27,7 +27,7 @@ struct Near {
 class Seeder {
  public:
   Seeder(const Rows& rows, const std::vector<double>& weights, double reach, std::uint64_t seed,
-         int n_threads)
+         int n_threads, std::size_t max_memory_bytes)
       : rows_(rows),
         weights_(weights),
         reach_(reach),
@@ -35,7 +35,9 @@ class Seeder {
         n_threads_(n_threads),
         nearest_(rows.size(), std::numeric_limits<double>::infinity()),
         cumulative_(rows.size()) {
-    code_rows(Coding::int8_pays(rows.n_cols()));
+    const bool pays = Coding::int8_pays(rows.n_cols());
+    const std::size_t bytes = rows.size() * (rows.n_cols() + kCodeAlignment + sizeof(RowCode));
+    code_rows(pays && bytes <= max_memory_bytes);
   }
 
   std::vector<std::size_t> run(std::size_t k);
@@ -177,6 +179,7 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
   std::vector<std::size_t> taken = {draw()};
   lower_to_distance(rows_, load(taken).data(), nearest_.data(), n_threads_);
   while (taken.size() < k) {
+    check_interrupt();
     accumulate([&](std::size_t i) { return weight(i) * nearest_[i]; });
     if (!(cumulative_.back() > 0)) {
       accumulate([&](std::size_t i) { return weight(i); });
@@ -223,8 +226,9 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
 }  // namespace
 
 std::vector<std::size_t> seed_rows(const Rows& rows, const std::vector<double>& weights,
-                                   double reach, std::size_t k, std::uint64_t seed, int n_threads) {
-  return Seeder(rows, weights, reach, seed, n_threads).run(k);
+                                   double reach, std::size_t k, std::uint64_t seed, int n_threads,
+                                   std::size_t max_memory_bytes) {
+  return Seeder(rows, weights, reach, seed, n_threads, max_memory_bytes).run(k);
 }
 
 }  // namespace pyids

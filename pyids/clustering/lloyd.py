@@ -510,8 +510,10 @@ def as_shards(x: Any) -> Shards:
                 f"Expected 2D array, got {array.ndim}D array instead. Reshape your data: "
                 "array.reshape(-1, 1) if it has one column, array.reshape(1, -1) if it is one row"
             )
-        if array.dtype.kind != "f" or array.itemsize > 8 or not array.dtype.isnative:
+        if array.dtype.kind != "f" or array.itemsize > 8:
             array = array.astype(np.float64)
+        elif not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         if array.shape[1] > 1 and array.strides[1] != array.itemsize:
             array = np.ascontiguousarray(array)
         shards.append(array)

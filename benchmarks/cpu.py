@@ -60,7 +60,7 @@ FULL = {"text-like 500k, 10 iterations": ("text500k", 4096, 10, "fit", ANCHORS)}
 
 
 def text_like(n: int, d: int, n_centers: int, seed: int) -> np.ndarray:
-    """Unit rows round Dirichlet-weighted centres, with the spectrum of text embeddings."""
+    """Unit rows round Dirichlet-weighted centers, with the spectrum of text embeddings."""
     rng = np.random.default_rng(seed)
 
     def spectrum(offset: int, power: float, share: float) -> np.ndarray:

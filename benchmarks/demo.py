@@ -43,7 +43,7 @@ def main() -> None:
     run_folder = options.folder / f"demo-{options.seed}"
     command = ["pyids", "run", str(pool), "--budget", options.budget, "--rounds", "3"]
     command += ["--clusters", options.clusters, "--seed", str(options.seed)]
-    command += ["--output", str(run_folder)]
+    command += ["--output-dir", str(run_folder)]
     print("$", *command, flush=True)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, env=environment, check=True)
@@ -61,9 +61,9 @@ def write_pool(path: Path, seed: int) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = make_pool(N_ROWS, seed=seed)
-    aside = path.with_suffix(".part")
-    aside.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    aside.rename(path)
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    temporary.rename(path)
     n_garbage = sum(row["garbage"] for row in rows)
     print(
         f"made {path}: {len(rows)} rows, {len(TOPICS)} topics, {n_garbage} rows of "

@@ -401,7 +401,7 @@ def bench_assign(bench: Bench, kernels: Any) -> None:
         bench.ours(
             "assign",
             shape,
-            "ours centres each pass",
+            "ours centers each pass",
             partial(assign.prepare_centers, centers, prepared.shift),
         )
         bench.ours(

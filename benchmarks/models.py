@@ -3,7 +3,7 @@
     python benchmarks/models.py POOL.jsonl[.gz] [--rows 128] [--only KIND:NAME ...]
 
 All but the encoders see the same rows of POOL, evenly spaced, cut at 512 tokens, and a checkpoint
-that was trained on as many others; four neighbours make a cluster. The language model is the
+that was trained on as many others; four neighbors make a cluster. The language model is the
 default one. The reward model and the classifier are its body under a head that was never trained:
 they cost what trained ones cost. The judge and the embeddings endpoint are a server on this machine
 that answers at once. Static vectors are made of the whole pool.
@@ -30,7 +30,7 @@ from page import fill
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"
 MODEL = "smollm2-135m-instruct"
-MAX_TOKENS = 512
+MAX_LENGTH = 512
 ROWS_A_CLUSTER = 4
 
 
@@ -69,7 +69,7 @@ def prepare(conversations: list, rows: int, folder: Path) -> None:
     (folder / "rows.json").write_text(json.dumps(seen))
     ref = hub.resolve_model(MODEL)
     finetune.finetune(
-        ref, others, output_dir=folder / "checkpoint", method="lora", max_tokens=MAX_TOKENS
+        ref, others, output_dir=folder / "checkpoint", method="lora", max_length=MAX_LENGTH
     )
     torch.manual_seed(0)
     with hf.quiet():
@@ -121,11 +121,11 @@ def scorer(name: str, folder: Path, rows: list, url: str) -> Callable[[], np.nda
     from pyids.scoring import probes, scorers
 
     raters = {
-        "reward": lambda: RewardModel(hub.resolve_model(str(folder / "classifier")), MAX_TOKENS),
+        "reward": lambda: RewardModel(hub.resolve_model(str(folder / "classifier")), MAX_LENGTH),
         "judge": lambda: Judge(Endpoint(url, "a-model")),
     }
     options = probes.ScoringOptions(
-        max_tokens=MAX_TOKENS, rater=raters[name]() if name in raters else None
+        max_length=MAX_LENGTH, rater=raters[name]() if name in raters else None
     )
     models = probes.Models(hub.resolve_model(MODEL), folder / "checkpoint")
     clusters = (np.arange(len(rows)) // ROWS_A_CLUSTER).astype(np.int32)
@@ -149,7 +149,7 @@ def encoder(name: str, rows: list, url: str) -> Callable[[], np.ndarray]:
     base, _, dtype = name.partition(", ")
     found = load_encoder(
         f"{url}#a-model" if name == "endpoint" else base,
-        max_tokens=MAX_TOKENS if base.startswith(MODEL) else None,
+        max_length=MAX_LENGTH if base.startswith(MODEL) else None,
         dtype=dtype or "float32",
     )
     return lambda: found.encode([text_of(row) for row in rows])
@@ -201,10 +201,10 @@ def main() -> None:
         before = json.loads(RESULTS.read_text())["measured"]
         again = {(m["kind"], m["name"]): m for m in measured}
         measured = [again.get((m["kind"], m["name"]), m) for m in before]
-    result = {"model": MODEL, "max_tokens": MAX_TOKENS, "threads": options.threads}
+    result = {"model": MODEL, "max_length": MAX_LENGTH, "threads": options.threads}
     RESULTS.write_text(json.dumps({**result, "measured": measured}, indent=1) + "\n")
     lines = [
-        f"SmolLM2-135M, at most {MAX_TOKENS} tokens a row, torch on {options.threads} thread(s), "
+        f"SmolLM2-135M, at most {MAX_LENGTH} tokens a row, torch on {options.threads} thread(s), "
         "loading the weights included:",
         "",
         "| kind | name | rows | seconds | peak MiB of the process |",

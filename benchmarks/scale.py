@@ -137,13 +137,13 @@ def select(pool: Path, run: Path, workers: int, clusters: int) -> None:
 
     config = make_config(
         data=[str(pool / "pool.jsonl")],
-        embeddings=str(pool / "vectors.npy"),
+        embeddings_file=str(pool / "vectors.npy"),
         budget="1%",
         rounds=1,
         clusters=clusters,
-        kmeans_iterations=ITERATIONS,
+        kmeans_max_iter=ITERATIONS,
         workers=workers,
-        output=str(run),
+        output_dir=str(run),
     )
     lap("import")
     # One stage after the other, each finding the ones before it done.

@@ -146,7 +146,7 @@ def select(
     if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
         in_file = load_config(config_file) if config_file else {}
         # The folder says what is selected from.
-        for name in in_file.keys() & {"data", "output", *OF_ROUNDS}:
+        for name in in_file.keys() & {"data", "output_dir", *OF_ROUNDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
         click.echo(select_from_folder(data[0], method, path, settings=parsed, **changes))
@@ -158,9 +158,9 @@ def select(
 @cli.command()
 def methods() -> None:
     """List methods, weight rules, scorers, quality signals and encoders with their sources."""
-    from pyids.registry import catalogue
+    from pyids.registry import catalog
 
-    for title, entries in catalogue().items():
+    for title, entries in catalog().items():
         click.echo(f"{title}:")
         for entry in entries:
             click.echo(f"  {entry.name:22} {entry.summary} [{entry.source}]")
@@ -207,7 +207,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
     from pyids.selection import Selection
 
     given = data or config_file or any(value is not None for value in options.values())
-    config = _gather(data, config_file, {**options, "output": folder}) if given else None
+    config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
     with Selection.from_config(config) if config else Selection.open(folder) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)
@@ -245,13 +245,13 @@ def _writable(context: click.Context, option: click.Parameter, path: str | None)
 
 def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of an evaluation."""
-    longest = RunConfig.model_fields["max_tokens"].default
+    longest = RunConfig.model_fields["max_length"].default
     for decorate in reversed(
         [
             click.option("--format", default="auto", help="how a row holds its conversation"),
             click.option("--limit", type=click.IntRange(1), help="only the first rows"),
             click.option(
-                "--max-tokens",
+                "--max-length",
                 type=click.IntRange(16),
                 default=longest,
                 help=f"longest conversation in tokens [default: {longest}]",

@@ -81,7 +81,7 @@ def filter_near(
     return Picks(*_core.filter_near(shards, factors, rows, budget, float(threshold), n_threads))
 
 
-def near_repeats(
+def near_duplicates(
     shards: Shards, rows: ArrayLike, *, threshold: float, block_rows: int = 2048
 ) -> Int64:
     """Walk through `rows` and name for each the first kept row that it all but repeats.
@@ -142,30 +142,30 @@ def near_repeats(
     return repeats
 
 
-def neighbour_distances(
+def neighbor_distances(
     shards: Shards,
-    n_neighbours: int,
+    n_neighbors: int,
     *,
     reference: ArrayLike | None = None,
     threads: int | None = None,
 ) -> Float64:
-    """Return for each row the sum of ``1 - cosine`` to its nearest neighbours.
+    """Return for each row the sum of ``1 - cosine`` to its nearest neighbors.
 
     Parameters
     ----------
     shards : (N, D) in shards
-    n_neighbours : int
+    n_neighbors : int
         Less than the number of reference rows.
     reference : integer array, optional
-        The rows among which neighbours are looked for (copied as float32), all unless given; no row
-        neighbours itself, but a repeat of it does.
+        The rows among which neighbors are looked for (copied as float32), all unless given; no row
+        neighbors itself, but a repeat of it does.
     threads : int, optional
         One per core unless given.
 
     Returns
     -------
     float64 array of shape (N,)
-        In [0, 2 * n_neighbours].
+        In [0, 2 * n_neighbors].
     """
     shards = checked_shards(shards)
     n = count_rows(shards)
@@ -177,9 +177,9 @@ def neighbour_distances(
     else:
         rows = integers("reference", reference)
         others, other_factors = [gather_units(shards, factors, rows)], np.empty(0)
-    check_in_range("n_neighbours", n_neighbours, 1, len(rows) - 1)
+    check_in_range("n_neighbors", n_neighbors, 1, len(rows) - 1)
     distances: Float64 = _core.neighbour_distances(
-        shards, factors, others, other_factors, rows, n_neighbours, n_threads
+        shards, factors, others, other_factors, rows, n_neighbors, n_threads
     )
     return distances
 

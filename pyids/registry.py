@@ -14,7 +14,7 @@ _YU = "Yu et al., arXiv 2409.11378"
 
 
 class Entry(NamedTuple):
-    """One line of the catalogue."""
+    """One line of the catalog."""
 
     name: str
     summary: str
@@ -28,11 +28,11 @@ ITERATIVE = Entry(
 )
 
 
-WEIGHT_RULES = (
-    Entry("softmax", "Multiply weights by exp(score / temperature).", "exponential weights"),
-    Entry("paper", "Multiply weights by the score, made positive.", f"{_YU}, Eq. 6"),
+WEIGHT_UPDATES = (
+    Entry("exponential", "Multiply weights by exp(score / temperature).", "exponential weights"),
+    Entry("linear", "Multiply weights by the score, made positive.", f"{_YU}, Eq. 6"),
     Entry(
-        "bandit",
+        "ucb",
         "As softmax, with an upper confidence bound for clusters scored on few rows.",
         "UCB; arXiv 2505.07437, 2506.10288",
     ),
@@ -51,11 +51,9 @@ SCORERS = (
     ),
     Entry("relative-learnability", "The drop as a share of the base model's loss.", "the same"),
     Entry(
-        "centred-learnability", "The drop, less what the base model's loss predicts.", "the same"
+        "residual-learnability", "The drop, less what the base model's loss predicts.", "the same"
     ),
-    Entry(
-        "relevance", "By how much the prompt lowers the loss of the answer.", "mutual information"
-    ),
+    Entry("pmi", "By how much the prompt lowers the loss of the answer.", "mutual information"),
     Entry("loss", "The loss that is left.", "a baseline"),
     Entry(
         "ifd",
@@ -74,7 +72,7 @@ SCORERS = (
     ),
     Entry("judge", "The same with a language model behind an API as judge.", f"{_YU}, section 2.2"),
     Entry(
-        "alignment",
+        "gradient-alignment",
         "Cosine of a row's gradient and that of the other clusters.",
         "LESS, arXiv 2402.04333",
     ),
@@ -114,16 +112,17 @@ ENCODERS = (
     Entry("CAUSAL-LM:last_token", "The hidden state of the last token.", "arXiv 2401.00368"),
     Entry("STATIC", "Mean of static token embeddings: wordllama, a model2vec folder.", "model2vec"),
     Entry("URL#MODEL", "An OpenAI-compatible embeddings endpoint.", "docs/methods.md"),
-    Entry("--embeddings", "Vectors that you have: a .npy file or a column.", "yours"),
+    Entry("--embeddings-file", "Vectors that you have, in a .npy file.", "yours"),
+    Entry("--embeddings-column", "Vectors that you have, in a column of the data.", "yours"),
 )
 
 
-def catalogue() -> dict[str, list[Entry]]:
+def catalog() -> dict[str, list[Entry]]:
     """Return all entries, by what they are and by the option that takes them."""
     static = [Entry(name, (m := get_method(name)).summary, m.source) for name in method_names()]
     return {
         "methods (pyids select --method)": [*static, ITERATIVE],
-        "weight rules (pyids run --weight-rule)": list(WEIGHT_RULES),
+        "weight rules (pyids run --weight-update)": list(WEIGHT_UPDATES),
         "scorers (pyids run --scorer)": list(SCORERS),
         "quality of rows (--quality)": list(QUALITY),
         "encoders (--encoder)": list(ENCODERS),

@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.config import LOOK_CANDIDATES, RunConfig, make_config
+from pyids.config import SCREENING_OVERSAMPLE, RunConfig, make_config
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.device import device
@@ -31,7 +31,7 @@ from pyids.pipeline.stages import row_weights
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
 from pyids.scoring.cluster_weights import update_weights
 from pyids.scoring.overlap import mismatch, words_of
-from pyids.scoring.statistics import cluster_moments, distinction, improvement, says_nothing
+from pyids.scoring.statistics import between_cluster_z, cluster_moments, not_significant, paired_t
 from pyids.store.files import read_json, write_json
 from pyids.store.folder import Shard, Store
 from pyids.store.rounds import Rounds
@@ -112,7 +112,7 @@ class Selection:
         if not options:
             config = saved_config(Path(path))
             return cls(reopen(config), config)
-        return cls.from_config(make_config(**options | {"output": str(path)}))
+        return cls.from_config(make_config(**options | {"output_dir": str(path)}))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
@@ -177,7 +177,7 @@ class Selection:
             return False
         if self.rounds.drawn == n:
             quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
-            if (candidates := candidates or self.config.candidates or 1) > 1:
+            if (candidates := candidates or self.config.oversample or 1) > 1:
                 selected = self._screen(quotas, candidates)
             else:
                 selected = self._sample(quotas, self.config.seed, self._log_weights)
@@ -194,8 +194,8 @@ class Selection:
         The share of mismatched answers is estimated once (`pyids.scoring.overlap.mismatch`) and
         kept in ``mismatch.json``.
         """
-        if self.config.candidates is not None:
-            return self.config.candidates
+        if self.config.oversample is not None:
+            return self.config.oversample
         path = self.store.path / "mismatch.json"
         if not path.exists():
             seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
@@ -207,13 +207,13 @@ class Selection:
             share = mismatch(words, self.clusters_of(row_ids))
             write_json(path, {"rows": len(row_ids), "mismatched": share})
             logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
-        return LOOK_CANDIDATES if read_json(path)["mismatched"] > _MISMATCH else 1
+        return SCREENING_OVERSAMPLE if read_json(path)["mismatched"] > _MISMATCH else 1
 
     def _screen(self, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row, then of these by how odd they look."""
         from pyids.models.load import load_model
         from pyids.scoring import screening
-        from pyids.scoring.screening import AVERSION, measure
+        from pyids.scoring.screening import OUTLIER_PENALTY, measure
 
         n, config = self.round, self.config
         candidates = self._sample(
@@ -227,19 +227,19 @@ class Selection:
             model,
             tokenizer,
             self.conversations(candidates),
-            max_tokens=config.max_tokens,
+            max_length=config.max_length,
             device=where,
         )
         clusters = self.clusters_of(candidates)
-        oddness = screening.oddness(columns, clusters)
+        outlier_score = screening.outlier_score(columns, clusters)
         table: dict[str, NDArray[Any]] = {"row_id": candidates, "cluster": clusters}
-        table |= {**columns, "oddness": oddness}
+        table |= {**columns, "outlier_score": outlier_score}
         self.rounds.save_candidates(n, table)
         return sample_by_cluster(
             clusters,
             quotas,
             # The quality decides again: where a cluster is small, all of it are candidates.
-            log_weights=self._log_weights_of(candidates) - AVERSION * oddness,
+            log_weights=self._log_weights_of(candidates) - OUTLIER_PENALTY * outlier_score,
             row_ids=candidates,
             seed=self._seed(b"candidates"),
             allow_fewer=True,
@@ -255,11 +255,11 @@ class Selection:
         """Share this round's part of the budget among the clusters, summing to it exactly."""
         n, rounds = self.round, self.config.rounds
         budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
-        shares = weights * left if self.config.quota == "size" else weights
+        shares = weights * left if self.config.allocation == "proportional" else weights
         return allocate(budget, shares, left, seed=self._seed(b"quotas"))
 
     def probes(self) -> Int64:
-        """Draw the unseen rows to score in this round, once: `config.probes` of each cluster.
+        """Draw the unseen rows to score in this round, once: some of each cluster.
 
         Raises
         ------
@@ -269,7 +269,7 @@ class Selection:
         n = self._asked_round()
         row_ids = self.rounds.probes(n)
         if row_ids is None:
-            quotas = np.minimum(self.config.probes, self.rounds.left(n + 1))
+            quotas = np.minimum(self.config.probes_per_cluster, self.rounds.left(n + 1))
             row_ids = self._sample(quotas, self._seed(b"probes"), lambda shard: None)
             self.rounds.save_probes(n, row_ids)
         return row_ids
@@ -354,7 +354,7 @@ class Selection:
             self.conversations(row_ids),
             self.clusters_of(row_ids),
             ScoringOptions(
-                max_tokens=self.config.max_tokens,
+                max_length=self.config.max_length,
                 rater=rater(self.store, self.config),
                 seed=self.config.seed,
             ),
@@ -393,12 +393,12 @@ class Selection:
             means,
             counts,
             variances=variances,
-            rule=self.config.weight_rule,
+            rule=self.config.weight_update,
             temperature=self._temperature(scores),
-            floor=self.config.floor,
+            min_weight=self.config.min_weight,
         )
-        learnt, differs = improvement(columns), distinction(columns, clusters)
-        is_noise = says_nothing(learnt, differs)
+        learnt, differs = paired_t(columns), between_cluster_z(columns, clusters)
+        is_noise = not_significant(learnt, differs)
         if is_noise:
             logger.warning(
                 "round %d: the checkpoint's loss on the probe rows is %.1f standard errors below "
@@ -425,7 +425,7 @@ class Selection:
     def _temperature(self, scores: Scores | Mapping[int, float]) -> float | None:
         if self.config.temperature is not None or isinstance(scores, Mapping):
             return self.config.temperature
-        return scores.temperature if self.config.weight_rule in ("softmax", "bandit") else None
+        return scores.temperature if self.config.weight_update in ("exponential", "ucb") else None
 
     def _columns(self, scores: Scores | Mapping[int, float]) -> tuple[Int64, dict[str, Float64]]:
         """Return the ids of the scored rows and what is known of each, `score` first."""

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 
-TOPICS = ("sums", "colours", "cities", "noise")
+TOPICS = ("sums", "colors", "cities", "noise")
 
 
 class Pool:
@@ -47,7 +47,7 @@ class Pool:
     def options(self, **options) -> dict:
         return {
             "data": str(self.path),
-            "embeddings": str(self.vectors),
+            "embeddings_file": str(self.vectors),
             "budget": 60,
             "clusters": 4,
             **options,

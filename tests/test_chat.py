@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyids.chat.formats import Turns
-from pyids.chat.template import Encoded, encode, encode_prompt, retell, text_of, truncate
+from pyids.chat.template import Encoded, encode, encode_prompt, text_of, truncate, with_turns
 from pyids.errors import ModelError
 
 CHATML = (
@@ -217,7 +217,7 @@ def test_tools_are_the_templates_to_render(tokenizers):
             answers = ["Paris<|im_end|>", "Rome, of course.<|im_end|>"]
             assert segments(encoded, tokenizer) == answers
             assert "weather" not in tokenizer.decode(encode(TURNS, tokenizer).input_ids)
-            prompt = encode_prompt(retell(offered, offered[:2]), tokenizer, 1000)
+            prompt = encode_prompt(with_turns(offered, offered[:2]), tokenizer, 1000)
             assert "weather" in tokenizer.decode(prompt)
 
 

@@ -96,7 +96,7 @@ def test_static_selections_rows_from_elsewhere_and_quality(pool, tmp_path):
 
 
 def test_a_folder_of_static_selections(pool, tmp_path):
-    options = pool.options(output=str(tmp_path / "run"), rounds=1)
+    options = pool.options(output_dir=str(tmp_path / "run"), rounds=1)
     from pyids.methods.select import select
 
     path = select(pyids.RunConfig(**options), "random")
@@ -128,7 +128,7 @@ def test_the_command_with_the_models_of_the_runs(pool, tiny, tmp_path):
     for name, part in (("a", turns[:4]), ("b", turns[4:8])):
         run(pool, tmp_path / name, rounds=1, seed=ord(name))
         folder = tmp_path / name / "rounds" / "1" / "checkpoint"
-        finetune.finetune(tiny, part, output_dir=folder, epochs=5, learning_rate=2e-2)
+        finetune.finetune(tiny, part, output_dir=folder, num_train_epochs=5, learning_rate=2e-2)
     held_out = write(tmp_path / "held-out.jsonl", pool.rows[-6:])
     path = tmp_path / "out.json"
     names = [str(tmp_path / "a"), str(tmp_path / "b")]

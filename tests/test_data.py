@@ -640,4 +640,4 @@ def test_killed_at_any_moment_and_resumed_gives_identical_bytes(workers, tmp_pat
     assert killed
     subprocess.run([*command, str(run), str(file), str(workers)], check=True)
     assert tree(run) == tree(tmp_path / "whole")
-    assert not list(run.rglob("*.aside"))
+    assert not list(run.rglob("*.tmp"))

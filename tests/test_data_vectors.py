@@ -69,7 +69,7 @@ def stored(tmp_path, data, embeddings, column=None, limit=None):
     found = open_sources([str(data)], vectors=column)
     with Store.open(tmp_path / "run") as store:
         ingest(store, found, limit=limit)
-        width = take_vectors(store, str(embeddings))
+        width = take_vectors(store, None if column else str(embeddings), column=column)
         store.write_manifest({})
     assert verify(tmp_path / "run") == []
     ids = np.concatenate([store.row_ids(shard) for shard in store.shards])

@@ -147,7 +147,7 @@ def test_reading_gives_the_same_bytes_on_every_engine(engine, tmp_path):
     for folder, where in (("here", LocalEngine()), ("there", engine)):
         with Store.open(tmp_path / folder) as store:
             ingest(store, sources, engine=where)
-            assert take_vectors(store, str(tmp_path / "v.npy"), where) == 5
+            assert take_vectors(store, str(tmp_path / "v.npy"), engine=where) == 5
             assert store.kept == 1500
             store.write_manifest({})
         trees.append(orjson.loads((tmp_path / folder / "manifest.json").read_bytes())["files"])

@@ -38,7 +38,7 @@ def held_out(tmp_path):
     return str(path)
 
 
-def naive(folder, rows, max_tokens=1024):
+def naive(folder, rows, max_length=1024):
     """NLLs of each row's response tokens, one row at a time, from whole logits."""
     model, tokenizer = load.load_model(folder)
     found = []
@@ -47,7 +47,7 @@ def naive(folder, rows, max_tokens=1024):
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row["completion"]},
         ]
-        encoded = template.encode(turns, tokenizer, max_tokens)
+        encoded = template.encode(turns, tokenizer, max_length)
         ids = torch.from_numpy(encoded.input_ids)
         with torch.inference_mode():
             logs = torch.log_softmax(model(ids[None]).logits[0, :-1].double(), -1)
@@ -110,7 +110,7 @@ def test_checkpoints_and_run_folders_are_models(tiny, held_out, tmp_path, method
             *(tiny, turns if n == 10 else turns[:1]),
             output_dir=run / "rounds" / str(n) / "checkpoint",
             method=method,
-            epochs=10,
+            num_train_epochs=10,
             learning_rate=2e-2,
         )
     (run / "config.yaml").write_text("budget: 3\n")

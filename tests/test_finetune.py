@@ -54,7 +54,7 @@ def weights(folder):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_same_bits_twice(tiny, tmp_path, method):
-    options = {"method": method, "epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
+    options = {"method": method, "num_train_epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
     records = [
         finetune.finetune(tiny, ROWS, output_dir=tmp_path / name, **options) for name in "ab"
     ]
@@ -66,7 +66,7 @@ def test_the_same_bits_twice(tiny, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_defaults_are_those_of_a_run(tiny, tmp_path, method):
-    config = make_config(data="x.jsonl", budget=3, tuning=method, device="cpu")
+    config = make_config(data="x.jsonl", budget=3, finetuning_type=method, device="cpu")
     options = training_options(config)
     parameters = inspect.signature(finetune.finetune).parameters
     for name in options.keys() - {"method", "learning_rate"}:
@@ -79,7 +79,12 @@ def test_the_defaults_are_those_of_a_run(tiny, tmp_path, method):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_checkpoint_comes_back_as_it_was_trained(tiny, tmp_path, method):
     record = finetune.finetune(
-        tiny, ROWS, output_dir=tmp_path / "x", method=method, epochs=20, learning_rate=3e-2
+        tiny,
+        ROWS,
+        output_dir=tmp_path / "x",
+        method=method,
+        num_train_epochs=20,
+        learning_rate=3e-2,
     )
     assert finetune.read_record(tmp_path / "x") == record
     before, _ = nll.response_nll(*load.load_model(tiny), ROWS)
@@ -92,7 +97,12 @@ def test_a_checkpoint_comes_back_as_it_was_trained(tiny, tmp_path, method):
 def test_smollm2_learns_what_it_is_told(smollm2, tmp_path):
     name = "smollm2-135m-instruct"
     finetune.finetune(
-        name, ROWS[:3], output_dir=tmp_path / "x", epochs=2, batch_size=1, learning_rate=1e-3
+        name,
+        ROWS[:3],
+        output_dir=tmp_path / "x",
+        num_train_epochs=2,
+        batch_size=1,
+        learning_rate=1e-3,
     )
     probes = [ROWS[4], conversation("What is the capital of France?", "Paris")]
     before, _ = nll.response_nll(*smollm2, probes)
@@ -210,7 +220,7 @@ def test_progress_counts_tokens(tiny, tmp_path):
         ROWS,
         output_dir=tmp_path / "x",
         batch_size=2,
-        epochs=1.4,
+        num_train_epochs=1.4,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert len(seen) == record.steps == 4  # 3 of the first epoch, 1 of the second

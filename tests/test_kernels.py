@@ -172,7 +172,7 @@ def points(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
         x /= np.linalg.norm(x, axis=1, keepdims=True)
     elif kind == "grid":  # full of exact ties
         x = np.round(x)
-    elif kind == "near ties":  # centres will be pairs of neighbours in float32
+    elif kind == "near ties":  # centers will be pairs of neighbors in float32
         x = np.repeat(x[: (n + 1) // 2], 2, axis=0)[:n]
         x[1::2] *= 1 + 2.0**-22
     return x.astype(np.float32)
@@ -297,7 +297,7 @@ def test_ties_go_to_the_lowest_index():
 
 
 @pytest.mark.parametrize("precision", ["exact", "half", "tf32"])
-def test_rows_that_are_not_finite_are_named_never_labelled(precision):
+def test_rows_that_are_not_finite_are_named_never_labeled(precision):
     x = tensor(points("unit", 150, 20))
     x[70, 3], x[99, 19] = torch.nan, torch.inf
     centers = tensor(points("unit", 5, 20, seed=1))

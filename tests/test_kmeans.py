@@ -1,7 +1,7 @@
 """KMeans and its parts against the float64 definitions.
 
 A label is defined as an argmin over float64 distances. Ours sums the squares in another order than
-the reference, so the two may differ where two centres are equally far within 1e-13;
+the reference, so the two may differ where two centers are equally far within 1e-13;
 `assert_nearest` allows that and nothing else.
 """
 
@@ -114,7 +114,7 @@ def test_what_fit_returns_belongs_together(n: int, d: int, k: int, dtype: str) -
     np.testing.assert_allclose(model.transform(x) ** 2, distances, rtol=1e-5, atol=1e-9)
 
 
-def test_centres_may_lie_anywhere() -> None:
+def test_centers_may_lie_anywhere() -> None:
     x = blobs(300, 40, 5, seed=14)
     for far in (1e3, 1e12, 1e30):
         centers = np.concatenate([x[:3], far * x[3:6].astype(np.float64)])
@@ -140,7 +140,7 @@ def test_a_fit_is_the_references() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_nearest_centres_are_the_references(name: str) -> None:
+def test_nearest_centers_are_the_references(name: str) -> None:
     x = hostile(name, 300, 33, np.random.default_rng(16))
     indices, distances = kmeans.nearest_centers(x, x[:40], 3)
     expected, squares = reference.nearest_centers(x, x[:40], 3)
@@ -353,7 +353,7 @@ def test_the_inertia_of_huge_rows() -> None:
     assert huge.inertia_ == math.ldexp(model.inertia_, 1010)
 
 
-def test_weightless_rows_are_labelled_but_do_not_pull() -> None:
+def test_weightless_rows_are_labeled_but_do_not_pull() -> None:
     x = blobs(300, 10, 4, seed=8)
     weights = np.r_[np.ones(200), np.zeros(100)]
     start = x[:4]
@@ -580,11 +580,11 @@ def test_the_parts_name_what_is_bad_too() -> None:
     with pytest.raises(ValueError, match=r"centers: shape \(4,\), expected \(K, D\)"):
         kmeans.nearest_centers(x, x[0])
     extent = lloyd.measure(x)
-    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
+    with pytest.raises(ValueError, match="center 1, column 2 is NaN"):
         lloyd.assign_partial(x, bad, extent)
     work = lloyd.ShardPass(x, 3, extent)
     work.assign(x[:3].astype(np.float64))
-    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
+    with pytest.raises(ValueError, match="center 1, column 2 is NaN"):
         work.assign(bad)
 
 

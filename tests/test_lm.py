@@ -46,7 +46,8 @@ def tiny(tmp_path):
 
 def test_a_packaged_model_is_found_without_loading_anything():
     code = (
-        "import sys; from pyids.models.hub import resolve_model; ref = resolve_model('SmolLM2-135M-Instruct'); "
+        "import sys; from pyids.models.hub import resolve_model; "
+        "ref = resolve_model('SmolLM2-135M-Instruct'); "
         "print(ref.name, ref.is_gguf, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)

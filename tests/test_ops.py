@@ -90,15 +90,15 @@ def test_narrow_integers_count_as_wide_ones(backend, dtype):
     targets = torch.tensor([100 if dtype == torch.int8 else 156, 5, 7, 0, 1, 2, 3, 4, 6])
     bounds, labels = torch.tensor([0, 4, 4, 9]), torch.tensor([7, 0, 7])
     want = ops.cluster_loss(hidden, head, targets, bounds, labels, 256)
-    narrow = [x.to(dtype) for x in (targets, bounds, labels)]
-    got = ops.cluster_loss(hidden, head, *narrow, 256)
+    deduplicate = [x.to(dtype) for x in (targets, bounds, labels)]
+    got = ops.cluster_loss(hidden, head, *deduplicate, 256)
     for g, w in zip(got, want, strict=True):
         np.testing.assert_array_equal(g, w)
     x = hidden[:3]
-    for g, w in zip(ops.update(x, narrow[2], 256), ops.update(x, labels, 256), strict=True):
+    for g, w in zip(ops.update(x, deduplicate[2], 256), ops.update(x, labels, 256), strict=True):
         np.testing.assert_array_equal(g, w)
     np.testing.assert_array_equal(
-        ops.pool_packed(hidden, narrow[1]), ops.pool_packed(hidden, bounds)
+        ops.pool_packed(hidden, deduplicate[1]), ops.pool_packed(hidden, bounds)
     )
 
 

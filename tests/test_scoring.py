@@ -19,7 +19,7 @@ ROWS = [
         ("What is the capital of France?", "Paris"),
         ("Count to nine.", "1, 2, 3, 4, 5, 6, 7, 8, 9"),
         ("Say it thrice: ho", "ho ho ho"),
-        ("Name three colours and the moods that go with them.", "Red for anger, blue for calm."),
+        ("Name three colors and the moods that go with them.", "Red for anger, blue for calm."),
         ("2 + 2 =", "4"),
     ]
 ]
@@ -38,7 +38,11 @@ TELLING = [
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("round") / "checkpoint"
     checkpoint = finetune.finetune(
-        "smollm2-135m-instruct", ROWS[1:3], output_dir=folder, learning_rate=1e-3, epochs=2
+        "smollm2-135m-instruct",
+        ROWS[1:3],
+        output_dir=folder,
+        learning_rate=1e-3,
+        num_train_epochs=2,
     )
     return probes.Models(hub.resolve_model("smollm2-135m-instruct"), checkpoint.path)
 
@@ -117,8 +121,8 @@ def test_learnability_is_highest_on_what_was_taught(models):
     np.testing.assert_allclose(relative.values, scores.values / columns["base_nll"])
 
 
-def test_centred_learnability_has_no_trend_on_the_base_loss(models):
-    scores = scorers.score("centred-learnability", models, ROWS, CLUSTERS)
+def test_centered_learnability_has_no_trend_on_the_base_loss(models):
+    scores = scorers.score("residual-learnability", models, ROWS, CLUSTERS)
     base = scores.columns["base_nll"]
     assert abs(scores.values.mean()) < 1e-12
     assert abs(scores.values @ (base - base.mean())) < 1e-9
@@ -147,8 +151,8 @@ def plant(monkeypatch, *, base, left, helped, tokens=20.0):
 
 def expected_score(base, left, helped, tokens=20.0):
     def deviations(x):
-        centred = x - np.median(x)
-        return centred / (1.4826 * np.median(np.abs(centred)))
+        centered = x - np.median(x)
+        return centered / (1.4826 * np.median(np.abs(centered)))
 
     c, d, s = deviations(left), deviations(base - left), deviations((base - left) * tokens)
     signs = np.clip(4 * (c - 1.5), 0, 5) + np.clip(np.minimum(d, s) - 4, 0, 5)
@@ -233,7 +237,7 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
 
 
 def test_relevance_is_what_the_prompt_saves_a_token(models):
-    scores = scorers.score("relevance", models, TELLING, CLUSTERS[:2])
+    scores = scorers.score("pmi", models, TELLING, CLUSTERS[:2])
     ifd = scorers.score("ifd", models, TELLING, CLUSTERS[:2])
     saved = ifd.columns["response_nll"] - ifd.columns["checkpoint_nll"]
     np.testing.assert_allclose(scores.values, saved, rtol=1e-5)
@@ -380,7 +384,7 @@ def test_alignment_finds_the_cluster_that_helps_nobody(models):
         for a, b in (("moon", "of jagged the whereas sprocket"), ("sea", "thus 19 kettle un per"))
     ]
     clusters = np.array([0, 0, 1, 1, 2, 2, 9, 9], np.int32)
-    scores = scorers.score("alignment", models, [*lessons, *noise], clusters).values
+    scores = scorers.score("gradient-alignment", models, [*lessons, *noise], clusters).values
     assert scores[:6].min() > scores[6:].max() + 0.2
-    lonely = scorers.score("alignment", models, lessons[:2], clusters[:2]).values
+    lonely = scorers.score("gradient-alignment", models, lessons[:2], clusters[:2]).values
     assert np.isnan(lonely).all()  # there is no other cluster

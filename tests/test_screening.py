@@ -35,7 +35,7 @@ def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     assert np.isnan(shared).all()
     assert np.isnan(numbers).all()
     columns = {"end_nll": np.full(3, np.nan), "overlap": shared, "number_overlap": numbers}
-    assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
+    assert screening.outlier_score(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
     assert overlap_module.overlap([]).shape == number_overlap([]).shape == (0,)
 
 
@@ -54,7 +54,7 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
         "overlap": np.full(12, np.nan),
         "number_overlap": number_overlap(words(rows)),
     }
-    odd = screening.oddness(columns, np.zeros(12, np.int32))
+    odd = screening.outlier_score(columns, np.zeros(12, np.int32))
     assert odd[wrong].min() > 0 == odd[~wrong].max()
 
 
@@ -64,7 +64,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     echo = [conversation(GOOD[i][0]["content"], GOOD[i][0]["content"]) for i in (6, 7)]
     rows = [*GOOD, *swapped, *cut]
     columns = screening.measure(*smollm2, rows)
-    odd = screening.oddness(columns, np.zeros(len(rows), np.int32))
+    odd = screening.outlier_score(columns, np.zeros(len(rows), np.int32))
     assert odd[10:].min() > odd[:10].max()
     assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
     nothing = np.full(12, np.nan)
@@ -73,7 +73,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
         "overlap": overlap_module.overlap(words([*GOOD, *echo])),
         "number_overlap": nothing,
     }
-    beside = screening.oddness(columns, np.zeros(12, np.int32))
+    beside = screening.outlier_score(columns, np.zeros(12, np.int32))
     assert beside[10:].min() > beside[:10].max()
 
 
@@ -87,7 +87,7 @@ def test_the_end_is_that_of_the_whole_row(smollm2):
     found = screening.measure(model, tokenizer, GOOD[:1])["end_nll"]
     np.testing.assert_allclose(found, [expected], atol=1e-4)
     # A row that is cut has no end that could be judged.
-    cut = screening.measure(model, tokenizer, GOOD[:1], max_tokens=8)["end_nll"]
+    cut = screening.measure(model, tokenizer, GOOD[:1], max_length=8)["end_nll"]
     assert np.isnan(cut).all()
 
 
@@ -95,7 +95,7 @@ def test_oddness_compares_inside_the_cluster():
     overlap = np.array([0.9, 0.88, 0.92, 0.9, 0.1, 0.12, 0.08, 0.1, 0.1])
     clusters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0], np.int32)
     columns = {"end_nll": np.zeros(9), "overlap": overlap, "number_overlap": np.zeros(9)}
-    odd = screening.oddness(columns, clusters)
+    odd = screening.outlier_score(columns, clusters)
     assert odd.argmax() == 8
     assert odd[4:8].max() < odd[8] / 2
 
@@ -125,7 +125,7 @@ def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
         kept = (tmp_path / "mixed" / "mismatch.json").read_bytes()
         assert selection.candidates() == 5
         assert (tmp_path / "mixed" / "mismatch.json").read_bytes() == kept
-    with pyids.Selection.open(tmp_path / "one", **pool.options(candidates=1)) as selection:
+    with pyids.Selection.open(tmp_path / "one", **pool.options(oversample=1)) as selection:
         assert selection.candidates() == 1
     options = pool.options(threads=1)
     with pyids.Selection.open(tmp_path / "again", **options) as selection:
@@ -140,7 +140,7 @@ def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
 def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
     """Swap the answers of a third of the rows; they are drawn less than they are there."""
     spoilt = mix_up(pool, 1 / 3)
-    options = pool.options(rounds=1, candidates=4, budget=60)
+    options = pool.options(rounds=1, oversample=4, budget=60)
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()
         drawn = selection.rounds.selected(0)
@@ -167,7 +167,7 @@ def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
     for row, is_good in zip(pool.rows, good, strict=True):
         row["worth"] = float(is_good) * 50
     pool.write()
-    options = pool.options(rounds=1, candidates=8, budget=60, quality="worth")
+    options = pool.options(rounds=1, oversample=8, budget=60, quality="worth")
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()
         assert len(selection.rounds.candidates(0)) > 350

@@ -182,8 +182,8 @@ def test_km_closest_and_km_median_take_the_rows_at_their_distance():
     assert get_method("km-median")(pool, 6).tolist() == [3, 4, 5, 12, 13, 14]
 
 
-def test_distances_to_cosine_centres_are_those_of_unit_rows():
-    """Directions 0 to 8 degrees off the centre; the nearer the direction, the longer the row."""
+def test_distances_to_cosine_centers_are_those_of_unit_rows():
+    """Directions 0 to 8 degrees off the center; the nearer the direction, the longer the row."""
     angles = np.radians(np.arange(9))
     x = np.c_[np.cos(angles), np.sin(angles)] * np.arange(10, 1, -1)[:, None]
     facts = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}

@@ -25,12 +25,14 @@ def config(tmp_path):
 
     def make(**options):
         given = {
-            "output": str(tmp_path / options.get("dtype", "float32")),
+            "output_dir": str(tmp_path / options.get("dtype", "float32")),
             "budget": 3,
             "rounds": 1,
         }
         given |= options
-        return make_config(data=str(tmp_path / "pool.jsonl"), clusters=1, probes=2, **given)
+        return make_config(
+            data=str(tmp_path / "pool.jsonl"), clusters=1, probes_per_cluster=2, **given
+        )
 
     return make
 
@@ -41,17 +43,17 @@ def test_half_precision_keeps_the_vectors_and_is_another_embedding(config):
         with prepare.prepare(config(dtype=dtype), until="embed") as store:
             [shard] = store.embeddings()
             vectors[dtype] = shard.astype(np.float64)
-            made_from = orjson.loads(
-                store.artefact("embeddings", store.shards[0], ".json").read_bytes()
+            inputs = orjson.loads(
+                store.artifact("embeddings", store.shards[0], ".json").read_bytes()
             )
-            assert made_from["made_from"]["dtype"] == dtype
+            assert inputs["inputs"]["dtype"] == dtype
     for dtype in ("bfloat16", "float16"):
         assert (vectors[dtype] != vectors["float32"]).any()
         products = (vectors[dtype] * vectors["float32"]).sum(1)
         lengths = [np.linalg.norm(vectors[name], axis=1) for name in (dtype, "float32")]
         assert (products / np.prod(lengths, axis=0)).min() >= 0.9999
     with pytest.raises(ConfigError, match='dtype was "float32", now "bfloat16"'):
-        prepare.prepare(config(dtype="bfloat16", output=config().output))
+        prepare.prepare(config(dtype="bfloat16", output_dir=config().output_dir))
 
 
 def test_the_plan_names_the_arithmetic(config):
@@ -63,7 +65,13 @@ def test_the_plan_names_the_arithmetic(config):
 @pytest.mark.slow
 def test_a_round_in_bfloat16(config, smollm2, tmp_path):
     """Trained, scored and recorded in bfloat16; what was learnt holds in float32 too."""
-    options = {"learning_rate": 1e-3, "epochs": 3, "batch_size": 1, "rounds": 2, "budget": 4}
+    options = {
+        "learning_rate": 1e-3,
+        "num_train_epochs": 3,
+        "batch_size": 1,
+        "rounds": 2,
+        "budget": 4,
+    }
     half = config(dtype="bfloat16", device="cpu", **options)
     assert training_options(half)["dtype"] == "bfloat16"
     pyids.run(half)

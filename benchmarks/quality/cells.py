@@ -33,11 +33,12 @@ from pyids.store.folder import Store
 
 # How every selection is trained on; the rounds of `iterative` train the same way.
 TRAINING: dict[str, Any] = {
-    "tuning": "full", "learning_rate": 3e-4, "epochs": 2, "batch_size": 8, "max_tokens": 128,
+    "finetuning_type": "full", "learning_rate": 3e-4, "num_train_epochs": 2, "batch_size": 8,
+    "max_length": 128,
 }  # fmt: skip
 # What a model is trained with that is not the small one made here; the rest is pyids's default.
 LORA_TRAINING: dict[str, Any] = {
-    "tuning": "lora", "epochs": 2, "batch_size": 8, "max_tokens": 128,
+    "finetuning_type": "lora", "num_train_epochs": 2, "batch_size": 8, "max_length": 128,
 }  # fmt: skip
 # Methods that select the same rows whatever the seed: they run once a pool.
 SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect")
@@ -106,7 +107,8 @@ class Workshop:
         """Return the configuration of a run over the cell's pool."""
         pool = self.folder / f"{cell.pool}.jsonl"
         return make_config(**{
-            "data": str(pool), "embeddings": str(pool.with_suffix(".npy")), "output": str(output),
+            "data": str(pool), "embeddings_file": str(pool.with_suffix(".npy")),
+            "output_dir": str(output),
             "budget": cell.budget, "seed": cell.seed, "clusters": self.clusters,
             "keep_duplicates": True, "model": self.model, "device": self.device,
             "dtype": self.dtype, "threads": self.threads, **self.training, **cell.options,
@@ -135,9 +137,9 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="quality-", dir=shop.folder) as scratch:
         result = _measure(shop, cell, Path(scratch))
     result = {"cell": asdict(cell), **result, "seconds": round(time.monotonic() - began, 1)}
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(result))
-    aside.rename(path)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(result))
+    temporary.rename(path)
     return result
 
 
@@ -237,7 +239,7 @@ def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
     signal = make_signal(cell.options["quality"], default_model=shop.model, device=shop.device)
     assert signal is not None
     if isinstance(signal, LanguageModelSignal):
-        signal = replace(signal, max_tokens=shop.training["max_tokens"])
+        signal = replace(signal, max_length=shop.training["max_length"])
     rows = _rows(shop.folder / f"{cell.pool}.jsonl")
     quality = score_rows(signal, (row["messages"] for row in rows))
     check_quality(quality)
@@ -247,9 +249,9 @@ def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
 def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Make an array that many cells need, unless it is there."""
     if not path.exists():
-        aside = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(aside, make())
-        aside.rename(path)
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, make())
+        temporary.rename(path)
     return np.load(path)
 
 
@@ -292,13 +294,13 @@ def evaluate(
 
     conversations = [row["messages"] for row in rows]
     skills = np.array([row["skill"] for row in rows])
-    max_tokens = shop.training["max_tokens"]
+    max_length = shop.training["max_length"]
     model = model.float()  # measured in full precision whatever it was trained in
     with torch.inference_mode():
         nll, _ = response_nll(
-            model, tokenizer, conversations, max_tokens=max_tokens, device=shop.device
+            model, tokenizer, conversations, max_length=max_length, device=shop.device
         )
-    exact = exact_match(model, tokenizer, conversations, max_tokens, shop.device)
+    exact = exact_match(model, tokenizer, conversations, max_length, shop.device)
     result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
     for skill in np.unique(skills).tolist():
         member = skills == skill
@@ -309,7 +311,7 @@ def evaluate(
 
 
 def exact_match(
-    model: Any, tokenizer: Any, conversations: Sequence[Any], max_tokens: int, device: str
+    model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
 ) -> np.ndarray:
     """Return 1.0 where greedy decoding would give the response, 0.0 where not; NaN for long ones.
 
@@ -321,7 +323,7 @@ def exact_match(
     result = np.full(len(conversations), np.nan)
     with torch.inference_mode():
         for i, messages in enumerate(conversations):
-            row = encode(messages, tokenizer, max_tokens)
+            row = encode(messages, tokenizer, max_length)
             where = np.flatnonzero(row.response_mask)
             if not 0 < len(where) <= EXACT_TOKENS or where[0] == 0:
                 continue

@@ -11,7 +11,7 @@ import xxhash
 from pyids.chat.formats import Message, UnusableRow, tools_of
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Text as it is compared: Unicode NFC, every run of white space one space, ends cut.
 
     Case, punctuation and everything else stay: rows that differ in them are different rows.
@@ -22,19 +22,19 @@ def normalise(text: str) -> str:
 
 
 def digest(messages: Iterable[Message]) -> bytes:
-    """xxh3-128 of a conversation's normalised text: equal digests mean an exact repeat.
+    """xxh3-128 of a conversation's normalized text: equal digests mean an exact repeat.
 
-    Roles, contents (`normalise`), tool calls and the tools offered count; other columns do not.
+    Roles, contents (`normalize`), tool calls and the tools offered count; other columns do not.
 
     Raises
     ------
     UnusableRow
         A text holds half of a surrogate pair, which no tokenizer reads.
     """
-    # `normalise` leaves no control characters 1e and 1f, so they part turns and fields for certain.
+    # `normalize` leaves no control characters 1e and 1f, so they part turns and fields for certain.
     parts = []
     for message in messages:
-        parts.append(f"{message['role']}\x1f{normalise(message['content'])}")
+        parts.append(f"{message['role']}\x1f{normalize(message['content'])}")
         if "tool_calls" in message:
             parts.append("\x1f" + _canonical(message["tool_calls"]))
     if tools := tools_of(messages):

@@ -40,7 +40,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _ROLES = {role: role for role in ROLES}
 
 
-# Pairs that are recognised without being named, in order of preference.
+# Pairs that are recognized without being named, in order of preference.
 PAIRS = ("prompt/completion", "prompt/response", "question/answer", "instruction/response")
 
 

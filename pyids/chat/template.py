@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
 def encode(
     messages: Conversation,
     tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int | None = None,
+    max_length: int | None = None,
 ) -> Encoded:
     """Render a conversation with the model's chat template and find the assistant's tokens.
 
@@ -79,7 +79,7 @@ def encode(
         `pyids.chat.formats.Turns` are handed to the template.
     tokenizer
         A fast tokenizer (one that knows character offsets).
-    max_tokens
+    max_length
         See `truncate`; None keeps everything.
 
     Raises
@@ -101,11 +101,11 @@ def encode(
         encoded = _encode_marked(turns, tokenizer, tools)
     else:
         encoded = _encode_compared(turns, tokenizer, template or PLAIN_TEMPLATE, tools)
-    return encoded if max_tokens is None else truncate(encoded, max_tokens)
+    return encoded if max_length is None else truncate(encoded, max_length)
 
 
 def encode_prompt(
-    messages: Conversation, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+    messages: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> NDArray[np.int64]:
     """Render what a model sees before it answers; too long a prompt is cut on its left.
 
@@ -124,35 +124,35 @@ def encode_prompt(
     )
     added = template is PLAIN_TEMPLATE
     ids = tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"]
-    return np.asarray(ids, np.int64)[-max_tokens:]
+    return np.asarray(ids, np.int64)[-max_length:]
 
 
-def retell(messages: Conversation, turns: Iterable[Message]) -> Conversation:
+def with_turns(messages: Conversation, turns: Iterable[Message]) -> Conversation:
     """Return a conversation of other turns that offers the tools of `messages`."""
     return Turns([dict(turn) for turn in turns], tools_of(messages))
 
 
-def truncate(encoded: Encoded, max_tokens: int) -> Encoded:
-    """Cut a conversation to ``max_tokens`` so that response tokens survive.
+def truncate(encoded: Encoded, max_length: int) -> Encoded:
+    """Cut a conversation to ``max_length`` so that response tokens survive.
 
     The prompt is what stands before the first response token. A long prompt is cut on its left, as
-    the question tends to stand last, but keeps at least half of ``max_tokens``; then the rest is
+    the question tends to stand last, but keeps at least half of ``max_length``; then the rest is
     cut on its right. A conversation with a response keeps at least one token of it.
 
     Raises
     ------
     ValueError
-        Where max_tokens is below 2.
+        Where max_length is below 2.
     """
-    if max_tokens < 2:
-        raise ValueError(f"max_tokens must be at least 2, not {max_tokens}")
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, not {max_length}")
     ids, mask = encoded
-    if len(ids) <= max_tokens:
+    if len(ids) <= max_length:
         return encoded
     prompt = int(mask.argmax()) if mask.any() else len(ids)
-    kept = min(prompt, max(max_tokens - (len(ids) - prompt), max_tokens // 2))
+    kept = min(prompt, max(max_length - (len(ids) - prompt), max_length // 2))
     start = prompt - kept
-    return Encoded(ids[start : start + max_tokens], mask[start : start + max_tokens])
+    return Encoded(ids[start : start + max_length], mask[start : start + max_length])
 
 
 def text_of(messages: Conversation) -> str:

@@ -59,7 +59,7 @@ def choose_k(
     """Choose the number of clusters from the data.
 
     Each k of the grid is clustered once on the same sample. The silhouette is the simplified one:
-    with a the distance of a row to its own centre and b that to the nearest other centre, the mean
+    with a the distance of a row to its own center and b that to the nearest other center, the mean
     of ``(b - a) / max(a, b)`` (0 where both are 0). Cost: k-means and one N_s x k table of
     distances for each k of the grid, ``O(N_s D sum(grid) (iterations + 1))`` time and 4 N_s D bytes
     for a sample of N_s rows; for the default grid ``sum(grid) < N_s / 8``.
@@ -137,7 +137,7 @@ def simplified_silhouette(
     metric: Metric = "euclidean",
     threads: int | None = None,
 ) -> float:
-    """Return the mean of ``(b - a) / max(a, b)``, from distances to own and nearest other centre.
+    """Return the mean of ``(b - a) / max(a, b)``, from distances to own and nearest other center.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ of shards. Underneath, `measure`, `assign_partial` and `finish_update` are one L
 where it may be spread: a worker sees one shard, what it returns adds up in any grouping, and
 `lloyd` drives either.
 
-Two things make the result independent of how the rows were grouped. A label is the nearest centre
+Two things make the result independent of how the rows were grouped. A label is the nearest center
 by one canonical float64 distance (``pyids/distance.hpp``), ties to the lowest index, whatever
 pruning came before. And sums are integers: each row is scaled by a power of two chosen from the
 columns' largest values, and rounded once (`Extent.scale`).
@@ -48,7 +48,7 @@ from pyids.clustering.seeding import INITS, seed_centers, spread_sample
 from pyids.clustering.two_level import two_level_centers
 from pyids.neighbors import take_rows
 
-# ---- other questions to the same centres ---------------------------------------------------------
+# ---- other questions to the same centers ---------------------------------------------------------
 
 
 def nearest_centers(
@@ -59,7 +59,7 @@ def nearest_centers(
     metric: Metric = "euclidean",
     n_threads: int | None = None,
 ) -> tuple[Labels, Float64]:
-    """Find each row's `count` nearest centres.
+    """Find each row's `count` nearest centers.
 
     Returns
     -------
@@ -71,14 +71,14 @@ def nearest_centers(
     Raises
     ------
     ValueError
-        If `count` is not between 1 and K, or naming the first bad row or centre.
+        If `count` is not between 1 and K, or naming the first bad row or center.
     """
     values = np.ascontiguousarray(centers, dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"centers: shape {values.shape}, expected (K, D)")
     check_finite("centers", values)
     if not 1 <= count <= len(values):
-        raise ValueError(f"count={count}: expected 1 to {len(values)}, the number of centres")
+        raise ValueError(f"count={count}: expected 1 to {len(values)}, the number of centers")
     shards = as_shards(x)
     measure(shards, n_threads=n_threads)  # for its complaints
     threads = thread_count(n_threads)
@@ -97,7 +97,7 @@ def simplified_silhouette(
 ) -> Float64:
     """(b - a) / max(a, b) of each row: (N,) float64 in [0, 1].
 
-    a is the distance to the nearest centre, b to the second nearest: O(NK), where the silhouette
+    a is the distance to the nearest center, b to the second nearest: O(NK), where the silhouette
     proper takes every pair of rows. 0 where both are 0.
     """
     _, squares = nearest_centers(x, centers, 2, metric=metric, n_threads=n_threads)
@@ -120,7 +120,7 @@ class KMeans(Estimator):
     """Exact k-means (Lloyd) with scikit-learn's interface.
 
     Minimises ``sum_i w_i |x_i - c_label(i)|^2``. After every iteration the labels are those of a
-    brute-force float64 argmin over the centres (`squared_distance` in ``pyids/distance.hpp``); ties
+    brute-force float64 argmin over the centers (`squared_distance` in ``pyids/distance.hpp``); ties
     go to the lowest index. The result is bitwise the same for any number of threads, for any cut
     into shards, and with or without `max_memory`.
 
@@ -135,10 +135,10 @@ class KMeans(Estimator):
     max_iter : int
         Iterations of a start at most.
     tol : float
-        Stops when the sum of the squared distances that the centres moved is at most this times the
+        Stops when the sum of the squared distances that the centers moved is at most this times the
         mean variance of the columns; 0 goes on until nothing moves.
     metric : {"euclidean", "cosine"}
-        ``cosine`` is spherical k-means: rows are seen at unit length (nothing is copied), centres
+        ``cosine`` is spherical k-means: rows are seen at unit length (nothing is copied), centers
         are brought to unit length.
     random_state : int, numpy Generator or RandomState, or None
         Seeds the start. None draws one from the operating system.
@@ -148,18 +148,18 @@ class KMeans(Estimator):
     n_threads : int or None
         None is one a core.
     max_memory : int or None
-        Bytes that a fit may take beside the least: 60 a row, about 50 a value of the centres, and
+        Bytes that a fit may take beside the least: 60 a row, about 50 a value of the centers, and
         16 MB for the threads. Where it is little, codes of the rows are made anew in each
         iteration, and fewer threads are started. The result does not depend on it.
     algorithm : {"auto", "lloyd", "two-level"}
         ``lloyd`` iterates over all clusters, `max_iter` times at most. ``two-level`` finds about
         sqrt(K) coarse clusters, divides each, and then iterates over all clusters ``max_iter // 3``
-        times (at least once). ``auto`` is ``two-level`` where K is at least 1,024, no centres are
+        times (at least once). ``auto`` is ``two-level`` where K is at least 1,024, no centers are
         given and N K D, of the rows fitted, is above 1e12.
     rows_per_cluster : int, "auto" or None
         Fit on a sample of so many rows a cluster, drawn by the seed; None: on all rows. ``auto`` is
         256 where N K D is above 1e12, else None. Labels and inertia are those of all rows about the
-        centres found, exactly, in any case.
+        centers found, exactly, in any case.
 
     Attributes
     ----------
@@ -408,7 +408,7 @@ class KMeans(Estimator):
         )
         return labels, Fit(new, scale_by_power(inertia, weight_exponent), n_iter)
 
-    # -- using the centres --
+    # -- using the centers --
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Labels:
         """Fit and return `labels_`."""
@@ -424,13 +424,13 @@ class KMeans(Estimator):
         return self.fit(X, sample_weight=sample_weight).transform(X)
 
     def predict(self, X: Any) -> Labels:
-        """Nearest centre of each row, (N,) int32; ties go to the lowest index."""
+        """Nearest center of each row, (N,) int32; ties go to the lowest index."""
         work, centers = self._pass(X)
         work.assign(centers)
         return work.labels
 
     def transform(self, X: Any) -> Any:
-        """Distance (not squared) of each row to each centre, (N, K), float64 where X is."""
+        """Distance (not squared) of each row to each center, (N, K), float64 where X is."""
         shards, centers = self._rows(X), self._centers()
         measure(shards, n_threads=self.n_threads)  # for its complaints
         threads = thread_count(self.n_threads)
@@ -441,7 +441,7 @@ class KMeans(Estimator):
         return self._output(distances, X)
 
     def score(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> float:
-        """Minus the inertia of these rows about the centres."""
+        """Minus the inertia of these rows about the centers."""
         work, centers = self._pass(X, sample_weight)
         work.assign(centers)
         return -scale_by_power(work.inertia(), -work.extent.inertia_shift(centers))

@@ -246,7 +246,7 @@ def measure(
 
 
 class ShardPass:
-    """The rows of one worker: labels and sums, brought up to date with any centres.
+    """The rows of one worker: labels and sums, brought up to date with any centers.
 
     Keeping the object from one iteration to the next makes the next one cheaper; a new object gives
     the same bits. `once` says that there will be no next one, so that nothing is kept for it.
@@ -288,7 +288,7 @@ class ShardPass:
 
     @property
     def labels(self) -> Labels:
-        """Nearest centre of each row, (N,) int32; ties go to the lowest index."""
+        """Nearest center of each row, (N,) int32; ties go to the lowest index."""
         labels: Labels = self._core.labels
         return labels
 
@@ -299,13 +299,13 @@ class ShardPass:
         return Partial(self._core.sums, self._core.mass)
 
     def inertia(self) -> int:
-        """Weighted squared distances to the own centres, in units of 2^-extent.inertia_shift."""
+        """Weighted squared distances to the own centers, in units of 2^-extent.inertia_shift."""
         assert self._centers is not None
         shift = self.extent.inertia_shift(self._centers) + self.extent.weight_exponent()
         return int(self._core.inertia(shift))
 
     def farthest(self, count: int, first_row: int = 0) -> list[FarRow]:
-        """Return the `count` rows with mass farthest from their centres.
+        """Return the `count` rows with mass farthest from their centers.
 
         They are numbered from `first_row`.
         """
@@ -325,7 +325,7 @@ class ShardPass:
 def assign_partial(
     shard: ArrayLike, centers: Float64, extent: Extent, **options: Any
 ) -> tuple[Labels, Partial]:
-    """Label one shard's rows with their nearest centres and sum them up, in one call.
+    """Label one shard's rows with their nearest centers and sum them up, in one call.
 
     Parameters
     ----------
@@ -358,18 +358,18 @@ def finish_update(
     metric: Metric = "euclidean",
     dtype: Any = np.float32,
 ) -> tuple[Float64, float]:
-    """Turn the sums of all shards into the next centres.
+    """Turn the sums of all shards into the next centers.
 
-    A cluster without weight takes, as its centre, the farthest row that is left in `far` (all
+    A cluster without weight takes, as its center, the farthest row that is left in `far` (all
     shards' candidates): the row leaves its own cluster, whose last one it must not be. Clusters are
-    served by index. Without a fitting row the centre stays where it is.
+    served by index. Without a fitting row the center stays where it is.
 
     Returns
     -------
     centers : (K, D) float64
         Rounded to `dtype` (float32, unless the data are float64).
     moved : float
-        Sum of the squared distances between old and new centres.
+        Sum of the squared distances between old and new centers.
     """
     sums, mass = partial.sums, partial.mass
     empty = np.flatnonzero(partial.empty())
@@ -401,7 +401,7 @@ class Pass(Protocol):
         """Inertia of the last assign, in units of 2^-extent.inertia_shift(centers)."""
 
     def farthest(self, count: int) -> list[FarRow]:
-        """At least the `count` rows with mass farthest from their centres."""
+        """At least the `count` rows with mass farthest from their centers."""
 
 
 class Fit(NamedTuple):
@@ -422,11 +422,11 @@ def lloyd(
     metric: Metric = "euclidean",
     dtype: Any = np.float32,
 ) -> Fit:
-    """Iterate until the centres move by no more than `tol` or `max_iter` is reached.
+    """Iterate until the centers move by no more than `tol` or `max_iter` is reached.
 
     `tol` is relative to the mean variance of the columns (weighted, if the rows are), and bounds
     the sum of the squared distances moved, as scikit-learn's. The labels that the pass is left with
-    are those of the centres returned.
+    are those of the centers returned.
     """
     n_iter, limit = 0, None
     while n_iter < max_iter:

@@ -45,7 +45,7 @@ def seed_centers(
     n_threads: int | None = None,
     max_memory: int | None = None,
 ) -> Float64:
-    """Choose starting centres among the rows: (K, D) float64.
+    """Choose starting centers among the rows: (K, D) float64.
 
     ``random`` takes distinct rows with equal chance (or in proportion to their weights);
     ``k-means++`` each next row in proportion to its (weighted) squared distance to those taken.

@@ -38,7 +38,7 @@ _SPILLED = np.dtype([("high", ">u8"), ("low", ">u8"), ("row_id", "<i8")])
 _SKIPPED = -1
 
 
-def drop_repeats(store: Store, *, keep_duplicates: bool = False) -> None:
+def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     """Write ``keep/``, ``skipped.jsonl`` and ``repeats.jsonl``; skip it when it is done already.
 
     Parameters
@@ -49,12 +49,12 @@ def drop_repeats(store: Store, *, keep_duplicates: bool = False) -> None:
         Rows that repeat an earlier one stay; they are listed all the same.
     """
     keep = store.path / "keep"
-    made_from = {
+    inputs = {
         "rows": fingerprint([store.index["files"], store.index["shards"]]),
         "keep_duplicates": keep_duplicates,
     }
     entry = keep / "index.json"
-    if read_entry(entry, made_from) is not None:
+    if read_entry(entry, inputs) is not None:
         return
     begin(entry)
     shutil.rmtree(store.scratch, ignore_errors=True)
@@ -77,8 +77,8 @@ def drop_repeats(store: Store, *, keep_duplicates: bool = False) -> None:
             counts["repeats"] += _list_repeats(store, shard, repeated, firsts, repeats)
             kept = ids[usable] if keep_duplicates else ids[usable & ~repeated]
             counts["kept"] += len(kept)
-            path = store.artefact("keep", shard)
-            with atomic_write(path) as aside, aside.open("wb") as file:
+            path = store.artifact("keep", shard)
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array(file, kept, allow_pickle=False)
             files.append(path)
     del first
@@ -87,7 +87,7 @@ def drop_repeats(store: Store, *, keep_duplicates: bool = False) -> None:
     for stray in keep.glob("*.npy"):
         if stray.name not in known:
             stray.unlink()
-    write_entry(entry, files, made_from, **counts)
+    write_entry(entry, files, inputs, **counts)
     store.forget()
 
 
@@ -136,7 +136,7 @@ def _digests(store: Store, shard: Shard) -> NDArray[Any]:
 
 
 def _columns(store: Store, shard: Shard, names: list[str]) -> dict[str, Any]:
-    path = store.artefact("rows", shard, ".parquet")
+    path = store.artifact("rows", shard, ".parquet")
     with pq.ParquetFile(path, pre_buffer=False) as file:
         table = file.read(columns=names, use_threads=False)
     return {name: table.column(name).combine_chunks() for name in names}

@@ -192,7 +192,7 @@ def _tools(row: Row) -> dict[str, str]:
 
 
 def _write_lines(path: Path, lines: Iterator[bytes]) -> None:
-    with atomic_write(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         for line in lines:
             file.write(line + b"\n")
 
@@ -218,7 +218,7 @@ def _parquet(store: Store, selected: Selected, path: Path) -> None:
         # Twice over the rows: the types of the columns are known only at the end.
         schemas = [pa.Table.from_pylist(batch).schema for batch in batches()]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
-        with atomic_write(path) as aside, pq.ParquetWriter(aside, schema) as writer:
+        with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for batch in batches():
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     except pa.ArrowException as error:
@@ -293,8 +293,8 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
             },
         }
     }
-    with atomic_write(folder / "dataset_info.json") as aside:
-        aside.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
+    with atomic_write(folder / "dataset_info.json") as temporary:
+        temporary.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def _with_call_as_text(turn: Message) -> Message:
@@ -313,8 +313,8 @@ def _as_text(value: object) -> str:
 
 
 def _write_yaml(path: Path, value: object) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(yaml.safe_dump(value, sort_keys=False))
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False))
 
 
 FORMATS: dict[str, Callable[[Store, Selected, Path], None]] = {

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pyids.chat.digest import digest
 from pyids.chat.formats import BadRow, UnusableRow, to_messages
-from pyids.data.exact_dedup import drop_repeats
+from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.readers import Problem, Reader
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
@@ -133,7 +133,7 @@ def ingest(
         The first `MAX_ERRORS` errors of the data, one a line: file, line or row, column, remedy.
     """
     _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=True)
-    drop_repeats(store, keep_duplicates=keep_duplicates)
+    drop_duplicates(store, keep_duplicates=keep_duplicates)
     formats: dict[str, int] = {}
     for source in sources:
         formats[source.format] = formats.get(source.format, 0) + 1
@@ -155,7 +155,7 @@ def check(
     """
     with tempfile.TemporaryDirectory(prefix="pyids-check-") as folder, Store.open(folder) as store:
         _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=False)
-        drop_repeats(store, keep_duplicates=keep_duplicates)
+        drop_duplicates(store, keep_duplicates=keep_duplicates)
         formats: dict[str, int] = {}
         for source in sources:
             formats[source.format] = formats.get(source.format, 0) + 1
@@ -178,7 +178,7 @@ class _Task:
     records: bool
 
     @property
-    def made_from(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         split, source = self.split, self.split.source
         return {
             "reader": _READER_VERSION,
@@ -310,7 +310,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     split, source = task.split, task.split.source
     folder = Path(task.folder)
     entry = folder / f"{split.number:05d}.json"
-    if (done := read_entry(entry, task.made_from)) is not None:
+    if (done := read_entry(entry, task.inputs)) is not None:
         return {**done, "problems": []}
     begin(entry)
     reader = Reader(
@@ -344,7 +344,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     if problems:
         return {**report, "files": {}, "problems": problems}
     paths = [path for path, _ in writer.shards]
-    return {**write_entry(entry, paths, task.made_from, **report), "problems": []}
+    return {**write_entry(entry, paths, task.inputs, **report), "problems": []}
 
 
 class _ShardWriter:
@@ -378,10 +378,10 @@ class _ShardWriter:
     def _write_group(self) -> None:
         if self._parquet is None:
             path = self.folder / f"{self.name}-{len(self.shards):04d}.parquet"
-            aside = self._shard.enter_context(atomic_write(path))
+            temporary = self._shard.enter_context(atomic_write(path))
             self._parquet = self._shard.enter_context(
                 pq.ParquetWriter(
-                    aside,
+                    temporary,
                     _SCHEMA,
                     compression="zstd",
                     compression_level=1,

@@ -3,11 +3,11 @@
 SemDeDup (Abbas et al., arXiv 2303.09540) looks for them inside clusters, so that no pair across
 clusters is ever compared. Our rule: in the order of the row ids, a row goes if its cosine to a row
 of the same cluster that stays is at least the threshold. (SemDeDup orders a cluster by the distance
-to its centre and lets rows that went remove others, too; so chains of rows, each near the next,
+to its center and lets rows that went remove others, too; so chains of rows, each near the next,
 shrink to one there. Here every row that goes is near the row that it is said to repeat.)
 
-What stays is written to ``distinct/``: row ids, labels and cluster sizes, as `Store.narrow` reads
-them. What went is listed in ``near_repeats.jsonl``.
+What stays is written to ``distinct/``: row ids, labels and cluster sizes, as `Store.deduplicate`
+reads them. What went is listed in ``near_duplicates.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ import orjson
 
 from pyids._typing import Int64
 from pyids.data.exact_dedup import places
-from pyids.neighbors import near_repeats
+from pyids.neighbors import near_duplicates
 from pyids.store.files import atomic_write, fingerprint, read_json
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, read_entry, write_entry
 
 
-def drop_near_repeats(store: Store, threshold: float) -> int:
-    """Write ``distinct/`` and ``near_repeats.jsonl``, once; return how many rows went.
+def drop_near_duplicates(store: Store, threshold: float) -> int:
+    """Write ``distinct/`` and ``near_duplicates.jsonl``, once; return how many rows went.
 
     Memory holds a block of a cluster at a time; what is known of every row is mapped to files.
 
     Parameters
     ----------
     store : Store
-        Embedded and clustered, not narrowed.
+        Embedded and clustered, not deduplicated.
     threshold : float
         A cosine in (0, 1).
     """
     # Entries hold the hashes of their files.
     entries = [
-        store.artefact(kind, shard, ".json")
+        store.artifact(kind, shard, ".json")
         for kind in ("embeddings", "labels")
         for shard in store.shards
     ]
-    made_from = {
+    inputs = {
         "threshold": threshold,
         "rows": [store.fingerprint(shard) for shard in store.shards],
         "vectors and labels": fingerprint([read_json(entry)["files"] for entry in entries]),
     }
     folder = store.path / "distinct"
     entry = folder / "index.json"
-    if (done := read_entry(entry, made_from)) is not None:
-        return int(done["near_repeats"])
+    if (done := read_entry(entry, inputs)) is not None:
+        return int(done["near_duplicates"])
     begin(entry)
     store.scratch.mkdir(exist_ok=True)
     members, ends = _by_cluster(store)
@@ -59,7 +59,7 @@ def drop_near_repeats(store: Store, threshold: float) -> int:
     repeats = _mapped(store, "repeats.i8")  # position -> position that it repeats, or itself
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
         rows = np.array(members[start:stop])
-        repeats[rows] = rows[near_repeats(shards, rows, threshold=threshold)]
+        repeats[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
     sizes = np.zeros(len(ends), dtype=np.int64)
     ids = _mapped(store, "ids.i8")
     first = 0
@@ -70,8 +70,8 @@ def drop_near_repeats(store: Store, threshold: float) -> int:
     files = []
     first = gone = 0
     with (
-        atomic_write(store.path / "near_repeats.jsonl") as aside,
-        aside.open("wb") as listing,
+        atomic_write(store.path / "near_duplicates.jsonl") as temporary,
+        temporary.open("wb") as listing,
     ):
         for shard, labels in zip(store.shards, store.labels(), strict=True):
             positions = np.arange(first, first + len(labels))
@@ -93,7 +93,7 @@ def drop_near_repeats(store: Store, threshold: float) -> int:
     del members, repeats, ids
     shutil.rmtree(store.scratch)
     write_entry(
-        entry, files, made_from, kept=int(sizes.sum()), near_repeats=gone, sizes=sizes.tolist()
+        entry, files, inputs, kept=int(sizes.sum()), near_duplicates=gone, sizes=sizes.tolist()
     )
     return gone
 

@@ -38,11 +38,6 @@ _MAX_NAMED = 20
 Block = tuple[int, NDArray[Any]]
 
 
-def vectors_column(embeddings: str | None) -> str | None:
-    """Name the column that `embeddings` means; None when it is a ``.npy`` file or nothing."""
-    return None if embeddings is None or embeddings.endswith(".npy") else embeddings
-
-
 def open_vectors(path: Path | str, rows: int | None = None, *, limit: int | None = None) -> Any:
     """Map a ``.npy`` file of vectors, one for each row of the input.
 
@@ -63,7 +58,7 @@ def open_vectors(path: Path | str, rows: int | None = None, *, limit: int | None
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file of vectors: check --embeddings") from None
+        raise DataError(f"{path}: no such file of vectors: check --embeddings-file") from None
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: no .npy file of numbers ({error}): save it with np.save"
@@ -83,9 +78,10 @@ def open_vectors(path: Path | str, rows: int | None = None, *, limit: int | None
 
 def take_vectors(
     store: Store,
-    embeddings: str,
-    engine: Engine | None = None,
+    file: str | None,
     *,
+    column: str | None = None,
+    engine: Engine | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Copy precomputed vectors of the kept rows into ``embeddings/``; skip shards that are done.
@@ -96,9 +92,10 @@ def take_vectors(
     ----------
     store : Store
         With its rows read; for a column, from sources opened with ``vectors=`` its name.
-    embeddings : str
-        A ``.npy`` file whose row i is the vector of row id i, or a column that holds in each row a
-        list of numbers, as many as in every other.
+    file : str or None
+        A ``.npy`` file whose row i is the vector of row id i; None: they stand in `column`.
+    column : str, optional
+        A column that holds in each row a list of numbers, as many as in every other.
     engine : Engine, optional
         Where shards are copied.
     progress : callable, optional
@@ -120,12 +117,12 @@ def take_vectors(
         Rows whose vector is zero: they have no direction, so the cosine metric cannot place them.
     """
     (store.path / "embeddings").mkdir(exist_ok=True)
-    column = vectors_column(embeddings)
-    if column is None:
-        open_vectors(embeddings, store.rows_read, limit=store.index["limit"])
-        tasks = _tasks_of_file(store, embeddings)
+    if file is not None:
+        open_vectors(file, store.rows_read, limit=store.index["limit"])
+        tasks, embeddings = _tasks_of_file(store, file), str(file)
     else:
-        tasks = _tasks_of_column(store, column)
+        assert column is not None, "vectors are in a file or in a column"
+        tasks, embeddings = _tasks_of_column(store, column), f"column {column!r}"
     widths: dict[int, str] = {}
     zeros: list[int] = []
     zero_rows = done = 0
@@ -187,9 +184,9 @@ def _target(store: Store, shard: Shard) -> _Target:
         shard.name,
         shard.rows,
         shard.first_row_id,
-        str(store.artefact("keep", shard)),
-        str(store.artefact("rows", shard, ".parquet")),
-        str(store.artefact("embeddings", shard)),
+        str(store.artifact("keep", shard)),
+        str(store.artifact("rows", shard, ".parquet")),
+        str(store.artifact("embeddings", shard)),
         store.fingerprint(shard),
     )
 
@@ -219,14 +216,14 @@ def _copy(task: _Task) -> list[dict[str, Any]]:
         stream = _Stream(_matrices_of_table(task.split, task.name))
     reports = []
     for target in task.targets:
-        made_from = {
+        inputs = {
             "vectors": task.xxh3,
             "column": None if task.split is None else task.name,
             "shard": target.fingerprint,
         }
         out = Path(target.out)
         entry = out.with_suffix(".json")
-        done = read_entry(entry, made_from)
+        done = read_entry(entry, inputs)
         if stream is not None:
             matrices = stream.take(target.rows)
             if done is not None:
@@ -239,7 +236,7 @@ def _copy(task: _Task) -> list[dict[str, Any]]:
                 blocks = _kept_of_records(target, task.name)
             else:
                 blocks = _kept_of_file(target, task.name)
-            done = write_entry(entry, [out], made_from, **_write(out, blocks, target))
+            done = write_entry(entry, [out], inputs, **_write(out, blocks, target))
         reports.append({**done, "name": target.name})
     return reports
 
@@ -250,14 +247,14 @@ def _write(out: Path, blocks: Iterator[Block], target: _Target) -> dict[str, Any
     vectors: NDArray[Any] | None = None
     zeros: list[int] = []
     zero_rows = width = 0
-    with atomic_write(out) as aside:
+    with atomic_write(out) as temporary:
         for start, block in blocks:
             dtype = np.float16 if block.dtype == np.float16 else np.float32
             with np.errstate(over="ignore"):  # what overflows is found as an infinite value
                 block = block.astype(dtype, copy=False)
             if vectors is None:
                 width = block.shape[1]
-                vectors = _create(aside, (len(ids), width), dtype)
+                vectors = _create(temporary, (len(ids), width), dtype)
             block_ids = ids[start : start + len(block)]
             if block.shape[1] != width:
                 raise DataError(

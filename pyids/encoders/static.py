@@ -70,7 +70,7 @@ class StaticEncoder:
 
     ref: ModelRef
     table: Table
-    max_tokens: int | None = None
+    max_length: int | None = None
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class StaticEncoder:
         """Hash of the table, the tokenizer and the limit."""
         digest = xxhash.xxh3_128(self.table.weights.read_bytes())
         digest.update(self.table.tokenizer.read_bytes())
-        digest.update(f"{self.max_tokens} {self.table.normalize}".encode())
+        digest.update(f"{self.max_length} {self.table.normalize}".encode())
         return digest.hexdigest()
 
     @property
@@ -124,7 +124,7 @@ class StaticEncoder:
         for start in range(0, len(texts), _BLOCK_ROWS):
             block = list(texts[start : start + _BLOCK_ROWS])
             rows = [
-                encoding.ids[: self.max_tokens]
+                encoding.ids[: self.max_length]
                 for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)
             ]
             ids = np.fromiter(chain.from_iterable(rows), np.int64)

@@ -37,13 +37,13 @@ class Recipe:
         A mode of `pyids.ops.pool`.
     normalize
         Whether vectors get unit length.
-    max_tokens
+    max_length
         Longest text that the model takes, special tokens included.
     """
 
     pooling: PoolMode
     normalize: bool
-    max_tokens: int
+    max_length: int
 
 
 _POOLING: dict[str, PoolMode] = {
@@ -60,7 +60,7 @@ def read_recipe(folder: Path, name: str) -> Recipe:
     Raises
     ------
     ModelError
-        Where the folder asks for a module that is neither pooling nor normalisation.
+        Where the folder asks for a module that is neither pooling nor normalization.
     """
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer_config.json")
@@ -69,11 +69,11 @@ def read_recipe(folder: Path, name: str) -> Recipe:
         tokenizer.get("model_max_length"),
         _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
     ]
-    max_tokens = min((int(limit) for limit in limits if limit), default=512)
+    max_length = min((int(limit) for limit in limits if limit), default=512)
     modules = folder / "modules.json"
     if not modules.is_file():
         causal = any("ForCausalLM" in kind for kind in config.get("architectures") or [])
-        return Recipe("weighted_mean" if causal else "mean", True, max_tokens)
+        return Recipe("weighted_mean" if causal else "mean", True, max_length)
     pooling: PoolMode = "mean"
     normalize = False
     for module in _read_json(modules):
@@ -85,9 +85,9 @@ def read_recipe(folder: Path, name: str) -> Recipe:
         elif kind != "Transformer":
             raise ModelError(
                 f"encoder {name!r}: its module {kind} is not supported, only Transformer, Pooling "
-                "and Normalize; embed with its own library and pass --embeddings"
+                "and Normalize; embed with its own library and pass --embeddings-file"
             )
-    return Recipe(pooling, normalize, max_tokens)
+    return Recipe(pooling, normalize, max_length)
 
 
 def _read_pooling(config: dict[str, Any], name: str) -> PoolMode:
@@ -104,7 +104,7 @@ def _read_pooling(config: dict[str, Any], name: str) -> PoolMode:
     if len(modes) != 1 or (mode := modes[0]) is None:
         raise ModelError(
             f"encoder {name!r}: its pooling {', '.join(asked) or 'is none'} is not one of "
-            f"{', '.join(short)}; embed with its own library and pass --embeddings"
+            f"{', '.join(short)}; embed with its own library and pass --embeddings-file"
         )
     return mode
 
@@ -119,7 +119,7 @@ class TransformerEncoder:
 
     ref: ModelRef
     pooling: PoolMode | None = None
-    max_tokens: int | None = None
+    max_length: int | None = None
     long_text: LongText = "truncate"
     batch_tokens: int = 1024
     device: str = "cpu"
@@ -163,7 +163,7 @@ class TransformerEncoder:
     @property
     def limit(self) -> int:
         """Longest text in tokens."""
-        return min(self.recipe.max_tokens, self.max_tokens or self.recipe.max_tokens)
+        return min(self.recipe.max_length, self.max_length or self.recipe.max_length)
 
     @property
     def _autocast(self) -> bool:

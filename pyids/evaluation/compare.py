@@ -221,7 +221,7 @@ def compare(
     model: str | None = None,
     format: str = "auto",
     limit: int | None = None,
-    max_tokens: int = 1024,
+    max_length: int = 1024,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Comparison:
@@ -242,7 +242,7 @@ def compare(
     model
         Base model: its tokenizer counts lengths, it stands under the runs' adapters, and it is
         evaluated, too.
-    format, limit, max_tokens, device, dtype
+    format, limit, max_length, device, dtype
         See `pyids.evaluation.evaluate.evaluate`; `limit` is for the held-out rows alone.
 
     Raises
@@ -260,7 +260,7 @@ def compare(
     tokenizer = load_tokenizer(reference) if reference is not None else None
     read = [
         _read(
-            file, by, tokenizer, max_tokens, lambda store: _quality(store, quality, model, device)
+            file, by, tokenizer, max_length, lambda store: _quality(store, quality, model, device)
         )
         for file in files
     ]
@@ -305,7 +305,7 @@ def compare(
             model,
             format=format,
             limit=limit,
-            max_tokens=max_tokens,
+            max_length=max_length,
             device=device,
             dtype=dtype,
         ),
@@ -359,7 +359,7 @@ def _read(
     file: Path,
     by: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
-    max_tokens: int,
+    max_length: int,
     quality: Callable[[Store], Float64],
 ) -> _Selection:
     digests, groups = [], []
@@ -374,7 +374,7 @@ def _read(
             if tokenizer is None:
                 lengths.append(response_length(row.messages))
             else:
-                mask = encode(row.messages, tokenizer, max_tokens).response_mask
+                mask = encode(row.messages, tokenizer, max_length).response_mask
                 lengths.append(int(mask[1:].sum()))
         qualities = quality(store)
     logger.info("read %d rows of %s", len(digests), file)
@@ -395,10 +395,10 @@ def _clusters(store: Store, wanted: set[bytes]) -> dict[bytes, str]:
     """Find the clusters of rows of a run's pool by their content."""
     found: dict[bytes, str] = {}
     for shard, labels in zip(store.shards, store.labels(), strict=True):
-        path = store.artefact("rows", shard, ".parquet")
+        path = store.artifact("rows", shard, ".parquet")
         with pq.ParquetFile(path, pre_buffer=False) as file:
             column = file.read(columns=["digest"], use_threads=False).column("digest")
-        positions = load_npy(store.artefact("keep", shard)) - shard.first_row_id
+        positions = load_npy(store.artifact("keep", shard)) - shard.first_row_id
         keys = column.take(positions).to_pylist()
         found.update(
             (key, str(label))

@@ -141,7 +141,7 @@ def evaluate(
     apply_chat_template: bool = False,
     format: str = "auto",
     limit: int | None = None,
-    max_tokens: int = 1024,
+    max_length: int = 1024,
     device: str = "auto",
     dtype: str = "float32",
 ) -> Evaluation:
@@ -169,7 +169,7 @@ def evaluate(
         Chat format of the rows (`pyids.chat.formats`).
     limit
         Only the first rows of the data, and of each task.
-    max_tokens
+    max_length
         Longest row, and longest input of a task.
     device, dtype
         Where and in which precision the model computes; ``auto`` is CUDA where there is one.
@@ -198,12 +198,12 @@ def evaluate(
         network, tokenizer = loader(device, dtype)
         if sources:
             found["groups"], without = _by_group(
-                network, tokenizer, store, by, max_tokens=max_tokens, device=device
+                network, tokenizer, store, by, max_length=max_length, device=device
             )
             found.update(by=by, skipped=intake.skipped + without)
     if manager is not None:
         found["tasks"] = run_tasks(
-            *(network, tokenizer, tasks, manager, limit, max_tokens),
+            *(network, tokenizer, tasks, manager, limit, max_length),
             apply_chat_template=apply_chat_template,
         )
     return Evaluation(model, **found)
@@ -306,7 +306,7 @@ def _by_group(
         done += len(block)
         logger.info("evaluated %d of %d rows", done, store.kept)
     if not sums:
-        raise DataError("no row has a response token: check the data, or raise --max-tokens")
+        raise DataError("no row has a response token: check the data, or raise --max-length")
     groups = tuple(
         Group(name, int(n), int(tokens), by_token / tokens, by_row / n)
         for name, (n, tokens, by_token, by_row) in sorted(sums.items())

@@ -51,7 +51,7 @@ def run_tasks(
     tasks: Sequence[str],
     manager: Any,
     limit: int | None,
-    max_tokens: int,
+    max_length: int,
     *,
     apply_chat_template: bool,
 ) -> dict[str, dict[str, float]]:
@@ -65,7 +65,7 @@ def run_tasks(
             tokenizer=tokenizer,
             backend="causal",
             batch_size=8,
-            max_length=max_tokens,
+            max_length=max_length,
         )
         report = simple_evaluate(
             wrapped,

@@ -68,7 +68,7 @@ def first_of_each_cluster(pool: Pool, keys: Float64, quotas: Int64) -> Int64:
 
 
 def distances_to_centroids(pool: Pool) -> Float64:
-    """Return each row's distance to the centre of its cluster: Euclidean, in the pool's metric.
+    """Return each row's distance to the center of its cluster: Euclidean, in the pool's metric.
 
     For the cosine that of the row at unit length, which orders rows as k-means measured them.
     """

@@ -75,7 +75,7 @@ def facility_location(
     list_bytes: int = 1 << 29,
     threads: int | None = None,
 ) -> Picks:
-    """Greedy maximisation of coverage and quality.
+    """Greedy maximization of coverage and quality.
 
     ``F(S) = (1 - alpha) / |V| * sum_{i in V} max_{j in S} s(i, j) + alpha / budget * sum_{j in S}
     quality[j]`` with s the cosine, negative ones as 0, in whole units of 2**-20. In these units F

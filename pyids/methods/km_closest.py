@@ -1,4 +1,4 @@
-"""kM-Closest: clusters by size, rows nearest the centre."""
+"""kM-Closest: clusters by size, rows nearest the center."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyids.methods.pool import Pool
     cost="O(N D)",
 )
 def select(pool: Pool, budget: int, *, seed: int) -> Int64:
-    """Take of each cluster the rows nearest its centre.
+    """Take of each cluster the rows nearest its center.
 
     Clusters share the budget by size. Equal distances go to the lower row; nothing is drawn.
     """

@@ -1,4 +1,4 @@
-"""kM-Median: clusters by size, rows at the median distance from the centre."""
+"""kM-Median: clusters by size, rows at the median distance from the center."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyids.methods.pool import Pool
     cost="O(N D + N log N)",
 )
 def select(pool: Pool, budget: int, *, seed: int) -> Int64:
-    """Take of each cluster the rows whose distance to the centre is nearest the median distance.
+    """Take of each cluster the rows whose distance to the center is nearest the median distance.
 
     Neither the most typical rows nor the outliers. Clusters share the budget by size. Equal
     differences go to the lower row; nothing is drawn.

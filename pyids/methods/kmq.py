@@ -22,7 +22,7 @@ def select(
     budget: int,
     *,
     seed: int,
-    weighting: Literal["softmax", "proportional"] = "softmax",
+    weighting: Literal["exponential", "proportional"] = "exponential",
     temperature: float = 1.0,
 ) -> Int64:
     """Draw from each cluster its share of the budget, with probability weighted by quality.

@@ -9,7 +9,7 @@ from pyids.methods.draws import draw, draw_one
 from pyids.methods.greedy import novel_select
 from pyids.methods.method import method
 from pyids.methods.pool import Pool
-from pyids.neighbors import neighbour_distances
+from pyids.neighbors import neighbor_distances
 
 
 @method(
@@ -23,7 +23,7 @@ def select(
     budget: int,
     *,
     seed: int,
-    neighbours: int = 10,
+    neighbors: int = 10,
     density: float = 0.5,
     proximity: float = 1.0,
     horizon: int = 256,
@@ -33,12 +33,12 @@ def select(
 
     The novelty of x is ``sum_y sigma(y)^density * (1 - cos(x, y)) / rank(y)^proximity`` over the
     rows y taken so far, ranked by their distance to x, where ``1 / sigma(y)`` is the sum of the
-    distances from y to its nearest neighbours in the pool. Begins with a random row; in the order
+    distances from y to its nearest neighbors in the pool. Begins with a random row; in the order
     of picking; equal novelty goes to the lower row.
 
     Parameters
     ----------
-    neighbours
+    neighbors
         How many the density is taken from.
     density, proximity
         The exponents; the paper's values by default.
@@ -46,16 +46,16 @@ def select(
         Only the nearest so many taken rows are kept by rank; those beyond enter by their mean.
         Exact for budgets up to it.
     reference
-        Most rows that neighbours are looked for among; above it, a random sample of the pool.
+        Most rows that neighbors are looked for among; above it, a random sample of the pool.
     """
     threads = pool.threads
     rows = None
     if reference < len(pool):
         rows = draw(pool, np.zeros(len(pool), np.int32), [reference], seed)
-    distances = neighbour_distances(
-        pool.embeddings, min(neighbours, len(pool) - 1), reference=rows, threads=threads
+    distances = neighbor_distances(
+        pool.embeddings, min(neighbors, len(pool) - 1), reference=rows, threads=threads
     )
-    # A row with as many exact repeats as neighbours has no distance to them: bound its density.
+    # A row with as many exact repeats as neighbors has no distance to them: bound its density.
     weights = np.maximum(distances, 1e-3) ** -density
     return novel_select(
         pool.embeddings,

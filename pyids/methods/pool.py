@@ -114,7 +114,7 @@ class Pool:
 
     @cached_property
     def centroids(self) -> NDArray[Any]:
-        """The centre of each cluster: (K, D)."""
+        """The center of each cluster: (K, D)."""
         return np.asarray(self._load("centroids"))
 
     @cached_property
@@ -231,14 +231,14 @@ def pool_from_store(
 
     row_ids = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
     loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store)}
-    if all(store.artefact("embeddings", shard).exists() for shard in store.shards):
+    if all(store.artifact("embeddings", shard).exists() for shard in store.shards):
         loaders["embeddings"] = store.embeddings
-    if all(store.artefact("labels", shard).exists() for shard in store.shards):
+    if all(store.artifact("labels", shard).exists() for shard in store.shards):
         loaders["labels"] = lambda: np.concatenate(store.labels())
     metric: Metric = "euclidean"
     if (entry := store.path / "centroids.json").exists():
         loaders["centroids"] = lambda: _load_centroids(entry.with_suffix(".safetensors"))
-        metric = read_json(entry)["made_from"]["metric"]
+        metric = read_json(entry)["inputs"]["metric"]
     if quality is not None:
         loaders["quality"] = quality if callable(quality) else _constant(quality)
 

@@ -26,7 +26,7 @@ _OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
 
 
 # Options that only rounds look at.
-OF_ROUNDS = {"rounds", "candidates", "quota"} | {
+OF_ROUNDS = {"rounds", "oversample", "allocation"} | {
     name
     for name, field in RunConfig.model_fields.items()
     if isinstance(extra := field.json_schema_extra, dict)
@@ -93,19 +93,19 @@ def select_from_folder(
     others = [
         name
         for name in sorted(changes.keys() - _OF_A_SELECTION)
-        if name == "output" or getattr(config, name) != getattr(folder_config, name)
+        if name == "output_dir" or getattr(config, name) != getattr(folder_config, name)
     ]
     if others:
         raise ConfigError(
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
-            "another --output"
+            "another --output-dir"
         )
     return _select(reopen, folder_config, config, method, path, settings or {})
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:
     """Return how far rows must be prepared for a method."""
-    if {"labels", "centroids"} & set(method.needs) or config.near_duplicates is not None:
+    if {"labels", "centroids"} & set(method.needs) or config.semdedup_threshold is not None:
         return "cluster"
     return "embed" if "embeddings" in method.needs else "read"
 

@@ -38,7 +38,7 @@ class Endpoint:
         As the server calls it.
     key_variable
         The environment variable that holds the key; none is sent where it is not set.
-    max_requests, max_tokens
+    max_requests, max_length
         The caps: requests sent, the repeated ones too, and tokens as the server counts them. A
         request that would come after a cap was reached is not sent. None: no cap.
     retries
@@ -55,7 +55,7 @@ class Endpoint:
     model: str
     key_variable: str = "OPENAI_API_KEY"
     max_requests: int | None = None
-    max_tokens: int | None = None
+    max_length: int | None = None
     retries: int = 5
     timeout_s: float = 120.0
     pause_s: float = 1.0
@@ -153,9 +153,9 @@ class Endpoint:
                 f"{self.url}: the cap of {self.max_requests} requests is reached: raise it and run "
                 "again, answers so far are kept"
             )
-        if self.max_tokens is not None and self.tokens_used >= self.max_tokens:
+        if self.max_length is not None and self.tokens_used >= self.max_length:
             raise ConfigError(
-                f"{self.url}: the cap of {self.max_tokens} tokens is reached: raise it and run "
+                f"{self.url}: the cap of {self.max_length} tokens is reached: raise it and run "
                 "again, answers so far are kept"
             )
 

@@ -89,10 +89,10 @@ def finetune(
     *,
     output_dir: Path | str,
     method: Method = "lora",
-    epochs: float = 1.0,
+    num_train_epochs: float = 1.0,
     learning_rate: float | None = None,
     batch_size: int = 8,
-    max_tokens: int = 1024,
+    max_length: int = 1024,
     batch_tokens: int | None = None,
     lora_rank: int = 16,
     seed: int = 0,
@@ -116,14 +116,14 @@ def finetune(
         Where the checkpoint appears, whole or not at all; an older one there is replaced.
     method
         "lora" trains an adapter on all linear layers but the LM head, "full" all weights.
-    epochs
+    num_train_epochs
         Passes over the rows; a fraction of one is a part of the rows.
     learning_rate
         The peak; by default 5e-4 for LoRA and 2e-5 for full. It rises over 3% of the steps, then
         falls linearly towards zero; AdamW without weight decay.
     batch_size
-        Rows of an optimiser step.
-    max_tokens
+        Rows of an optimizer step.
+    max_length
         Longest row (`pyids.chat.template.truncate`).
     batch_tokens
         Tokens of a micro-batch with its padding: bounds memory, does not change the loss. By
@@ -131,7 +131,7 @@ def finetune(
     lora_rank
         Rank r; alpha is 2 r, without dropout.
     dtype
-        "float32"; or "bfloat16", with float32 for what is trained and for the optimiser.
+        "float32"; or "bfloat16", with float32 for what is trained and for the optimizer.
     progress
         Called after every step.
 
@@ -142,11 +142,14 @@ def finetune(
     """
     if method not in ("lora", "full"):
         raise ValueError(f"method must be 'lora' or 'full', not {method!r}")
-    if epochs <= 0 or batch_size < 1:
-        raise ValueError(f"epochs and batch_size must be positive, not {epochs} and {batch_size}")
+    if num_train_epochs <= 0 or batch_size < 1:
+        raise ValueError(
+            "num_train_epochs and batch_size must be positive, not "
+            f"{num_train_epochs} and {batch_size}"
+        )
     ref = resolve_model(ref) if isinstance(ref, str) else ref
     tokenizer = load_tokenizer(ref)
-    encoded = [encode(messages, tokenizer, max_tokens) for messages in conversations]
+    encoded = [encode(messages, tokenizer, max_length) for messages in conversations]
     usable = [i for i, row in enumerate(encoded) if row.response_mask[1:].any()]
     if not usable:
         raise ModelError(
@@ -154,7 +157,7 @@ def finetune(
             "assistant turns"
         )
     rows = [encoded[i] for i in usable]
-    steps = _plan(len(rows), epochs, batch_size, seed)
+    steps = _plan(len(rows), num_train_epochs, batch_size, seed)
 
     with _seeded(seed):
         weights = "float32" if method == "full" else dtype
@@ -249,10 +252,10 @@ def read_record(path: Path | str) -> Checkpoint:
         ) from error
 
 
-def _plan(rows: int, epochs: float, batch_size: int, seed: int) -> list[list[int]]:
-    """Return the rows of each optimiser step, shuffled anew in each epoch; no step spans two."""
+def _plan(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> list[list[int]]:
+    """Return the rows of each optimizer step, shuffled anew in each epoch; no step spans two."""
     steps: list[list[int]] = []
-    left = max(1, round(epochs * rows))
+    left = max(1, round(num_train_epochs * rows))
     for epoch in range(math.ceil(left / rows)):
         order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
         order = order[: left - epoch * rows]
@@ -312,7 +315,7 @@ def _train(
     scratch: str,
     progress: Progress | None,
 ) -> list[float]:
-    """Run the optimiser over the planned steps; return the loss of each."""
+    """Run the optimizer over the planned steps; return the loss of each."""
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -484,11 +487,11 @@ def _seeded(seed: int) -> Iterator[None]:
 def training_options(config: RunConfig) -> dict[str, Any]:
     """Return what `pyids.models.finetune.finetune` needs to know of the configuration."""
     return {
-        "method": config.tuning,
-        "epochs": config.epochs,
+        "method": config.finetuning_type,
+        "num_train_epochs": config.num_train_epochs,
         "learning_rate": config.peak_learning_rate,
         "batch_size": config.batch_size,
-        "max_tokens": config.max_tokens,
+        "max_length": config.max_length,
         "lora_rank": config.lora_rank,
         "seed": config.seed,
         "device": device_module.device(config),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyids.chat.template import Conversation, encode_prompt, retell
+from pyids.chat.template import Conversation, encode_prompt, with_turns
 from pyids.models.batching import Progress, batches_by_length
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def split_last(messages: Conversation) -> tuple[Conversation, str] | None:
     """Return the turns before the last assistant turn, and its text; None without such a turn."""
     for i in range(len(messages) - 1, 0, -1):
         if messages[i]["role"] == "assistant":
-            return retell(messages, messages[:i]), str(messages[i].get("content") or "")
+            return with_turns(messages, messages[:i]), str(messages[i].get("content") or "")
     return None
 
 
@@ -27,7 +27,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Conversation],
     *,
-    max_tokens: int = 2048,
+    max_length: int = 2048,
     max_new_tokens: int = 128,
     batch_tokens: int = 4096,
     device: str = "cpu",
@@ -39,7 +39,7 @@ def generate(
     ----------
     prompts
         Conversations that end before an assistant turn.
-    max_tokens
+    max_length
         Longest prompt: what is above goes on its left.
     max_new_tokens
         Longest answer.
@@ -53,7 +53,7 @@ def generate(
     """
     import torch
 
-    rows = [encode_prompt(messages, tokenizer, max_tokens) for messages in prompts]
+    rows = [encode_prompt(messages, tokenizer, max_length) for messages in prompts]
     lengths = [len(row) for row in rows]
     pad_id = tokenizer.pad_token_id
     pad_id = tokenizer.eos_token_id if pad_id is None else pad_id

@@ -31,7 +31,7 @@ def cache_dir() -> Path:
 def convert_gguf(path: Path) -> Path:
     """Convert a GGUF file to a safetensors folder in the cache, once.
 
-    De-quantising takes tens of seconds, loading the result one. The folder appears by one rename,
+    De-quantizing takes tens of seconds, loading the result one. The folder appears by one rename,
     so it is whole or absent; a lock keeps other processes waiting meanwhile; what a killed
     conversion left is removed by the next. The folder's name holds the hash of the GGUF file.
     """

@@ -128,7 +128,7 @@ class Judge:
 
     def _ask(self, key: str, prompt: str) -> None:
         answer = self.endpoint.chat(
-            [{"role": "user", "content": prompt}], temperature=0, max_tokens=self.answer_tokens
+            [{"role": "user", "content": prompt}], temperature=0, max_length=self.answer_tokens
         )
         rating = parse_rating(answer)
         with self._lock:

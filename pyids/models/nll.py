@@ -38,7 +38,7 @@ def response_nll(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     *,
-    max_tokens: int = 2048,
+    max_length: int = 2048,
     batch_tokens: int | None = None,
     device: str = "cpu",
     padding_side: str = "right",
@@ -56,7 +56,7 @@ def response_nll(
     ----------
     conversations
         B rows of messages.
-    max_tokens
+    max_length
         See `pyids.chat.template.truncate`.
     batch_tokens
         Tokens of a forward pass with its padding: memory and speed, not values. By default
@@ -69,7 +69,7 @@ def response_nll(
     counts : int64 (B,)
         Response tokens of each row.
     """
-    encoded = [encode(messages, tokenizer, max_tokens) for messages in conversations]
+    encoded = [encode(messages, tokenizer, max_length) for messages in conversations]
     nll = encoded_nll(
         model,
         encoded,

@@ -34,7 +34,7 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
 
         return RewardModel(
             resolve_model(config.reward_model),
-            config.max_tokens,
+            config.max_length,
             device=device(config),
             dtype=config.dtype,
         )
@@ -50,5 +50,5 @@ def judge_endpoint(config: RunConfig) -> Endpoint:
     from pyids.models.endpoint import Endpoint
 
     return Endpoint(
-        config.judge_url or "", config.judge_model or "", max_requests=config.judge_requests
+        config.judge_url or "", config.judge_model or "", max_requests=config.judge_max_requests
     )

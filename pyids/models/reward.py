@@ -27,7 +27,7 @@ class RewardModel:
     """
 
     ref: ModelRef
-    max_tokens: int = 2048
+    max_length: int = 2048
     batch_tokens: int = 4096
     device: str = "cpu"
     dtype: str = "float32"
@@ -81,7 +81,7 @@ class RewardModel:
         return model, tokenizer
 
     def _tokenize(self, tokenizer: Any, messages: Conversation) -> dict[str, list[int]]:
-        limit = {"truncation": True, "max_length": self.max_tokens}
+        limit = {"truncation": True, "max_length": self.max_length}
         if tokenizer.chat_template:
             tools = tools_of(messages) or None
             text = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)

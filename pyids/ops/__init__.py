@@ -123,7 +123,7 @@ def pool_packed(
 
 
 def assign(x: Data, centers: Data, *, precision: Precision = "exact") -> tuple[Data, Data]:
-    """Nearest centre of each point: argmin_j |x_i - c_j|^2.
+    """Nearest center of each point: argmin_j |x_i - c_j|^2.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def assign(x: Data, centers: Data, *, precision: Precision = "exact") -> tuple[D
     centers : (K, D), the same kind
     precision : {"exact", "tf32", "half"}
         "exact": the label's float64 distance is the float64 minimum, up to float64 rounding, by
-        certificate and re-check. "tf32" and "half" score in that arithmetic and may take a centre
+        certificate and re-check. "tf32" and "half" score in that arithmetic and may take a center
         that is farther by its rounding; a backend without it computes in float32.
 
     Returns
@@ -139,13 +139,13 @@ def assign(x: Data, centers: Data, *, precision: Precision = "exact") -> tuple[D
     labels : (N,) int32
         Ties go to the lowest index.
     distances : (N,) float32
-        Squared distance to that centre, from differences (no cancellation).
+        Squared distance to that center, from differences (no cancellation).
 
     Raises
     ------
     TypeError, ValueError
-        Shapes or dtypes do not fit; there is no centre; a row holds NaN or an infinity (the first
-        is named, never labelled).
+        Shapes or dtypes do not fit; there is no center; a row holds NaN or an infinity (the first
+        is named, never labeled).
     """
     check_shape("x", x, None, None)
     check_shape("centers", centers, None, x.shape[1])

@@ -70,7 +70,7 @@ def _normalized(vectors: Tensor) -> Tensor:
 def assign(x: Tensor, centers: Tensor, *, precision: str) -> tuple[Tensor, Tensor]:
     """See `pyids.ops.assign`.
 
-    "exact": both sides are shifted by the mean centre (distances do not notice, rounding does),
+    "exact": both sides are shifted by the mean center (distances do not notice, rounding does),
     scored in float32, and every pair whose score is within the rounding bound of the row's best
     is measured again in float64.
     """

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pyids.config import RunConfig, load_config, make_config
-from pyids.data.precomputed import vectors_column
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
 from pyids.errors import ConfigError
 from pyids.store.folder import Store
 
 # Where a run works does not change what it selects: these may differ when it goes on.
-_MACHINE = {"data", "engine", "workers", "threads", "device", "output", "judge_requests"}
+_MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -26,8 +25,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             for name in config.data  # what is neither is a name on the hub
         ]
     }
-    if (path := vectors_file(config)) is not None:
-        paths["embeddings"] = os.path.abspath(path)
+    if (path := config.embeddings_file) is not None:
+        paths["embeddings_file"] = os.path.abspath(path)
     return config.model_copy(update=paths)
 
 
@@ -39,15 +38,10 @@ def identity_of(
         **config.model_dump(exclude=_MACHINE),
         "inputs": fingerprint_sources(sources, store, limit=config.limit),
     }
-    if (path := vectors_file(config)) is not None:
+    if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        [identity["embeddings"]] = fingerprint_files([path], store)
+        [identity["embeddings_file"]] = fingerprint_files([path], store)
     return identity
-
-
-def vectors_file(config: RunConfig) -> str | None:
-    """Return the ``.npy`` file that brings the vectors, if one does."""
-    return config.embeddings if vectors_column(config.embeddings) is None else None
 
 
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
@@ -66,4 +60,4 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
     path = folder / "config.yaml"
     if not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    return make_config(**{**load_config(path), **changes, "output": str(folder)})
+    return make_config(**{**load_config(path), **changes, "output_dir": str(folder)})

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyids.chat.formats import list_columns
-from pyids.config import LOOK_CANDIDATES, RunConfig
+from pyids.config import SCREENING_OVERSAMPLE, RunConfig
 from pyids.data.ingest import check, describe
-from pyids.data.precomputed import open_vectors, vectors_column
+from pyids.data.precomputed import open_vectors
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
 from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.models.raters import judge_endpoint
-from pyids.pipeline.identity import identity_of, vectors_file
+from pyids.pipeline.identity import identity_of
 from pyids.pipeline.stages import find_encoder
 from pyids.store.folder import Store
 
@@ -34,11 +34,11 @@ def check_inputs(config: RunConfig) -> list[Source]:
     """Find the device, the input files, what each holds, and what vectors and quality are."""
     if config.device != "auto":  # which cannot fail, and would import torch
         device(config)
-    column = vectors_column(config.embeddings)
-    if config.embeddings is None:
-        find_encoder(config.encoder)
+    column = config.embeddings_column
+    if config.embeddings_file is not None:
+        open_vectors(config.embeddings_file)
     elif column is None:
-        open_vectors(config.embeddings)
+        find_encoder(config.encoder)
     sources = open_sources(config.data, format=config.format, vectors=column)
     if config.quality is not None:
         _check_quality(config.quality, config.model, sources)
@@ -73,12 +73,12 @@ def check_model(config: RunConfig) -> None:
     from pyids.models.hub import resolve_model
     from pyids.scoring.scorers import SCORERS
 
-    needed = ["torch", "transformers", *(["peft"] if config.tuning == "lora" else [])]
+    needed = ["torch", "transformers", *(["peft"] if config.finetuning_type == "lora" else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         raise ConfigError(
             f"training needs the package {missing[0]}: pip install 'pyids-select[train]'"
         )
-    for name in (config.model, config.guide, config.reward_model):
+    for name in (config.model, config.proxy_model, config.reward_model):
         if name is not None:
             resolve_model(name)
     if config.scorer not in SCORERS:
@@ -109,35 +109,35 @@ def plan(config: RunConfig) -> str:
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
         )
-    if (path := vectors_file(config)) is not None:
+    if (path := config.embeddings_file) is not None:
         open_vectors(path, intake.rows, limit=config.limit)
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
-    probes = min(config.probes * n_clusters, intake.kept)
+    probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
     look = ""
-    if config.candidates != 1:
-        look = f", each of {config.candidates or LOOK_CANDIDATES} candidates"
-    if config.candidates is None:
+    if config.oversample != 1:
+        look = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
+    if config.oversample is None:
         look += " if answers look mismatched"
-    vectors = config.embeddings or f"{config.encoder} {models}"
+    vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
     near = []
-    if config.near_duplicates is not None:
+    if config.semdedup_threshold is not None:
         near = [
-            f"near      rows of cosine {config.near_duplicates:g} to another of their cluster go "
-            "before the draw: how many is not known yet"
+            f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
+            "go before the draw: how many is not known yet"
         ]
     return "\n".join(
         [
             describe(intake),
             f"vectors   {vectors}",
-            f"clusters  {n_clusters}, k-means, at most {config.kmeans_iterations} iterations",
+            f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
             *near,
             f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})"
             f"{look}",
-            f"train     {config.round_model} {models}, {config.tuning}, {config.epochs} "
-            "epochs a round on everything drawn so far",
+            f"train     {config.round_model} {models}, {config.finetuning_type}, "
+            f"{config.num_train_epochs} epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
-            f"weights by the rule {config.weight_rule!r}",
+            f"weights by the rule {config.weight_update!r}",
             f"output    {config.output_path}",
         ]
     )
@@ -153,6 +153,6 @@ def check_writable(folder: Path) -> None:
     """
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise ConfigError(f"{nearest} is a file, not a folder: choose another --output")
+        raise ConfigError(f"{nearest} is a file, not a folder: choose another --output-dir")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{nearest}: cannot write there: choose another --output")
+        raise ConfigError(f"{nearest}: cannot write there: choose another --output-dir")

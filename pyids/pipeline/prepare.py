@@ -36,13 +36,15 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         store.check_claim(identity)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
-            if config.embeddings is not None and until != "read":
-                take_vectors(store, config.embeddings, engine)
+            if config.has_vectors and until != "read":
+                take_vectors(
+                    store, config.embeddings_file, column=config.embeddings_column, engine=engine
+                )
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
-            with atomic_write(store.path / "config.yaml") as aside:
-                aside.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
-            if config.embeddings is None and until != "read":
+            with atomic_write(store.path / "config.yaml") as temporary:
+                temporary.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
+            if not config.has_vectors and until != "read":
                 embed(store, config, engine)
         if until == "cluster":
             _after_vectors(store, config)
@@ -78,7 +80,7 @@ def _has_vectors(store: Store, *, needed: bool) -> bool:
     """Whether the rows have been read to the end, and embedded if that is needed."""
     if not all((store.path / kind / "index.json").exists() for kind in ("rows", "keep")):
         return False
-    entries = (store.artefact("embeddings", shard, ".json") for shard in store.shards)
+    entries = (store.artifact("embeddings", shard, ".json") for shard in store.shards)
     return not needed or all(entry.exists() for entry in entries)
 
 
@@ -97,7 +99,7 @@ def facts(store: Store, config: RunConfig) -> dict[str, Any]:
             "read": store.rows_read,
             "skipped": store.skipped,
             "repeats": store.repeats,
-            "near_repeats": store.near_repeats,
+            "near_duplicates": store.near_duplicates,
             "kept": store.kept,
         },
         # What is named may be missing here, where the rest of the work needs it no more.

@@ -63,12 +63,12 @@ class _EmbedTask:
     folder: str
     shard: Shard
     encoder: str
-    max_tokens: int | None
+    max_length: int | None
     long_text: LongText
     device: str
     dtype: Dtype
     threads: int | None
-    made_from: dict[str, Any]
+    inputs: dict[str, Any]
 
 
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
@@ -79,16 +79,16 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             folder=str(store.path),
             shard=shard,
             encoder=config.encoder,
-            max_tokens=config.encoder_tokens,
+            max_length=config.encoder_max_length,
             long_text=config.long_text,
             device=device(config),
             dtype=config.dtype,
             threads=config.threads,
-            made_from={
+            inputs={
                 "rows": store.fingerprint(shard),
                 "encoder": config.encoder,
                 "revision": revision,
-                "max_tokens": config.encoder_tokens,
+                "max_length": config.encoder_max_length,
                 "long_text": config.long_text,
                 "dtype": config.dtype,
             },
@@ -104,25 +104,25 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
 def _embed_shard(task: _EmbedTask) -> int:
     """Embed the rows of one shard; return their number."""
     store = Store(task.folder)
-    path = store.artefact("embeddings", task.shard)
-    if (entry := read_entry(path.with_suffix(".json"), task.made_from)) is not None:
+    path = store.artifact("embeddings", task.shard)
+    if (entry := read_entry(path.with_suffix(".json"), task.inputs)) is not None:
         return int(entry["rows"])
     from pyids.chat.template import text_of
 
     texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
-    encoder = find_encoder(task.encoder, task.max_tokens, task.long_text, task.device, task.dtype)
+    encoder = find_encoder(task.encoder, task.max_length, task.long_text, task.device, task.dtype)
     if task.threads is not None:
         import torch
 
         torch.set_num_threads(task.threads)
-    save_npy(path, encoder.encode(texts).astype(np.float16), task.made_from)
+    save_npy(path, encoder.encode(texts).astype(np.float16), task.inputs)
     return len(texts)
 
 
 @lru_cache(maxsize=1)
 def find_encoder(
     name: str,
-    max_tokens: int | None = None,
+    max_length: int | None = None,
     long_text: LongText = "truncate",
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -131,28 +131,28 @@ def find_encoder(
     from pyids.encoders import load_encoder
 
     return load_encoder(
-        name, max_tokens=max_tokens, long_text=long_text, device=device, dtype=dtype
+        name, max_length=max_length, long_text=long_text, device=device, dtype=dtype
     )
 
 
 def cluster(store: Store, config: RunConfig) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
     n_clusters = choose_clusters(store, config)
-    made_from = {
+    inputs = {
         "embeddings": _vectors_of(store),
         "clusters": n_clusters,
-        "iterations": config.kmeans_iterations,
+        "iterations": config.kmeans_max_iter,
         "metric": config.metric,
         "seed": config.seed,
     }
     path = store.path / "centroids.safetensors"
     entry = path.with_suffix(".json")
-    if read_entry(entry, made_from) is not None:
+    if read_entry(entry, inputs) is not None:
         return
-    if has_drawn(store.path) and entry.exists() and read_json(entry)["made_from"] != made_from:
+    if has_drawn(store.path) and entry.exists() and read_json(entry)["inputs"] != inputs:
         raise ConfigError(
             f"{store.path}: its rounds drew from clusters of other vectors than there are now (a "
-            "new version of the encoder?): choose another --output"
+            "new version of the encoder?): choose another --output-dir"
         )
     from safetensors.numpy import save_file
 
@@ -162,7 +162,7 @@ def cluster(store: Store, config: RunConfig) -> None:
     on_cpu = config.device == "cpu" or config.metric == "cosine"
     kmeans = KMeans(
         n_clusters,
-        max_iter=config.kmeans_iterations,
+        max_iter=config.kmeans_max_iter,
         metric=config.metric,
         random_state=config.seed,
         device="cpu" if on_cpu else "auto" if config.device == "auto" else "cuda",
@@ -174,12 +174,14 @@ def cluster(store: Store, config: RunConfig) -> None:
     start = 0
     for shard in store.shards:
         stop = start + len(store.row_ids(shard))
-        save_npy(store.artefact("labels", shard), kmeans.labels_[start:stop], made_from)
+        save_npy(store.artifact("labels", shard), kmeans.labels_[start:stop], inputs)
         start = stop
     sizes = np.bincount(kmeans.labels_, minlength=n_clusters)
-    with atomic_write(path) as aside:
-        save_file({"centroids": kmeans.cluster_centers_, "sizes": sizes.astype(np.int64)}, aside)
-    write_entry(entry, [path], made_from, sizes=sizes.tolist(), inertia=kmeans.inertia_)
+    with atomic_write(path) as temporary:
+        save_file(
+            {"centroids": kmeans.cluster_centers_, "sizes": sizes.astype(np.int64)}, temporary
+        )
+    write_entry(entry, [path], inputs, sizes=sizes.tolist(), inertia=kmeans.inertia_)
     logger.info(
         "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
         *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
@@ -191,39 +193,39 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
     if config.clusters != "auto":
         return config.cluster_count(store.kept)
     path = store.path / "auto_k.json"
-    made_from = {
+    inputs = {
         "embeddings": _vectors_of(store),
         "metric": config.metric,
         "seed": config.seed,
     }
-    if not path.exists() or read_json(path).get("made_from") != made_from:
+    if not path.exists() or read_json(path).get("inputs") != inputs:
         from pyids.clustering.choose_k import choose_k
 
         choice = choose_k(
             store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
         )
-        write_json(path, {"made_from": made_from, "clusters": choice.k, **choice.evidence})
+        write_json(path, {"inputs": inputs, "clusters": choice.k, **choice.evidence})
         logger.info("chose %d clusters by silhouette", choice.k)
     return int(read_json(path)["clusters"])
 
 
 def _vectors_of(store: Store) -> str:
     """Stands for all vectors in what is made of them."""
-    entries = [store.artefact("embeddings", shard, ".json") for shard in store.shards]
+    entries = [store.artifact("embeddings", shard, ".json") for shard in store.shards]
     return fingerprint([read_json(entry)["files"] for entry in entries])
 
 
 def drop_near(store: Store, config: RunConfig) -> None:
-    """Take near-duplicates out of the pool, if asked: ``distinct/`` and ``near_repeats.jsonl``."""
-    if config.near_duplicates is None:
+    """Take near-duplicates out, if asked: ``distinct/`` and ``near_duplicates.jsonl``."""
+    if config.semdedup_threshold is None:
         return
-    from pyids.data.near_dedup import drop_near_repeats
+    from pyids.data.near_dedup import drop_near_duplicates
 
-    gone = drop_near_repeats(store, config.near_duplicates)
-    store.narrow()
+    gone = drop_near_duplicates(store, config.semdedup_threshold)
+    store.deduplicate()
     logger.info(
         "dropped %d rows that are near one of their cluster (cosine at least %g): %d stay",
-        *(gone, config.near_duplicates, store.kept),
+        *(gone, config.semdedup_threshold, store.kept),
     )
     config.budget_rows(store.kept)
 
@@ -232,9 +234,9 @@ def rate(store: Store, config: RunConfig) -> None:
     """Score the quality of every row: ``quality/``, log weights, one file a shard; a histogram."""
     if config.quality is None:
         return
-    made_from = {"quality": config.quality, "model": config.model}
-    entries = [store.artefact("quality", shard, ".json") for shard in store.shards]
-    if all(read_entry(entry, made_from) is not None for entry in entries):
+    inputs = {"quality": config.quality, "model": config.model}
+    entries = [store.artifact("quality", shard, ".json") for shard in store.shards]
+    if all(read_entry(entry, inputs) is not None for entry in entries):
         return
     from pyids.scoring.row_weights import histogram, log_weights
 
@@ -245,7 +247,7 @@ def rate(store: Store, config: RunConfig) -> None:
     logs, start = log_weights(values), 0
     for shard in store.shards:
         stop = start + len(store.row_ids(shard))
-        save_npy(store.artefact("quality", shard), logs[start:stop], made_from)
+        save_npy(store.artifact("quality", shard), logs[start:stop], inputs)
         start = stop
 
 
@@ -259,4 +261,4 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
 
 def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:
     """Log weights of a shard's rows inside their clusters, float64 (rows,); None: all equal."""
-    return None if config.quality is None else load_npy(store.artefact("quality", shard))
+    return None if config.quality is None else load_npy(store.artifact("quality", shard))

@@ -79,8 +79,8 @@ class Cache:
         chunk["value"] = values
         self.folder.mkdir(parents=True, exist_ok=True)
         with (
-            atomic_write(self.folder / f"{self._files:05d}.npy") as aside,
-            aside.open("wb") as file,
+            atomic_write(self.folder / f"{self._files:05d}.npy") as temporary,
+            temporary.open("wb") as file,
         ):
             np.lib.format.write_array(file, chunk, allow_pickle=False)
         self._files += 1

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyids._typing import Float64
 from pyids.scoring.statistics import robust_spread
 
-Rule: TypeAlias = Literal["softmax", "paper", "bandit", "none"]
+Rule: TypeAlias = Literal["exponential", "linear", "ucb", "none"]
 
 
 # With the adaptive temperature a cluster gains or loses at most e^3 against the median in a round.
@@ -39,9 +39,9 @@ def update_weights(
     counts: ArrayLike,
     *,
     variances: ArrayLike | None = None,
-    rule: Rule = "softmax",
+    rule: Rule = "exponential",
     temperature: float | None = None,
-    floor: float = 0.02,
+    min_weight: float = 0.02,
     shrinkage: float | None = None,
 ) -> WeightUpdate:
     """Re-weight the clusters by their scores: ``w'[j] ~ w[j] * gain(shrunk score of j)``.
@@ -50,9 +50,9 @@ def update_weights(
     empirical Bayes estimate): ``t[j] = m + (1 - b[j]) * (scores[j] - m)`` with
     ``b[j] = shrinkage / (shrinkage + counts[j])``. Then the gain is, by `rule`,
 
-    - ``softmax``: ``exp(t / temperature)``, the exponential rule;
-    - ``paper``: ``t``, less the lowest ``t`` if that is negative (the paper's Eq. 6, made safe);
-    - ``bandit``: ``exp((t + sd) / temperature)`` with ``sd`` the standard deviation that is left in
+    - ``exponential``: ``exp(t / temperature)``, the exponential rule;
+    - ``linear``: ``t``, less the lowest ``t`` if that is negative (the paper's Eq. 6, made safe);
+    - ``ucb``: ``exp((t + sd) / temperature)`` with ``sd`` the standard deviation that is left in
       ``t``: an upper confidence bound, so that clusters scored on few rows are tried again;
     - ``none``: the weights stay as they are.
 
@@ -71,14 +71,14 @@ def update_weights(
         Sample variance (divisor ``counts - 1``) of the scores inside each cluster; read where
         ``counts >= 2``, NaN allowed elsewhere. It tells noise from signal: `shrinkage` is then
         estimated.
-    rule : {"softmax", "paper", "bandit", "none"}
+    rule : {"exponential", "linear", "ucb", "none"}
     temperature : float, optional
-        Positive, in units of the score; for ``softmax`` and ``bandit``. Unless given: the robust
+        Positive, in units of the score; for ``exponential`` and ``ucb``. Unless given: the robust
         spread of the shrunk scores (1.4826 times the median absolute deviation from the median, or
         the standard deviation where more than half are equal), and no cluster gains or loses more
         than ``e**3`` against the median. Such an update does not depend on the scores' unit.
-    floor : float
-        In [0, 1]: no cluster gets less than ``floor / K``. Not applied by ``none``.
+    min_weight : float
+        In [0, 1]: no cluster gets less than ``min_weight / K``. Not applied by ``none``.
     shrinkage : float, optional
         How many scored rows the global mean is worth, at least 0 (0: none). Unless given: noise
         variance over signal variance, both estimated by the analysis of variance, where
@@ -96,7 +96,7 @@ def update_weights(
     Notes
     -----
     All clusters' probes are observed together, so EXP3's importance weighting would change
-    nothing: its update is ``softmax``. What a bandit adds here is the confidence bound.
+    nothing: its update is ``exponential``. What a bandit adds here is the confidence bound.
 
     References
     ----------
@@ -111,18 +111,18 @@ def update_weights(
     weights_, scores_, counts_, variances_ = _validate(weights, scores, counts, variances)
     if rule not in get_args(Rule):
         raise ValueError(f"rule is {rule!r}: must be one of {', '.join(get_args(Rule))}")
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor is {floor}: must lie in [0, 1]")
+    if not 0 <= min_weight <= 1:
+        raise ValueError(f"min_weight is {min_weight}: must lie in [0, 1]")
     if shrinkage is not None and not shrinkage >= 0:
         raise ValueError(f"shrinkage is {shrinkage}: must not be negative")
     if temperature is not None:
-        if rule in ("paper", "none"):
+        if rule in ("linear", "none"):
             raise ValueError(f"temperature has no meaning for rule {rule!r}: leave it out")
         if not 0 < temperature < np.inf:
             raise ValueError(f"temperature is {temperature}: must be positive and finite")
 
     if rule != "none":
-        weights_ = _raise(weights_, floor / len(weights_))
+        weights_ = _raise(weights_, min_weight / len(weights_))
     scored = counts_ > 0
     if not scored.any():
         return WeightUpdate(weights_, np.full(len(weights_), np.nan), np.ones(len(weights_)))
@@ -147,13 +147,13 @@ def update_weights(
     if rule == "none":
         return WeightUpdate(weights_, shrunk, towards_mean)
 
-    if rule == "paper":
+    if rule == "linear":
         with np.errstate(divide="ignore"):
             log_gain = np.log(t - min(0.0, float(t.min())))
         if np.isneginf(log_gain).all():  # all alike
             log_gain[:] = 0.0
     else:
-        if rule == "bandit":
+        if rule == "ucb":
             t = t + np.sqrt(_signal_variance(s, n, shrinkage) * b)
         log_gain = _exponents(t, None if temperature is None else temperature / unit)
 
@@ -164,7 +164,7 @@ def update_weights(
         if np.isfinite(log_weights.max()):
             gained = np.exp(log_weights - log_weights.max())
             weights_[scored] = mass * gained / gained.sum()
-            weights_[scored] = _raise(weights_[scored], floor / len(weights_))
+            weights_[scored] = _raise(weights_[scored], min_weight / len(weights_))
     return WeightUpdate(weights_ / weights_.sum(), shrunk, towards_mean)
 
 
@@ -191,15 +191,15 @@ def _signal_variance(s: Float64, n: Float64, shrinkage: float) -> float:
 
 def _exponents(t: Float64, temperature: float | None) -> Float64:
     """``t / temperature`` up to a constant; see `update_weights` for the adaptive temperature."""
-    centred = t - np.median(t)
+    centered = t - np.median(t)
     if temperature is not None:
         with np.errstate(over="ignore"):
             return np.asarray((t - t.max()) / max(temperature, np.finfo(np.float64).tiny))
-    spread = robust_spread(centred)
+    spread = robust_spread(centered)
     # A spread within rounding is none.
     if spread <= 1e-12:
         return np.zeros(len(t))
-    return np.clip(centred / spread, -_MAX_STEP, _MAX_STEP)
+    return np.clip(centered / spread, -_MAX_STEP, _MAX_STEP)
 
 
 def _raise(weights: Float64, least: float) -> Float64:

@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.template import Conversation, Encoded, encode, response_alone, retell
+from pyids.chat.template import Conversation, Encoded, encode, response_alone, with_turns
 from pyids.errors import DataError
 from pyids.models.batching import Progress
 from pyids.models.finetune import load_checkpoint, read_record
@@ -85,7 +85,7 @@ class ScoringOptions:
 
     Attributes
     ----------
-    max_tokens
+    max_length
         Longest row (`pyids.chat.template.truncate`).
     batch_tokens
         Tokens of a forward pass with its padding: speed, not values; None for the device's default.
@@ -99,7 +99,7 @@ class ScoringOptions:
         Called after each batch of a pass over the rows.
     """
 
-    max_tokens: int = 2048
+    max_length: int = 2048
     batch_tokens: int | None = None
     max_new_tokens: int = 128
     rater: Rater | None = None
@@ -242,7 +242,7 @@ class Probes:
                     model,
                     tokenizer,
                     [split[0] for split in splits if split],
-                    max_tokens=self.options.max_tokens,
+                    max_length=self.options.max_length,
                     max_new_tokens=self.options.max_new_tokens,
                     device=self.models.device,
                     progress=self.options.progress,
@@ -276,7 +276,7 @@ class Probes:
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         """Turn rows into tokens."""
         with self.models.trained() as (_, tokenizer):
-            return [encode(messages, tokenizer, self.options.max_tokens) for messages in rows]
+            return [encode(messages, tokenizer, self.options.max_length) for messages in rows]
 
     def _nll(
         self, model: Any, tokenizer: Any, rows: Sequence[Conversation]
@@ -285,7 +285,7 @@ class Probes:
             model,
             tokenizer,
             rows,
-            max_tokens=self.options.max_tokens,
+            max_length=self.options.max_length,
             batch_tokens=self.options.batch_tokens,
             device=self.models.device,
             progress=self.options.progress,
@@ -293,4 +293,4 @@ class Probes:
 
 
 def _answered(prompt: Conversation, answer: str) -> Conversation:
-    return retell(prompt, [*prompt, {"role": "assistant", "content": answer}])
+    return with_turns(prompt, [*prompt, {"role": "assistant", "content": answer}])

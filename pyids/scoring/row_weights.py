@@ -41,14 +41,14 @@ def check_quality(quality: Float64, row_ids: NDArray[np.int64] | None = None) ->
 
 def log_weights(
     quality: Float64,
-    weighting: Literal["softmax", "proportional"] = "softmax",
+    weighting: Literal["exponential", "proportional"] = "exponential",
     temperature: float = 1.0,
 ) -> Float64:
     """Turn quality into log weights of a draw.
 
-    ``softmax``: standardised quality / temperature, so that one standard deviation multiplies the
-    weight by ``exp(1 / temperature)`` whatever the signal's scale. ``proportional``: the weight is
-    the quality itself, which must not be negative.
+    ``exponential``: standardised quality / temperature, so that one standard deviation multiplies
+    the weight by ``exp(1 / temperature)`` whatever the signal's scale. ``proportional``: the weight
+    is the quality itself, which must not be negative.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def log_weights(
     DataError
         ``proportional`` with a negative quality.
     """
-    if weighting == "softmax":
+    if weighting == "exponential":
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}: give a positive one")
         logs: Float64 = (quality - quality.mean()) / (quality.std() * temperature)

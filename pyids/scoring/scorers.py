@@ -57,7 +57,7 @@ def relative_learnability(probes: Probes) -> Scores:
     return Scores((base - probes.checkpoint_nll) / np.maximum(base, 1e-6), probes.columns)
 
 
-def centred_learnability(probes: Probes) -> Scores:
+def residual_learnability(probes: Probes) -> Scores:
     """Return base - checkpoint, less what the base loss alone predicts over all probe rows.
 
     Training lowers the loss of any consistent format, and more where the loss is higher. A
@@ -93,7 +93,7 @@ def ifd(probes: Probes) -> Scores:
     return Scores(np.where(ratio > 1, 0.0, ratio), columns)
 
 
-def relevance(probes: Probes) -> Scores:
+def pmi(probes: Probes) -> Scores:
     """Return NLL(response) - NLL(response | prompt): by how many nats a token the prompt helps.
 
     The pointwise mutual information of prompt and response under the checkpoint. Where the answer
@@ -125,10 +125,10 @@ def rating(probes: Probes) -> Scores:
     probes.models.close()  # room for the rater
     gold = np.asarray(rater.rate(probes.references, progress), np.float64)
     ours = np.asarray(rater.rate(generated, progress), np.float64)
-    return Scores(gold - ours, {"gold_mark": gold, "generated_mark": ours})
+    return Scores(gold - ours, {"gold_reward": gold, "generated_reward": ours})
 
 
-def alignment(probes: Probes) -> Scores:
+def gradient_alignment(probes: Probes) -> Scores:
     """Return the cosine of each row's gradient and the mean gradient of the other clusters.
 
     A step that helps the row then helps the rest too; the gradients of garbage point nowhere in
@@ -221,12 +221,12 @@ SCORERS: dict[str, Scorer] = {
     "sound-learnability": sound_learnability,
     "learnability": learnability,
     "relative-learnability": relative_learnability,
-    "centred-learnability": centred_learnability,
-    "relevance": relevance,
+    "residual-learnability": residual_learnability,
+    "pmi": pmi,
     "loss": loss,
     "ifd": ifd,
     "perplexity": perplexity,
     "reward": rating,
     "judge": rating,
-    "alignment": alignment,
+    "gradient-alignment": gradient_alignment,
 }

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# A row is drawn with weight exp(-AVERSION * oddness).
-AVERSION = 3.0
+# A row is drawn with weight exp(-OUTLIER_PENALTY * outlier_score).
+OUTLIER_PENALTY = 3.0
 
 
 # Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
@@ -45,28 +45,28 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Conversation],
     *,
-    max_tokens: int = 2048,
+    max_length: int = 2048,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Float64]:
-    """Measure what `oddness` judges by.
+    """Measure what `outlier_score` judges by.
 
     Parameters
     ----------
     rows
         B rows of messages.
-    max_tokens
+    max_length
         See `pyids.chat.template.truncate`.
 
     Returns
     -------
     dict
         ``end_nll``, float64 (B,): NLL of the last response token in nats; NaN where there is none,
-        or it was cut off by `max_tokens`. ``overlap`` and ``number_overlap``, float64 (B,): see
+        or it was cut off by `max_length`. ``overlap`` and ``number_overlap``, float64 (B,): see
         `pyids.scoring.overlap`.
     """
     whole = [encode(messages, tokenizer) for messages in rows]
-    cut = [truncate(row, max_tokens) for row in whole]
+    cut = [truncate(row, max_length) for row in whole]
     nll = encoded_nll(model, cut, device=device, progress=progress)
     ended = [
         before.response_mask.sum() == after.response_mask.sum()
@@ -80,10 +80,10 @@ def measure(
     }
 
 
-def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
+def outlier_score(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
     """Return how odd each row is beside its cluster, in standard deviations.
 
-    A measurement is centred by the mean of the row's cluster (drawn towards the mean of all rows,
+    A measurement is centered by the mean of the row's cluster (drawn towards the mean of all rows,
     the more the fewer rows it rests on) and divided by the robust spread of all rows. What lies
     within a standard deviation is ordinary. Beyond it an end that comes as a surprise counts, one
     that is expected does not; few words of the prompt count, many do beyond two. Few of its numbers
@@ -111,7 +111,7 @@ def oddness(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64
 
 
 def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
-    """Centre by cluster and scale; 0 where there is no value."""
+    """Center by cluster and scale; 0 where there is no value."""
     known = np.isfinite(values)
     result = np.zeros(len(values))
     if known.sum() < 2:
@@ -119,8 +119,8 @@ def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
     x, (_, cluster) = values[known], np.unique(clusters[known], return_inverse=True)
     count = np.bincount(cluster)
     mean = (np.bincount(cluster, x) + PRIOR_ROWS * x.mean()) / (count + PRIOR_ROWS)
-    centred = x - mean[cluster]
-    spread = robust_spread(centred)
+    centered = x - mean[cluster]
+    spread = robust_spread(centered)
     if spread > 0:
-        result[known] = centred / spread
+        result[known] = centered / spread
     return result

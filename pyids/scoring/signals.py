@@ -64,13 +64,13 @@ class LanguageModelSignal:
     ----------
     model
         See `pyids.models.hub.resolve_model`.
-    device, max_tokens, batch_tokens
+    device, max_length, batch_tokens
         Where it runs, the longest row, and the tokens of a forward pass.
     """
 
     model: str
     device: str = "cpu"
-    max_tokens: int = 1024
+    max_length: int = 1024
     batch_tokens: int = 4096
     name: ClassVar[str] = ""
 
@@ -86,7 +86,7 @@ class LanguageModelSignal:
         return {
             "signal": self.name,
             "model": _model_identity(self.model),
-            "tokens": self.max_tokens,
+            "tokens": self.max_length,
         }
 
     def _nll(self, rows: Sequence[Encoded]) -> Float64:
@@ -99,7 +99,7 @@ class LanguageModelSignal:
         from pyids.chat.template import encode
 
         _, tokenizer = self._loaded
-        return [encode(row, tokenizer, self.max_tokens) for row in rows]
+        return [encode(row, tokenizer, self.max_length) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Deita(LanguageModelSignal):
     Each is the expected value of the ratings 1 to 6 under the softmax over the logits of their
     tokens, where the prompt asks for one (Liu et al., arXiv 2312.15685). Any causal language model
     answers; one that was trained to rate answers well, with its own prompts. Prompts and responses
-    are cut on their right so that a row has at most `max_tokens`.
+    are cut on their right so that a row has at most `max_length`.
 
     Attributes
     ----------
@@ -191,7 +191,7 @@ class Deita(LanguageModelSignal):
     def _cut(self, text: str) -> str:
         _, tokenizer = self._loaded
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        most = max(1, (self.max_tokens - 64) // 2)  # 64: about what the instructions take
+        most = max(1, (self.max_length - 64) // 2)  # 64: about what the instructions take
         return text if len(ids) <= most else str(tokenizer.decode(ids[:most]))
 
     def expected_ratings(self, texts: Sequence[str]) -> Float64:
@@ -285,13 +285,13 @@ class Classifier:
     ----------
     model
         A sequence classifier that reads one text; see `pyids.models.hub.resolve_model`.
-    device, max_tokens, batch_tokens
+    device, max_length, batch_tokens
         Where it runs, the longest text (cut on its right), and the tokens of a forward pass.
     """
 
     model: str
     device: str = "cpu"
-    max_tokens: int = 512
+    max_length: int = 512
     batch_tokens: int = 4096
     name: ClassVar[str] = "classifier"
 
@@ -319,7 +319,7 @@ class Classifier:
         return {
             "signal": self.name,
             "model": _model_identity(self.model),
-            "tokens": self.max_tokens,
+            "tokens": self.max_length,
         }
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
@@ -331,7 +331,7 @@ class Classifier:
 
         model, tokenizer = self._loaded
         texts = [text_of(row) for row in rows]
-        tokens = tokenizer(texts, truncation=True, max_length=self.max_tokens)
+        tokens = tokenizer(texts, truncation=True, max_length=self.max_length)
         lengths = [len(ids) for ids in tokens["input_ids"]]
         scores = np.empty(len(rows))
         with torch.inference_mode():

@@ -43,15 +43,15 @@ def cluster_moments(
     return means, counts.astype(np.int64), variances
 
 
-def robust_spread(centred: Float64) -> float:
+def robust_spread(centered: Float64) -> float:
     """Return 1.4826 times the median absolute value, or the standard deviation where that is 0.
 
     For normal values around 0 both estimate their standard deviation.
     """
-    return 1.4826 * float(np.median(np.abs(centred))) or float(centred.std())
+    return 1.4826 * float(np.median(np.abs(centered))) or float(centered.std())
 
 
-def improvement(columns: Mapping[str, Float64]) -> float | None:
+def paired_t(columns: Mapping[str, Float64]) -> float | None:
     """Return by how many standard errors the checkpoint's loss lies below the base model's.
 
     Over paired probe rows: the mean of ``base_nll - checkpoint_nll`` over its standard error.
@@ -76,7 +76,7 @@ def improvement(columns: Mapping[str, Float64]) -> float | None:
     return mean / float(error)
 
 
-def distinction(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> float | None:
+def between_cluster_z(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> float | None:
     """Return how clearly clusters differ in the fall of their loss, in standard errors.
 
     The F statistic of one-way analysis of variance, less 1, over its standard deviation where
@@ -111,8 +111,8 @@ def distinction(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> 
     return (explained / left - 1) / float(np.sqrt(2 / between + 2 / within))
 
 
-def says_nothing(improved: float | None, differs: float | None) -> bool:
-    """Say whether scores of a checkpoint with this `improvement` and `distinction` are noise.
+def not_significant(improved: float | None, differs: float | None) -> bool:
+    """Say whether scores of a checkpoint with this `paired_t` and `between_cluster_z` are noise.
 
     So they are when the checkpoint is worse than the base model, or neither known to be better than
     it nor to be better on some clusters than on others. Where both are unknown they are not.

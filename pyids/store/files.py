@@ -54,14 +54,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     fsynced, renamed, and the folder is fsynced. When the block raises, it is removed; when the
     process dies, `Store.open` removes it.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield aside
-        _fsync(aside)
-        aside.replace(path)
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
         _fsync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
@@ -90,8 +90,8 @@ def fingerprint(value: object) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON value, atomically."""
-    with atomic_write(path) as aside:
-        aside.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def read_json(path: Path) -> Any:

@@ -1,9 +1,9 @@
 """The run folder: shards of rows, what the stages made of them, and the proof of both.
 
-Everything here is written aside, fsynced and renamed (`atomic_write`), so that a file that exists
-is whole. Beside it stands a small ledger entry: the files with their sizes and xxh3 hashes, and
-`made_from`, the inputs and the options that decide the content. A stage asks `read_entry` before it
-works: that is all that resuming is.
+Everything here is written to a temporary file, fsynced and renamed (`atomic_write`), so that a file
+that exists is whole. Beside it stands a small ledger entry: the files with their sizes and xxh3
+hashes, and `inputs`: what they were made from, and the options that decide their content. A stage
+asks `read_entry` before it works: that is all that resuming is.
 
 A shard is a run of rows that were read one after the other; its files in ``rows/``, ``keep/``,
 ``embeddings/`` and ``labels/`` carry its name. Row ids are dense over all rows that were read:
@@ -91,7 +91,7 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.narrowed = False
+        self.deduplicated = False
         self._lock: FileLock | None = None
 
     @classmethod
@@ -113,14 +113,14 @@ class Store:
         except Timeout:
             raise ConfigError(
                 f"{store.path}: another process works in this run folder: wait for it, or choose "
-                "another --output"
+                "another --output-dir"
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"{store.path}: cannot write there ({error.strerror}): choose another --output"
+                f"{store.path}: cannot write there ({error.strerror}): choose another --output-dir"
             ) from None
         store._lock = lock
-        for left_over in store.path.rglob(".*.aside"):
+        for left_over in store.path.rglob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)
         return store
@@ -138,7 +138,7 @@ class Store:
         if stranger and not is_run_folder(self.path):
             raise ConfigError(
                 f"{self.path}: holds {stranger.name}, which no run has made: name a new or an "
-                "empty folder as --output"
+                "empty folder as --output-dir"
             )
 
     def close(self) -> None:
@@ -191,7 +191,7 @@ class Store:
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
             raise ConfigError(
                 f"{self.path} is the folder of another run: {shown}{more}: choose another "
-                "--output, or repeat the run that it holds"
+                "--output-dir, or repeat the run that it holds"
             )
 
     # -- shards --
@@ -201,20 +201,20 @@ class Store:
         """Folder for what a stage spills; `Store.open` empties it."""
         return self.path / ".scratch"
 
-    def artefact(self, kind: str, shard: Shard, suffix: str = ".npy") -> Path:
+    def artifact(self, kind: str, shard: Shard, suffix: str = ".npy") -> Path:
         """Path of a shard's file of one kind, such as ``embeddings``."""
         return self.path / kind / f"{shard.name}{suffix}"
 
-    def narrow(self) -> None:
+    def deduplicate(self) -> None:
         """From now on, let the rows that stay be those of ``distinct/``: no near-duplicates.
 
         `kept`, `row_ids`, `labels`, `embeddings` and `cluster_sizes` answer for them.
         """
-        self.narrowed = True
+        self.deduplicated = True
 
     def _of_pool(self, kind: str, shard: Shard) -> Path:
         """Path of a shard's ``keep`` or ``labels``, for the rows that stay."""
-        folder = self.path / "distinct" if self.narrowed else self.path
+        folder = self.path / "distinct" if self.deduplicated else self.path
         return folder / kind / f"{shard.name}.npy"
 
     @cached_property
@@ -225,7 +225,7 @@ class Store:
     @property
     def cluster_sizes(self) -> Int64:
         """Rows that stay of each cluster, int64 (K,)."""
-        entry = self._distinct if self.narrowed else read_json(self.path / "centroids.json")
+        entry = self._distinct if self.deduplicated else read_json(self.path / "centroids.json")
         return np.array(entry["sizes"], dtype=np.int64)
 
     @cached_property
@@ -278,7 +278,7 @@ class Store:
     @property
     def kept(self) -> int:
         """Rows that stay: neither skipped nor dropped as repeats."""
-        return int((self._distinct if self.narrowed else self._keep)["kept"])
+        return int((self._distinct if self.deduplicated else self._keep)["kept"])
 
     @property
     def skipped(self) -> int:
@@ -291,9 +291,9 @@ class Store:
         return int(self._keep["repeats"])
 
     @property
-    def near_repeats(self) -> int:
-        """Rows dropped as near-duplicates; ``near_repeats.jsonl`` lists them."""
-        return int(self._distinct["near_repeats"]) if self.narrowed else 0
+    def near_duplicates(self) -> int:
+        """Rows dropped as near-duplicates; ``near_duplicates.jsonl`` lists them."""
+        return int(self._distinct["near_duplicates"]) if self.deduplicated else 0
 
     def row_ids(self, shard: Shard) -> Int64:
         """Ids of the shard's rows that stay, ascending, memory-mapped."""
@@ -316,20 +316,20 @@ class Store:
         return [self._narrowed(shard) for shard in self.shards]
 
     def _narrowed(self, shard: Shard) -> NDArray[Any]:
-        vectors = load_npy(self.artefact("embeddings", shard))
+        vectors = load_npy(self.artifact("embeddings", shard))
         ids = self.row_ids(shard)
         if len(ids) == len(vectors):
             return vectors
         copy = self.scratch / f"{shard.name}.npy"
         if not copy.exists():
             self.scratch.mkdir(exist_ok=True)
-            positions = np.searchsorted(load_npy(self.artefact("keep", shard)), ids)
+            positions = np.searchsorted(load_npy(self.artifact("keep", shard)), ids)
             header = {
                 "descr": np.lib.format.dtype_to_descr(vectors.dtype),
                 "fortran_order": False,
                 "shape": (len(ids), vectors.shape[1]),
             }
-            with atomic_write(copy) as aside, aside.open("wb") as file:
+            with atomic_write(copy) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(ids), 1024):
                     file.write(vectors[positions[start : start + 1024]].tobytes())
@@ -338,8 +338,8 @@ class Store:
     def embedding(self, row_id: int) -> NDArray[Any]:
         """Give the vector of one row that stays, (D,)."""
         shard = self.shards[bisect_right(self.shards, row_id, key=attrgetter("first_row_id")) - 1]
-        position = int(np.searchsorted(load_npy(self.artefact("keep", shard)), row_id))
-        return np.array(load_npy(self.artefact("embeddings", shard))[position])
+        position = int(np.searchsorted(load_npy(self.artifact("keep", shard)), row_id))
+        return np.array(load_npy(self.artifact("embeddings", shard))[position])
 
     def labels(self) -> list[NDArray[np.int32]]:
         """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
@@ -384,7 +384,7 @@ class Store:
         source = self.source(shard)
         path, format = source["path"], source["format"]
         positions = row_ids - shard.first_row_id
-        with pq.ParquetFile(self.artefact("rows", shard, ".parquet"), pre_buffer=False) as file:
+        with pq.ParquetFile(self.artifact("rows", shard, ".parquet"), pre_buffer=False) as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             ends = np.cumsum(groups)
             group_of = np.searchsorted(ends, positions, side="right")

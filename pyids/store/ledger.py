@@ -15,7 +15,7 @@ from pyids.store.files import atomic_write, fingerprint, hash_file, read_json, w
 
 
 def write_entry(
-    entry: Path, files: Sequence[Path], made_from: Mapping[str, Any], **facts: Any
+    entry: Path, files: Sequence[Path], inputs: Mapping[str, Any], **facts: Any
 ) -> dict[str, Any]:
     """Write the ledger entry of `files`, which stand in the folder of `entry`, whole.
 
@@ -24,14 +24,14 @@ def write_entry(
     entry : Path
         The ``.json`` beside them.
     files : sequence of Path
-        The artefacts.
-    made_from : mapping
+        The artifacts.
+    inputs : mapping
         JSON values: the inputs and the options that decide the content of the files.
     **facts
         What else the stage wants to find again (``rows=...``), JSON values.
     """
     content = {
-        "made_from": dict(made_from),
+        "inputs": dict(inputs),
         "files": {
             file.name: {"bytes": file.stat().st_size, "xxh3": hash_file(file)} for file in files
         },
@@ -41,8 +41,8 @@ def write_entry(
     return content
 
 
-def read_entry(entry: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the ledger entry if its files stand with their sizes and were made from `made_from`.
+def read_entry(entry: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give the ledger entry if its files stand with their sizes and were made from `inputs`.
 
     None means: make it (again). The hashes are for `verify`; here the sizes are enough, because an
     entry is written after its files, and `begin` removes it before they are written anew.
@@ -51,7 +51,7 @@ def read_entry(entry: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | No
         content: dict[str, Any] = read_json(entry)
     except FileNotFoundError:
         return None
-    if fingerprint(content["made_from"]) != fingerprint(dict(made_from)):
+    if fingerprint(content["inputs"]) != fingerprint(dict(inputs)):
         return None
     for name, facts in content["files"].items():
         file = entry.with_name(name)
@@ -70,13 +70,13 @@ def begin(entry: Path) -> None:
     entry.unlink(missing_ok=True)
 
 
-def save_npy(path: Path, array: NDArray[Any], made_from: Mapping[str, Any]) -> None:
+def save_npy(path: Path, array: NDArray[Any], inputs: Mapping[str, Any]) -> None:
     """Write an array as ``.npy`` with its ledger entry, both atomically."""
     entry = path.with_suffix(".json")
     begin(entry)
-    with atomic_write(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-    write_entry(entry, [path], made_from, rows=len(array))
+    write_entry(entry, [path], inputs, rows=len(array))
 
 
 def load_npy(path: Path) -> NDArray[Any]:

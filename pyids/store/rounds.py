@@ -158,8 +158,8 @@ class Rounds:
     def _save_table(self, n: int, name: str, table: Mapping[str, NDArray[Any]]) -> None:
         path = self.path(n, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as aside:
-            pq.write_table(pa.table(dict(table)), aside)
+        with atomic_write(path) as temporary:
+            pq.write_table(pa.table(dict(table)), temporary)
 
     def _save(self, n: int, name: str, array: NDArray[Any]) -> None:
         save_npy(self.path(n, name), array, {"round": n + 1})

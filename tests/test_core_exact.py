@@ -15,7 +15,7 @@ import pytest
 
 import pyids
 from pyids import _core, reference
-from pyids.clustering import choose_k, kmeans, lloyd, seeding
+from pyids.clustering import choose_k, kmeans, lloyd, nearest, seeding
 
 LEVELS = ["portable", "avx2", "avx512", "amx"]
 
@@ -252,7 +252,7 @@ def test_rows_in_another_byte_order_are_the_same_rows() -> None:
     ]
     assert silhouettes[0] == silhouettes[1]
     np.testing.assert_array_equal(
-        kmeans.simplified_silhouette(x, centers), kmeans.simplified_silhouette(swapped, centers)
+        nearest.simplified_silhouette(x, centers), nearest.simplified_silhouette(swapped, centers)
     )
     assert choose_k.choose_k([x], seed=0).k == choose_k.choose_k([swapped], seed=0).k
     with pytest.raises(TypeError, match="byte order"):

@@ -12,7 +12,7 @@ namespace {
 
 [[noreturn]] void refuse_row(std::size_t id) {
   throw std::invalid_argument("row " + std::to_string(id) +
-                              " has no nearest centre: does the scale hold for its values?");
+                              " has no nearest center: does the scale hold for its values?");
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ double largest_center_value(const double* centers, std::size_t n, std::size_t d)
   for (std::size_t j = 0; j < n; ++j) {
     const double* center = centers + j * d;
     if (!kernels().raise_magnitudes(center, Scalar::f64, d, 1, 2 * kLargest, largest.data())) {
-      refuse("centre " + std::to_string(j), center);
+      refuse("center " + std::to_string(j), center);
     }
   }
   return d == 0 ? 0 : *std::max_element(largest.begin(), largest.end());

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids import _core
+from pyids.clustering.extent import Metric, as_shards
 from pyids.clustering.kmeans import KMeans
-from pyids.clustering.lloyd import Metric, as_shards
 from pyids.errors import ConfigError
 from pyids.neighbors import take_rows
 from pyids.sampling import sample_by_cluster

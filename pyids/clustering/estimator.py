@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import warnings
 from importlib import import_module
@@ -9,6 +10,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pyids import checks
 
 _OUTPUTS = ("default", "pandas", "polars")
 
@@ -123,7 +126,8 @@ class Estimator:
         names = self.get_feature_names_out()
         if kind == "pandas":
             frames = import_module("pandas")
-            return frames.DataFrame(values, index=getattr(x, "index", None), columns=names, copy=False)
+            rows = getattr(x, "index", None)
+            return frames.DataFrame(values, index=rows, columns=names, copy=False)
         return import_module("polars").DataFrame(values, schema=names.tolist(), orient="row")
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
@@ -152,3 +156,24 @@ def _column_names(x: Any) -> NDArray[np.object_] | None:
 def _listed(names: list[str], most: int = 5) -> str:
     lines = [f"- {name}\n" for name in names[:most]]
     return "".join(lines + ["- ...\n"] * (len(names) > most))
+
+
+def seed_of(random_state: Any) -> int:
+    """Return a 63-bit seed from whatever scikit-learn takes as random_state."""
+    if random_state is None:
+        return secrets.randbits(63)
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**63))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31))
+    return checks.unsigned_seed(random_state)
+
+
+def not_fitted_error() -> type[Exception]:
+    """scikit-learn's own error where scikit-learn is in use, else one of the same kin."""
+    if "sklearn" in sys.modules:
+        from sklearn.exceptions import NotFittedError
+
+        error: type[Exception] = NotFittedError
+        return error
+    return ValueError

@@ -1,9 +1,9 @@
 """Exact k-means: Lloyd's algorithm with the same result for any threads, shards and workers.
 
 Two faces. `KMeans` is an estimator as scikit-learn's, over an array, a memory map or a sequence
-of shards. Underneath, `measure`, `assign_partial` and `finish_update` are one Lloyd iteration cut
-where it may be spread: a worker sees one shard, what it returns adds up in any grouping, and
-`lloyd` drives either.
+of shards. Underneath, `measure`, `assign_partial` and `finish_update` (``lloyd.py``) are one Lloyd
+iteration cut where it may be spread: a worker sees one shard, what it returns adds up in any
+grouping, and `lloyd` drives either.
 
 Two things make the result independent of how the rows were grouped. A label is the nearest center
 by one canonical float64 distance (``pyids/distance.hpp``), ties to the lowest index, whatever
@@ -14,7 +14,6 @@ columns' largest values, and rounded once (`Extent.scale`).
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import warnings
 from importlib import import_module
@@ -23,20 +22,17 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids import _core, checks
+from pyids import _core
 from pyids._typing import Float64
-from pyids.clustering.estimator import Estimator
-from pyids.clustering.lloyd import (
+from pyids.clustering.estimator import Estimator, not_fitted_error, seed_of
+from pyids.clustering.extent import (
     Extent,
-    Fit,
     Labels,
     Metric,
-    ShardPass,
     Shards,
     as_shards,
     check_finite,
     checked_weights,
-    lloyd,
     measure,
     memory_limit,
     scale_by_power,
@@ -44,67 +40,10 @@ from pyids.clustering.lloyd import (
     take_positions,
     thread_count,
 )
+from pyids.clustering.lloyd import Fit, ShardPass, lloyd
 from pyids.clustering.seeding import INITS, seed_centers, spread_sample
 from pyids.clustering.two_level import two_level_centers
 from pyids.neighbors import take_rows
-
-# ---- other questions to the same centers ---------------------------------------------------------
-
-
-def nearest_centers(
-    x: ArrayLike,
-    centers: ArrayLike,
-    count: int = 1,
-    *,
-    metric: Metric = "euclidean",
-    n_threads: int | None = None,
-) -> tuple[Labels, Float64]:
-    """Find each row's `count` nearest centers.
-
-    Returns
-    -------
-    indices : (N, count) int32
-        Nearest first; ties go to the lowest index.
-    distances : (N, count) float64
-        Squared.
-
-    Raises
-    ------
-    ValueError
-        If `count` is not between 1 and K, or naming the first bad row or center.
-    """
-    values = np.ascontiguousarray(centers, dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"centers: shape {values.shape}, expected (K, D)")
-    check_finite("centers", values)
-    if not 1 <= count <= len(values):
-        raise ValueError(f"count={count}: expected 1 to {len(values)}, the number of centers")
-    shards = as_shards(x)
-    measure(shards, n_threads=n_threads)  # for its complaints
-    threads = thread_count(n_threads)
-    indices, distances = _core.nearest(
-        list(shards), scale_factors(shards, metric), values, count, threads
-    )
-    return indices, distances
-
-
-def simplified_silhouette(
-    x: ArrayLike,
-    centers: ArrayLike,
-    *,
-    metric: Metric = "euclidean",
-    n_threads: int | None = None,
-) -> Float64:
-    """(b - a) / max(a, b) of each row: (N,) float64 in [0, 1].
-
-    a is the distance to the nearest center, b to the second nearest: O(NK), where the silhouette
-    proper takes every pair of rows. 0 where both are 0.
-    """
-    _, squares = nearest_centers(x, centers, 2, metric=metric, n_threads=n_threads)
-    a, b = np.sqrt(squares).T
-    silhouette: Float64 = np.divide(b - a, b, out=np.zeros_like(b), where=b > 0)
-    return silhouette
-
 
 # Work, in multiply-adds an iteration, from which a GPU pays for moving the rows there.
 _CUDA_WORTH = 1e10
@@ -236,7 +175,7 @@ class KMeans(Estimator):
             shards, sample_weight=weights, metric=self.metric, n_threads=self.n_threads
         )
         dtype: Any = np.float64 if shards[0].dtype == np.float64 else np.float32
-        seed, best = _seed(self.random_state), None
+        seed, best = seed_of(self.random_state), None
         for trial in range(1 if self.n_init == "auto" else self.n_init):
             labels, fit = self._fit_once(shards, extent, weights, (seed + trial) % 2**64, dtype)
             if best is None or fit.inertia < best.inertia:
@@ -463,7 +402,7 @@ class KMeans(Estimator):
 
     def _centers(self) -> Float64:
         if not hasattr(self, "cluster_centers_"):
-            raise _not_fitted()(
+            raise not_fitted_error()(
                 f"This {type(self).__name__} instance is not fitted yet: call fit first"
             )
         return self.cluster_centers_.astype(np.float64)
@@ -512,24 +451,3 @@ class KMeans(Estimator):
         """Names of the columns of `transform`: kmeans0, kmeans1, ..."""
         name = type(self).__name__.lower()
         return np.array([f"{name}{j}" for j in range(len(self._centers()))], dtype=object)
-
-
-def _seed(random_state: Any) -> int:
-    """Return a 63-bit seed from whatever scikit-learn takes as random_state."""
-    if random_state is None:
-        return secrets.randbits(63)
-    if isinstance(random_state, np.random.Generator):
-        return int(random_state.integers(2**63))
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31))
-    return checks.unsigned_seed(random_state)
-
-
-def _not_fitted() -> type[Exception]:
-    """scikit-learn's own error where scikit-learn is in use, else one of the same kin."""
-    if "sklearn" in sys.modules:
-        from sklearn.exceptions import NotFittedError
-
-        error: type[Exception] = NotFittedError
-        return error
-    return ValueError

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core, checks
 from pyids._typing import Float64
-from pyids.clustering.lloyd import (
+from pyids.clustering.extent import (
     Extent,
     Metric,
     Shards,

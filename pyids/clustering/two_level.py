@@ -14,15 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.clustering.lloyd import (
-    Extent,
-    Metric,
-    ShardPass,
-    Shards,
-    lloyd,
-    measure,
-    take_positions,
-)
+from pyids.clustering.extent import Extent, Metric, Shards, measure, take_positions
+from pyids.clustering.lloyd import ShardPass, lloyd
 from pyids.clustering.seeding import seed_centers, spread_sample
 from pyids.neighbors import take_rows
 from pyids.sampling import allocate

@@ -56,6 +56,23 @@ def fixed(x):
     return (x + magic).to(tl.int64, bitcast=True) - 4843621399236968448
 
 
+@triton.jit
+def inverse(scale):
+    """1 / scale of a power of two, exactly."""
+    return (2130706432 - scale.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def append(rows, wanted, list_ptr, count_ptr):
+    """Put the wanted rows at the end of a list; in which order programs come is left open."""
+    here = wanted.to(tl.int32)
+    number = tl.sum(here, 0)
+    if number > 0:
+        # The next kernel reads the list, and a kernel's end orders all that it wrote.
+        start = tl.atomic_add(count_ptr, number.to(tl.int64), sem="relaxed").to(tl.int32)
+        tl.store(list_ptr + start + tl.cumsum(here, 0) - 1, rows, mask=wanted)
+
+
 @dataclass(frozen=True)
 class Launch:
     """Tile sizes and launch options of one kernel; `blocks` are passed as they are named."""
@@ -64,9 +81,11 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 3
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Return the keyword arguments of a launch."""
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        # Said in so many words: the default is about to change, and the folds are made of them.
+        fused = {"enable_fp_fusion": True}
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, **fused}
 
     def describe(self) -> str:
         """Return it on one line."""

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .assign import distances
 from .common import Launch, fixed, multiprocessors, next_power_of_2, power_of_2
+from .distance import distances
 
 # CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
 # The first is what is launched; `make bench-gpu` times them all and prints the order.

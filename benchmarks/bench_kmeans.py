@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyids import clustering
+from pyids.clustering import kmeans, lloyd, seeding
 
 N, D, K = 20_000, 384, 512
 
@@ -19,30 +19,30 @@ def rows() -> np.ndarray:
 
 
 def test_measure(benchmark, rows) -> None:
-    assert benchmark(clustering.measure, rows).n_rows == N
+    assert benchmark(lloyd.measure, rows).n_rows == N
 
 
 def test_first_assignment(benchmark, rows) -> None:
-    extent, centers = clustering.measure(rows), rows[:K].astype(np.float64)
-    labels, _ = benchmark(clustering.assign_partial, rows, centers, extent)
+    extent, centers = lloyd.measure(rows), rows[:K].astype(np.float64)
+    labels, _ = benchmark(lloyd.assign_partial, rows, centers, extent)
     assert len(labels) == N
 
 
 def test_seeding(benchmark, rows) -> None:
-    centers = benchmark.pedantic(clustering.seed_centers, ([rows], K), rounds=3)
+    centers = benchmark.pedantic(seeding.seed_centers, ([rows], K), rounds=3)
     assert centers.shape == (K, D)
 
 
 def test_ten_iterations(benchmark, rows) -> None:
-    extent, centers = clustering.measure(rows), rows[:K].astype(np.float64)
+    extent, centers = lloyd.measure(rows), rows[:K].astype(np.float64)
 
     def fit() -> float:
-        work = clustering.ShardPass(rows, K, extent)
-        return clustering.lloyd(work, centers, extent, max_iter=10, tol=0).inertia
+        work = lloyd.ShardPass(rows, K, extent)
+        return lloyd.lloyd(work, centers, extent, max_iter=10, tol=0).inertia
 
     assert benchmark.pedantic(fit, rounds=3) > 0
 
 
 def test_nearest_two(benchmark, rows) -> None:
-    indices, _ = benchmark.pedantic(clustering.nearest_centers, (rows, rows[:K], 2), rounds=3)
+    indices, _ = benchmark.pedantic(kmeans.nearest_centers, (rows, rows[:K], 2), rounds=3)
     assert indices.shape == (N, 2)

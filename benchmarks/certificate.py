@@ -2,10 +2,10 @@
 
     python benchmarks/certificate.py [--rows 262144] [--sample 8192] [--embeddings x.npy]
 
-No GPU: centres come from one pass of Lloyd's algorithm over all rows in torch, then a sample of the
+No GPU: centers come from one pass of Lloyd's algorithm over all rows in torch, then a sample of the
 rows goes through the kernels in Triton's interpreter. Beside what they count stands what one bound
-for all centres (that of the longest) would leave open, and what settling the rest should take on an
-H100 at a million rows of 768 columns and 4,096 centres: an estimate, by the rates below.
+for all centers (that of the longest) would leave open, and what settling the rest should take on an
+H100 at a million rows of 768 columns and 4,096 centers: an estimate, by the rates below.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def centers_after_an_update(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def open_with_one_bound(rows: Any, centers: Any, k: int) -> float:
-    """Share of rows left open if every centre had the longest one's bound, column not packed."""
+    """Share of rows left open if every center had the longest one's bound, column not packed."""
     high, unit = centers.high[:k].float(), float(centers.unit)
     reach, rho = (float(v) for v in centers.limits[:2])
     score = rows.half.float() @ high.T / rows.scale[:, None] + centers.half_norm[:k]
@@ -79,7 +79,7 @@ def main() -> None:
         assign.nearest(rows, prepared, labels, scratch, launch=launch)
         counts = scratch.lengths()
         shares = [count / len(x) for count in counts]
-        # Two candidates: a row and two centres are read, the centres from the L2 cache. More: the
+        # Two candidates: a row and two centers are read, the centers from the L2 cache. More: the
         # half-precision product again.
         two = shares[0] * 2**20 * 3 * 4 * 768 / MEMORY_TB_S / 1e9
         more = shares[1] * 2**20 * 2.0 * 4096 * 768 / HALF_TFLOPS / 1e9

@@ -60,7 +60,7 @@ FULL = {"text-like 500k, 10 iterations": ("text500k", 4096, 10, "fit", ANCHORS)}
 
 
 def text_like(n: int, d: int, n_centers: int, seed: int) -> np.ndarray:
-    """Unit rows round Dirichlet-weighted centres, with the spectrum of text embeddings."""
+    """Unit rows round Dirichlet-weighted centers, with the spectrum of text embeddings."""
     rng = np.random.default_rng(seed)
 
     def spectrum(offset: int, power: float, share: float) -> np.ndarray:
@@ -265,10 +265,10 @@ def run_once(library: str, job: dict[str, Any], environment: dict[str, str]) -> 
 
 
 def inertia(x: np.ndarray, centers: np.ndarray, threads: int) -> float:
-    from pyids import clustering
+    from pyids.clustering import lloyd
 
-    extent = clustering.measure(x, n_threads=threads)
-    rows = clustering.ShardPass(x, len(centers), extent, n_threads=threads)
+    extent = lloyd.measure(x, n_threads=threads)
+    rows = lloyd.ShardPass(x, len(centers), extent, n_threads=threads)
     values = centers.astype(np.float64)
     rows.assign(values)
     return float(rows.inertia() * 2.0 ** -extent.inertia_shift(values))

@@ -16,8 +16,11 @@ import numpy as np
 import orjson
 from demo_pool import GARBAGE, TOPICS, make_pool
 
-from pyids import finetune, lm, refine, scoring
+from pyids.models import finetune, hub
+from pyids.models.nll import response_nll
 from pyids.sampling import allocate, sample_by_cluster
+from pyids.scoring import probes
+from pyids.selection import Selection
 
 N_ROWS = 3000
 N_HELD_OUT_PER_TOPIC = 4
@@ -40,12 +43,12 @@ def main() -> None:
     run_folder = options.folder / f"demo-{options.seed}"
     command = ["pyids", "run", str(pool), "--budget", options.budget, "--rounds", "3"]
     command += ["--clusters", options.clusters, "--seed", str(options.seed)]
-    command += ["--output", str(run_folder)]
+    command += ["--output-dir", str(run_folder)]
     print("$", *command, flush=True)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(command, env=environment, check=True)
 
-    with refine.Selection.open(run_folder) as selection:
+    with Selection.open(run_folder) as selection:
         judge_selection(selection)
         if not options.no_held_out:
             judge_training(selection)
@@ -58,9 +61,9 @@ def write_pool(path: Path, seed: int) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = make_pool(N_ROWS, seed=seed)
-    aside = path.with_suffix(".part")
-    aside.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    aside.rename(path)
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    temporary.rename(path)
     n_garbage = sum(row["garbage"] for row in rows)
     print(
         f"made {path}: {len(rows)} rows, {len(TOPICS)} topics, {n_garbage} rows of "
@@ -68,7 +71,7 @@ def write_pool(path: Path, seed: int) -> None:
     )
 
 
-def judge_selection(selection: refine.Selection) -> None:
+def judge_selection(selection: Selection) -> None:
     """Say how well clusters match topics, and how much garbage each round drew."""
     from sklearn.metrics import normalized_mutual_info_score
 
@@ -99,7 +102,7 @@ def judge_selection(selection: refine.Selection) -> None:
         )
 
 
-def judge_training(selection: refine.Selection) -> None:
+def judge_training(selection: Selection) -> None:
     """Compare held-out losses: base model, trained on our rows, trained on random rows."""
     config = selection.config
     rows = make_pool(
@@ -107,7 +110,7 @@ def judge_training(selection: refine.Selection) -> None:
     )
     topics = np.array([TOPICS.index(row["topic"]) for row in rows])
     conversations = [row["messages"] for row in rows]
-    ref = lm.resolve_model(config.model)
+    ref = hub.resolve_model(config.model)
 
     row_ids = np.concatenate([selection.store.row_ids(shard) for shard in selection.store.shards])
     everyone = np.zeros(len(row_ids), dtype=np.int32)
@@ -118,12 +121,12 @@ def judge_training(selection: refine.Selection) -> None:
         ref,
         selection.conversations(random_ids),
         output_dir=selection.store.path.parent / f"{selection.store.path.name}-random",
-        **refine.training_options(config),
+        **finetune.training_options(config),
     )
     ours = finetune.read_record(selection.rounds.path(config.rounds - 1, "checkpoint"))
     losses = {}
     for name, checkpoint in (("ours", ours), ("random", random_checkpoint)):
-        models = scoring.Models(ref, checkpoint.path)
+        models = probes.Models(ref, checkpoint.path)
         with models.trained() as (model, tokenizer):
             losses[name] = macro_nll(model, tokenizer, conversations, topics)
         if name == "ours":
@@ -139,7 +142,7 @@ def judge_training(selection: refine.Selection) -> None:
 
 def macro_nll(model, tokenizer, conversations, topics) -> float:
     """Mean over topics of the mean response NLL."""
-    nll, _ = scoring.response_nll(model, tokenizer, conversations)
+    nll, _ = response_nll(model, tokenizer, conversations)
     return float(np.mean([np.nanmean(nll[topics == topic]) for topic in np.unique(topics)]))
 
 

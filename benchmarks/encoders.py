@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from measured import read_pool
 
-from pyids.chat import text_of
+from pyids.chat.template import text_of
 from pyids.encoders import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -50,7 +50,7 @@ def prepare(pool: Path, vectors: Path, folder: Path, clusters: int, seed: int) -
 
 def measure(name: str, vectors: str, folder: Path, budget: int, seed: int, threads: int) -> None:
     """Run one method in this process and print what it took as JSON."""
-    from pyids.selection import get_method, pool_from_arrays
+    from pyids.methods import get_method, pool_from_arrays
 
     lengths = np.load(folder / "lengths.npy")
     pool = pool_from_arrays(
@@ -114,7 +114,7 @@ def main() -> None:
         measure(args.measure, args.vectors, args.folder, budget, args.seed, args.threads)
         return
 
-    from pyids.selection import method_names
+    from pyids.methods import method_names
 
     measured = []
     with tempfile.TemporaryDirectory() as name:

@@ -3,7 +3,7 @@
     python benchmarks/models.py POOL.jsonl[.gz] [--rows 128] [--only KIND:NAME ...]
 
 All but the encoders see the same rows of POOL, evenly spaced, cut at 512 tokens, and a checkpoint
-that was trained on as many others; four neighbours make a cluster. The language model is the
+that was trained on as many others; four neighbors make a cluster. The language model is the
 default one. The reward model and the classifier are its body under a head that was never trained:
 they cost what trained ones cost. The judge and the embeddings endpoint are a server on this machine
 that answers at once. Static vectors are made of the whole pool.
@@ -30,13 +30,13 @@ from page import fill
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "models.json"
 MODEL = "smollm2-135m-instruct"
-MAX_TOKENS = 512
+MAX_LENGTH = 512
 ROWS_A_CLUSTER = 4
 
 
 def names() -> list[str]:
-    from pyids.scoring import SCORERS
-    from pyids.signals import SIGNALS
+    from pyids.scoring.scorers import SCORERS
+    from pyids.scoring.signals import SIGNALS
 
     encoders = (
         "all-MiniLM-L6-v2",
@@ -62,22 +62,22 @@ def prepare(conversations: list, rows: int, folder: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from pyids import finetune, lm
+    from pyids.models import finetune, hf, hub, load
 
     step = len(conversations) // rows
     seen, others = conversations[::step][:rows], conversations[step // 2 :: step][:rows]
     (folder / "rows.json").write_text(json.dumps(seen))
-    ref = lm.resolve_model(MODEL)
+    ref = hub.resolve_model(MODEL)
     finetune.finetune(
-        ref, others, output_dir=folder / "checkpoint", method="lora", max_tokens=MAX_TOKENS
+        ref, others, output_dir=folder / "checkpoint", method="lora", max_length=MAX_LENGTH
     )
     torch.manual_seed(0)
-    with lm.quiet():
+    with hf.quiet():
         head = AutoModelForSequenceClassification.from_pretrained(
-            lm.local_folder(ref), num_labels=1
+            hub.local_folder(ref), num_labels=1
         )
         head.save_pretrained(folder / "classifier")
-        lm.load_tokenizer(ref).save_pretrained(folder / "classifier")
+        load.load_tokenizer(ref).save_pretrained(folder / "classifier")
 
 
 class Server:
@@ -114,26 +114,27 @@ class Server:
 
 
 def scorer(name: str, folder: Path, rows: list, url: str) -> Callable[[], np.ndarray]:
-    from pyids import lm, scoring
-    from pyids.endpoint import Endpoint
-    from pyids.judge import Judge
-    from pyids.reward import RewardModel
+    from pyids.models import hub
+    from pyids.models.endpoint import Endpoint
+    from pyids.models.judge import Judge
+    from pyids.models.reward import RewardModel
+    from pyids.scoring import probes, scorers
 
     raters = {
-        "reward": lambda: RewardModel(lm.resolve_model(str(folder / "classifier")), MAX_TOKENS),
+        "reward": lambda: RewardModel(hub.resolve_model(str(folder / "classifier")), MAX_LENGTH),
         "judge": lambda: Judge(Endpoint(url, "a-model")),
     }
-    options = scoring.ScoringOptions(
-        max_tokens=MAX_TOKENS, rater=raters[name]() if name in raters else None
+    options = probes.ScoringOptions(
+        max_length=MAX_LENGTH, rater=raters[name]() if name in raters else None
     )
-    models = scoring.Models(lm.resolve_model(MODEL), folder / "checkpoint")
+    models = probes.Models(hub.resolve_model(MODEL), folder / "checkpoint")
     clusters = (np.arange(len(rows)) // ROWS_A_CLUSTER).astype(np.int32)
-    return lambda: scoring.score(name, models, rows, clusters, options).values
+    return lambda: scorers.score(name, models, rows, clusters, options).values
 
 
 def signal(name: str, folder: Path, rows: list) -> Callable[[], np.ndarray]:
-    from pyids.quality import score_rows
-    from pyids.signals import make_signal
+    from pyids.scoring.cache import score_rows
+    from pyids.scoring.signals import make_signal
 
     spec = f"{name}:{folder / 'classifier'}" if name in ("reward", "classifier") else name
     found = make_signal(spec, default_model=MODEL)
@@ -142,13 +143,13 @@ def signal(name: str, folder: Path, rows: list) -> Callable[[], np.ndarray]:
 
 
 def encoder(name: str, rows: list, url: str) -> Callable[[], np.ndarray]:
-    from pyids.chat import text_of
+    from pyids.chat.template import text_of
     from pyids.encoders import load_encoder
 
     base, _, dtype = name.partition(", ")
     found = load_encoder(
         f"{url}#a-model" if name == "endpoint" else base,
-        max_tokens=MAX_TOKENS if base.startswith(MODEL) else None,
+        max_length=MAX_LENGTH if base.startswith(MODEL) else None,
         dtype=dtype or "float32",
     )
     return lambda: found.encode([text_of(row) for row in rows])
@@ -200,10 +201,10 @@ def main() -> None:
         before = json.loads(RESULTS.read_text())["measured"]
         again = {(m["kind"], m["name"]): m for m in measured}
         measured = [again.get((m["kind"], m["name"]), m) for m in before]
-    result = {"model": MODEL, "max_tokens": MAX_TOKENS, "threads": options.threads}
+    result = {"model": MODEL, "max_length": MAX_LENGTH, "threads": options.threads}
     RESULTS.write_text(json.dumps({**result, "measured": measured}, indent=1) + "\n")
     lines = [
-        f"SmolLM2-135M, at most {MAX_TOKENS} tokens a row, torch on {options.threads} thread(s), "
+        f"SmolLM2-135M, at most {MAX_LENGTH} tokens a row, torch on {options.threads} thread(s), "
         "loading the weights included:",
         "",
         "| kind | name | rows | seconds | peak MiB of the process |",

@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from pyids import stages
 from pyids.config import make_config
-from pyids.refine import Selection
-from pyids.store import environment, hash_file, write_json
+from pyids.pipeline import prepare
+from pyids.selection import Selection
+from pyids.store.files import hash_file, write_json
+from pyids.store.manifest import environment
 
 LIMIT_MB = 1500
 LIMIT_RATIO = 1.2
@@ -136,18 +137,18 @@ def select(pool: Path, run: Path, workers: int, clusters: int) -> None:
 
     config = make_config(
         data=[str(pool / "pool.jsonl")],
-        embeddings=str(pool / "vectors.npy"),
+        embeddings_file=str(pool / "vectors.npy"),
         budget="1%",
         rounds=1,
         clusters=clusters,
-        kmeans_iterations=ITERATIONS,
+        kmeans_max_iter=ITERATIONS,
         workers=workers,
-        output=str(run),
+        output_dir=str(run),
     )
     lap("import")
     # One stage after the other, each finding the ones before it done.
     for stage, until in (("read", "read"), ("vectors", "embed"), ("cluster", "cluster")):
-        stages.prepare(config, until).close()
+        prepare.prepare(config, until).close()
         lap(stage)
     with Selection.from_config(config) as selection:
         selection.draw()

@@ -22,7 +22,7 @@ BLOCK_ROWS = 50_000
 
 
 def generate(path: Path, rows: int, dimensions: int) -> None:
-    """Noise round 100 centres: one block, its columns rolled by one for every further block."""
+    """Noise round 100 centers: one block, its columns rolled by one for every further block."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((BLOCK_ROWS, dimensions), dtype=np.float32)
     block += rng.standard_normal((100, dimensions), dtype=np.float32)[np.arange(BLOCK_ROWS) % 100]

@@ -1,9 +1,9 @@
-"""Nearest centre of every point, without the N x K distances ever being in memory.
+"""Nearest center of every point, without the N x K distances ever being in memory.
 
     label_i = argmin_j |x_i - c_j|^2 = argmax_j (x_i - m) . (c_j - m) - |c_j - m|^2 / 2
 
 for any shift m. Subtracting one near the data's mean takes nothing from the distances and most from
-what is rounded. `nearest` multiplies rows and centres in float16 (half.py) on the tensor cores and
+what is rounded. `nearest` multiplies rows and centers in float16 (half.py) on the tensor cores and
 adds to every score the bound on its error: a label is certain if no other score comes within twice
 its bound of the best. In precision "exact" what is left open goes on lists, made on the device, and
 certify.py settles it by float64 distances, so that the labels are those of a float64 argmin, ties
@@ -142,7 +142,7 @@ def _nearest_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # D is the padded width. Rows past N and columns past D come as zeros; centres past K have a
+    # D is the padded width. Rows past N and columns past D come as zeros; centers past K have a
     # score that is far below all, so that no tile but the rows' ends needs a mask.
     n0 = tl.program_id(0) * BLOCK_N
     rows = n0 + tl.arange(0, BLOCK_N)
@@ -389,7 +389,7 @@ def _launch_tf32(rows: Rows, centers: Centers, labels: Tensor) -> None:
 
 
 def assign(x: Tensor, centers: Tensor, *, precision: str) -> tuple[Tensor, Tensor]:
-    """Label every row of x (N, D) with its nearest centre of (K, D).
+    """Label every row of x (N, D) with its nearest center of (K, D).
 
     Returns
     -------

@@ -1,10 +1,10 @@
-"""What becomes of rows whose nearest centre the half-precision scores leave open.
+"""What becomes of rows whose nearest center the half-precision scores leave open.
 
     duel      the two candidates' float64 distances      rows with two candidates
     collect   float16 again, all candidates written down  rows with three or more
     choose    the candidates' float64 distances
     rescore   high and low parts, three products          rows with more than SLOTS candidates
-    settle    float64 distances to all centres            what rescore leaves open
+    settle    float64 distances to all centers            what rescore leaves open
 
 Each stage works on a list that the one before made on the device; lists are in no order, what
 becomes of a row does not depend on its place. Distances are summed in the C++ core's order.
@@ -149,7 +149,7 @@ def _collect_kernel(
 ):
     count = (tl.load(count_ptr) >> 32).to(tl.int32)
     tiles = tl.cdiv(K, BLOCK_K)
-    # A short list fills the device too: a block of rows is dealt out a tile of centres at a time.
+    # A short list fills the device too: a block of rows is dealt out a tile of centers at a time.
     for item in tl.range(tl.program_id(0), tl.cdiv(count, BLOCK_N) * tiles, tl.num_programs(0)):
         place = (item // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
         k0 = (item % tiles) * BLOCK_K

@@ -108,7 +108,7 @@ def _settle_kernel(
         for k0 in tl.range(0, K, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             c_rows = c_ptr + k.to(tl.int64)[:, None] * D
-            # In float32 first: most centres are too far for float64 to be needed.
+            # In float32 first: most centers are too far for float64 to be needed.
             rough = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
             for d0 in tl.range(0, D, BLOCK_D):
                 d = d0 + tl.arange(0, BLOCK_D)
@@ -210,7 +210,7 @@ def choose(
 
 
 def settle(x: Tensor, centers: Tensor, labels: Tensor, rows: Tensor, counts: Tensor) -> None:
-    """Label listed rows by the nearest of all centres; counts[2]: how many rows there are."""
+    """Label listed rows by the nearest of all centers; counts[2]: how many rows there are."""
     _settle_kernel[(4 * multiprocessors(x.device),)](
         x,
         centers,
@@ -227,7 +227,7 @@ def settle(x: Tensor, centers: Tensor, labels: Tensor, rows: Tensor, counts: Ten
 
 
 def distances(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance of each row to the centre of its label, (N,) float64; NaN for label -1.
+    """Squared distance of each row to the center of its label, (N,) float64; NaN for label -1.
 
     Differences, squares and sums are each rounded to float64, in the core's fixed order.
     """

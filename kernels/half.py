@@ -1,4 +1,4 @@
-"""Rows and centres in half precision about a shift, with what the rounding lost measured.
+"""Rows and centers in half precision about a shift, with what the rounding lost measured.
 
 `prepare_rows` writes (x - m) s_i in float16, s_i a power of two by row, and how much that lost;
 `prepare_centers` writes (c - m) t, t one power of two, as a high and a low part. Formulas and the
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .common import next_power_of_2, power_of_2
 
-# Centres are padded to a multiple of this with ones that no row is near.
+# Centers are padded to a multiple of this with ones that no row is near.
 CENTER_PADDING = 256
 # Scores, in units of 1 / t, stay below a tenth of this or their row is not certified by them.
 FAR_AWAY = 3.0e38
@@ -69,7 +69,7 @@ def _prepare_rows_kernel(
         largest = tl.maximum(largest, tl.abs(y))
     bad = tl.max(strange, 1) > 0
     # The largest value of a row becomes 2^13 to 2^14, far from what float16 cannot hold; a row that
-    # lies almost on the shift is not blown up beyond what the centres' products leave room for.
+    # lies almost on the shift is not blown up beyond what the centers' products leave room for.
     exponent = tl.minimum(13 - _exponent(tl.max(largest, 1)), 30 + unit_exponent)
     exponent = tl.minimum(tl.maximum(exponent, -100), 100)
     scale = _power_of_2(exponent)
@@ -169,14 +169,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Centers:
-    """Centres on one device, as they are and in half precision.
+    """Centers on one device, as they are and in half precision.
 
     Attributes
     ----------
     c : (K, D)
         As given.
     shift : (D,) float32
-        What is subtracted from rows and centres.
+        What is subtracted from rows and centers.
     unit : () float32
         A power of two.
     high, low : (padded K, padded D) float16
@@ -204,13 +204,13 @@ def _padded(size: int, multiple: int) -> int:
 
 
 def unit_of(centers: Tensor, shift: Tensor) -> Tensor:
-    """Return the power of two that brings the centres' largest value to 2^12 .. 2^13."""
+    """Return the power of two that brings the centers' largest value to 2^12 .. 2^13."""
     largest = (centers.double() - shift.double()).abs().amax().clamp(1e-30, 1e30).float()
     return power_of_2(13 - torch.frexp(largest).exponent, torch.float32)
 
 
 def prepare_centers(centers: Tensor, shift: Tensor) -> Centers:
-    """Round centres (K, D) about `shift` (D,) to half precision; no host synchronisation."""
+    """Round centers (K, D) about `shift` (D,) to half precision; no host synchronisation."""
     k, d = centers.shape
     padded_k, padded_d = _padded(k, CENTER_PADDING), _padded(d, 8)
     centers = centers.contiguous()
@@ -235,7 +235,7 @@ def prepare_centers(centers: Tensor, shift: Tensor) -> Centers:
             BLOCK_K=8,
             BLOCK_D=min(128, next_power_of_2(padded_d)),
         )
-    # A centre that lies almost on the shift loses a larger share than others; what it lost counts
+    # A center that lies almost on the shift loses a larger share than others; what it lost counts
     # instead of its length, or all bounds would be as loose as its own.
     counted = length > length.amax() * 2.0**-10
     rho = torch.where(counted, error / length.clamp(min=1e-37), 0.0).amax().clamp(min=2.0**-20)
@@ -247,7 +247,7 @@ def prepare_centers(centers: Tensor, shift: Tensor) -> Centers:
 
 
 def prepare_rows(x: Tensor, centers: Centers, bad: Tensor, first_row: int = 0) -> Rows:
-    """Round rows (N, D) about the centres' shift to half precision.
+    """Round rows (N, D) about the centers' shift to half precision.
 
     `bad` () int64 is lowered to the number (counted from `first_row`) of the first row that holds a
     NaN or an infinity, if any does.
@@ -283,5 +283,5 @@ def prepare_rows(x: Tensor, centers: Centers, bad: Tensor, first_row: int = 0) -
 
 
 def shift_of(centers: Tensor) -> Tensor:
-    """Return the mean centre, rounded to float32: near the data's mean, and cheap."""
+    """Return the mean center, rounded to float32: near the data's mean, and cheap."""
     return centers.double().mean(0).clamp(-3e38, 3e38).float()

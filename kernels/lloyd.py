@@ -1,13 +1,13 @@
-"""Lloyd's algorithm on one or more devices, with the C++ core's labels and centres, bit for bit.
+"""Lloyd's algorithm on one or more devices, with the C++ core's labels and centers, bit for bit.
 
-    repeat   label_i = nearest centre of x_i       assign.nearest, exact
+    repeat   label_i = nearest center of x_i       assign.nearest, exact
              S_j, M_j = integer sums by cluster    update.add_rows, or move_rows when few moved
              c_j = S_j / M_j
-    until the centres move by no more than tol
+    until the centers move by no more than tol
 
 The device never waits for the host: what decides whether to go on is copied out while the next
 pass runs, and looked at when that has been queued. The pass that turns out to be one too many is
-not lost: it gives the labels of the final centres, which are wanted anyway.
+not lost: it gives the labels of the final centers, which are wanted anyway.
 
 Rows that fit stay on the device, prepared once. Others stream: two pinned buffers a device, one
 being filled and copied while the rows of the other are worked on.
@@ -236,7 +236,7 @@ class Share:
         return inertia
 
     def inertia(self, centers: Tensor, turn: int) -> Tensor:
-        """Weighted sum of the squared distances to the own centres, float64."""
+        """Weighted sum of the squared distances to the own centers, float64."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.on_device():
             for first, x in self.blocks():
@@ -259,7 +259,7 @@ class Share:
     def farthest(
         self, centers: Tensor, turn: int, count: int, unit: float
     ) -> list[tuple[float, int, int, np.ndarray, float]]:
-        """Return (distance, row, label, values, weight) of the rows farthest from their centres.
+        """Return (distance, row, label, values, weight) of the rows farthest from their centers.
 
         Rows whose weight times `unit` rounds to no mass are left out.
         """
@@ -386,7 +386,7 @@ class _Fit:
         return torch.stack([share.bad.to(self.home) for share in self.shares]).amin()
 
     def mean_variance(self, total: Sums, centers: Tensor, inertia: Tensor) -> Tensor:
-        """Mean over the columns of the variance of all rows, from the sums about the centres.
+        """Mean over the columns of the variance of all rows, from the sums about the centers.
 
         sum |x - m|^2 = sum |x - c|^2 + sum_j (2 (S_j - n_j c_j) + n_j (c_j - m)) . (c_j - m)
         """
@@ -457,7 +457,7 @@ def fit(
     Returns
     -------
     labels : (N,) int32
-        Of the centres returned.
+        Of the centers returned.
     centers : (K, D) float32, or float64 for float64 rows
     inertia : float
     n_iter : int
@@ -470,7 +470,7 @@ def fit(
 
     Notes
     -----
-    With precision "exact", labels and centres are the C++ core's, bit for bit, for any number of
+    With precision "exact", labels and centers are the C++ core's, bit for bit, for any number of
     devices, shards and blocks: labels are those of the same float64 distances, sums are the same
     integers. A cluster without weight takes the farthest row, also as there.
     """

@@ -6,7 +6,7 @@
 `token_nll` cuts the vocabulary into parts of PART columns, one program a block of tokens and a
 part, each with a running maximum and sum in base 2 and, where the target falls into the part, its
 logit from the float32 accumulator. `_merge_kernel` folds the parts in order. Parts do not depend on
-how many tokens there are, and a row of a matrix product not on its neighbours, so a token's bits
+how many tokens there are, and a row of a matrix product not on its neighbors, so a token's bits
 depend on the token alone. Then one program an example adds up its tokens in order, and clusters are
 summed as integers.
 

@@ -84,7 +84,7 @@ def _finish(
     NORMALIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Divide, normalise, store."""
+    """Divide, normalize, store."""
     divisor = length.to(tl.float32)
     if WEIGHTED:
         divisor = (length * (length + 1) // 2).to(tl.float32)

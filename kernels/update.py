@@ -194,7 +194,7 @@ def add_rows(
     *,
     launch: Launch = LAUNCHES[0],
 ) -> None:
-    """Add every row of x (N, D) to its cluster's sum; rows labelled -1 to none. No host sync.
+    """Add every row of x (N, D) to its cluster's sum; rows labeled -1 to none. No host sync.
 
     weights: (N,) float64 or None.
     """
@@ -279,7 +279,7 @@ def move_rows(
 
 
 def means(sums: Sums, scale: FixedScale, centers: Tensor) -> Tensor:
-    """Sum / mass of each cluster, (K, D) float64; a cluster without mass keeps its centre."""
+    """Sum / mass of each cluster, (K, D) float64; a cluster without mass keeps its center."""
     weight = sums.mass.double() / scale.mass
     mean = sums.sums.double() / scale.columns / torch.where(weight > 0, weight, 1.0)[:, None]
     return torch.where((sums.mass > 0)[:, None], mean, centers.double())

@@ -7,12 +7,12 @@ from typing import Any
 
 # Where the public names live; imported on first use, so that `import pyids` stays light.
 _EXPORTS = {
-    "KMeans": "clustering",
+    "KMeans": "clustering.kmeans",
     "RunConfig": "config",
-    "Selection": "refine",
+    "Selection": "selection",
     "allocate": "sampling",
     "merge_samples": "sampling",
-    "run": "refine",
+    "run": "selection",
     "sample_by_cluster": "sampling",
 }
 

@@ -112,11 +112,11 @@ def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options
     """
     config = _gather(data, config_file, options)
     if dry_run:
-        from pyids.stages import plan
+        from pyids.pipeline.preflight import plan
 
         click.echo(plan(config))
     else:
-        from pyids.refine import run as run_selection
+        from pyids.selection import run as run_selection
 
         click.echo(run_selection(config))
 
@@ -136,30 +136,31 @@ def select(
     **options: Any,
 ) -> None:
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
-    from pyids import static
+    from pyids.methods import select as select_module
+    from pyids.methods.select import OF_ROUNDS, select_from_folder
 
     parsed = _parse_settings(settings)
-    if unused := sorted(_given(options).keys() & static.OF_ROUNDS):
+    if unused := sorted(_given(options).keys() & OF_ROUNDS):
         flag = unused[0].replace("_", "-")
         raise ConfigError(f"--{flag} is for rounds, and `pyids select` has none: leave it out")
     if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
         in_file = load_config(config_file) if config_file else {}
         # The folder says what is selected from.
-        for name in in_file.keys() & {"data", "output", *static.OF_ROUNDS}:
+        for name in in_file.keys() & {"data", "output_dir", *OF_ROUNDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
-        click.echo(static.select_from_folder(data[0], method, path, settings=parsed, **changes))
+        click.echo(select_from_folder(data[0], method, path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
-        click.echo(static.select(config, method, path, settings=parsed))
+        click.echo(select_module.select(config, method, path, settings=parsed))
 
 
 @cli.command()
 def methods() -> None:
     """List methods, weight rules, scorers, quality signals and encoders with their sources."""
-    from pyids.catalogue import catalogue
+    from pyids.registry import catalog
 
-    for title, entries in catalogue().items():
+    for title, entries in catalog().items():
         click.echo(f"{title}:")
         for entry in entries:
             click.echo(f"  {entry.name:22} {entry.summary} [{entry.source}]")
@@ -174,10 +175,10 @@ def methods() -> None:
 @click.option("--push-to-hub", "hub_name", help="then push it to this hub data set")
 def export(folder: str, form: str, path: str | None, hub_name: str | None) -> None:
     """Write what the run in FOLDER has selected, in the form that a trainer reads."""
-    from pyids.export import push_to_hub
-    from pyids.refine import Selection
-    from pyids.rounds import has_drawn
-    from pyids.stages import saved_config
+    from pyids.data.hub import push_to_hub
+    from pyids.pipeline.identity import saved_config
+    from pyids.selection import Selection
+    from pyids.store.rounds import has_drawn
 
     saved_config(Path(folder))
     if not has_drawn(Path(folder)):
@@ -203,10 +204,10 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
     With --data and --budget a selection is started in FOLDER. Two paths are printed: everything
     selected so far, to train on, and the rows to score for `pyids tell`.
     """
-    from pyids.refine import Selection
+    from pyids.selection import Selection
 
     given = data or config_file or any(value is not None for value in options.values())
-    config = _gather(data, config_file, {**options, "output": folder}) if given else None
+    config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
     with Selection.from_config(config) if config else Selection.open(folder) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)
@@ -221,8 +222,8 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 @click.argument("scores", type=click.Path())
 def tell(folder: str, scores: str) -> None:
     """Tell this round's scores: a JSON object {"_pyids_id": 7, "score": 0.5} a line of SCORES."""
-    from pyids.evidence import read_scores
-    from pyids.refine import Selection
+    from pyids.scoring.probes import read_scores
+    from pyids.selection import Selection
 
     with Selection.open(folder) as selection:
         selection.tell(read_scores(Path(scores)))
@@ -244,13 +245,13 @@ def _writable(context: click.Context, option: click.Parameter, path: str | None)
 
 def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of an evaluation."""
-    longest = RunConfig.model_fields["max_tokens"].default
+    longest = RunConfig.model_fields["max_length"].default
     for decorate in reversed(
         [
             click.option("--format", default="auto", help="how a row holds its conversation"),
             click.option("--limit", type=click.IntRange(1), help="only the first rows"),
             click.option(
-                "--max-tokens",
+                "--max-length",
                 type=click.IntRange(16),
                 default=longest,
                 help=f"longest conversation in tokens [default: {longest}]",
@@ -276,7 +277,7 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _write_result(result: Any, json_path: str | None) -> None:
-    from pyids.store import write_json
+    from pyids.store.files import write_json
 
     click.echo(result)
     if json_path is not None:
@@ -301,7 +302,7 @@ def evaluate(
 
     MODEL is a folder, a hub name, an alias, an adapter, or a run folder: its last checkpoint.
     """
-    from pyids.evaluation import evaluate as evaluate_model
+    from pyids.evaluation.evaluate import evaluate as evaluate_model
 
     named = [task.strip() for task in (tasks or "").split(",") if task.strip()]
     _write_result(evaluate_model(model, data, tasks=named, **options), json_path)
@@ -316,7 +317,7 @@ def evaluate(
 @_evaluation_options
 def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) -> None:
     """Compare SELECTIONS, run folders or exported files: overlap, topics, lengths, scores, loss."""
-    from pyids.comparison import compare as compare_selections
+    from pyids.evaluation.compare import compare as compare_selections
 
     _write_result(compare_selections(selections, **options), json_path)
 
@@ -325,7 +326,7 @@ def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) 
 @click.argument("folder", type=click.Path())
 def verify(folder: str) -> None:
     """Hash every file of a run folder again and compare with its manifest."""
-    from pyids.store import verify as verify_folder
+    from pyids.store.manifest import verify as verify_folder
 
     problems = verify_folder(Path(folder))
     click.echo("\n".join(problems) or f"{folder} is what its run left behind")

@@ -22,13 +22,13 @@ from pydantic import (
     model_validator,
 )
 
+from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
-from pyids.formats import check_format
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
-# Rows looked at for each row drawn, where answers look mismatched.
-LOOK_CANDIDATES = 5
+# Candidates drawn for each row kept, where answers look mismatched.
+SCREENING_OVERSAMPLE = 5
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
@@ -125,25 +125,30 @@ class RunConfig(BaseModel):
     quality: str | None = _option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
-    candidates: int | None = _option(
+    oversample: int | None = _option(
         "Selection",
-        "rows looked at for each row drawn: the odd ones of a cluster tend to be left (default: "
-        f"{LOOK_CANDIDATES} where answers look mismatched, else 1, which is no look; always 1 for "
-        "ask)",
+        "candidates drawn for each row kept: outliers of a cluster tend to be left out (default: "
+        f"{SCREENING_OVERSAMPLE} where answers look mismatched, else 1, which is no screening; "
+        "always 1 for ask)",
         None,
         ge=1,
     )
-    quota: Literal["size", "equal"] = _option(
-        "Selection", "a cluster's quota follows weight x rows left, or the weight alone", "size"
+    allocation: Literal["proportional", "equal"] = _option(
+        "Selection",
+        "the rows a cluster gives: proportional to weight x rows left, or to the weight alone",
+        "proportional",
     )
 
     encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
         "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
     )
-    embeddings: str | None = _option(
-        "Embedding", "precomputed vectors: a .npy file (row i = input row i) or a column", None
+    embeddings_file: str | None = _option(
+        "Embedding", "precomputed vectors: a .npy file, row i for input row i", None
     )
-    encoder_tokens: int | None = _option(
+    embeddings_column: str | None = _option(
+        "Embedding", "column of the data that holds precomputed vectors", None
+    )
+    encoder_max_length: int | None = _option(
         "Embedding", "longest text in tokens (default: the encoder's own limit)", None, ge=8
     )
     long_text: LongText = _option(
@@ -153,9 +158,9 @@ class RunConfig(BaseModel):
     clusters: Clusters = _option(
         "Clustering", "number of clusters, or auto (default: by the size of the pool)", None
     )
-    kmeans_iterations: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
+    kmeans_max_iter: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
-    near_duplicates: float | None = _option(
+    semdedup_threshold: float | None = _option(
         "Clustering",
         "drop a row whose vector has at least this cosine to an earlier one of its cluster, "
         "such as 0.95 (default: keep all)",
@@ -165,17 +170,19 @@ class RunConfig(BaseModel):
     )
 
     model: str = _option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
-    guide: str | None = _option(
+    proxy_model: str | None = _option(
         "Training", "smaller model that is trained and scored in the rounds instead", None
     )
-    tuning: Literal["lora", "full"] = _option("Training", "what is trained", "lora")
+    finetuning_type: Literal["lora", "full"] = _option(
+        "Training", "a LoRA adapter, or all weights", "lora"
+    )
     lora_rank: int = _option("Training", "rank of the LoRA adapter", 16, ge=1)
     learning_rate: float | None = _option(
         "Training", "peak learning rate (default: 5e-4 for LoRA, 2e-5 for full)", None, gt=0
     )
-    epochs: int = _option("Training", "passes over the rows selected so far", 1, ge=1)
-    batch_size: int = _option("Training", "rows in an optimiser step", 8, ge=1)
-    max_tokens: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
+    num_train_epochs: int = _option("Training", "passes over the rows selected so far", 1, ge=1)
+    batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
+    max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
     scorer: str = _option("Scoring", "what a round's score is", "sound-learnability")
     reward_model: str | None = _option(
@@ -185,10 +192,12 @@ class RunConfig(BaseModel):
         "Scoring", "OpenAI-compatible endpoint of the scorer judge; key in OPENAI_API_KEY", None
     )
     judge_model: str | None = _option("Scoring", "model at that endpoint", None)
-    judge_requests: int = _option("Scoring", "most requests to the judge in a run", 10_000, ge=1)
-    probes: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
-    weight_rule: Literal["softmax", "paper", "bandit", "none"] = _option(
-        "Scoring", "how scores change the cluster weights", "softmax"
+    judge_max_requests: int = _option(
+        "Scoring", "most requests to the judge in a run", 10_000, ge=1
+    )
+    probes_per_cluster: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
+    weight_update: Literal["exponential", "linear", "ucb", "none"] = _option(
+        "Scoring", "how scores change the cluster weights", "exponential"
     )
     temperature: float | None = _option(
         "Scoring",
@@ -196,7 +205,7 @@ class RunConfig(BaseModel):
         None,
         gt=0,
     )
-    floor: float = _option(
+    min_weight: float = _option(
         "Scoring", "smallest weight, as a share of an equal weight", 0.02, ge=0, lt=1
     )
 
@@ -210,10 +219,16 @@ class RunConfig(BaseModel):
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output: str | None = _option("Output", "run folder (default: runs/<name of the data>)", None)
+    output_dir: str | None = _option(
+        "Output", "run folder (default: runs/<name of the data>)", None
+    )
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
+        if self.embeddings_file is not None and self.embeddings_column is not None:
+            raise ValueError(
+                "--embeddings-file and --embeddings-column both name the vectors: give one"
+            )
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
@@ -232,22 +247,27 @@ class RunConfig(BaseModel):
     @property
     def output_path(self) -> Path:
         """The run folder."""
-        if self.output is not None:
-            return Path(self.output)
+        if self.output_dir is not None:
+            return Path(self.output_dir)
         name = re.sub(r"[^\w.-]+", "-", Path(self.data[0].rstrip("/")).name).strip("-.")
         return Path("runs") / (name.split(".")[0] or "pyids")
 
     @property
+    def has_vectors(self) -> bool:
+        """Whether the vectors are given, in a file or a column, so that no encoder is needed."""
+        return self.embeddings_file is not None or self.embeddings_column is not None
+
+    @property
     def round_model(self) -> str:
         """The model that is trained and scored in the rounds."""
-        return self.guide or self.model
+        return self.proxy_model or self.model
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate, or the default of the tuning method."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return DEFAULT_LEARNING_RATES[self.tuning]
+        return DEFAULT_LEARNING_RATES[self.finetuning_type]
 
     def budget_rows(self, n_rows: int) -> int:
         """Rows to select out of `n_rows`.

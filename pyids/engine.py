@@ -2,8 +2,9 @@
 
 A stage is `engine.map(task, items)`. The task is a function at the top level of a module; an item
 is a small picklable value that holds paths and numbers, never arrays. A task reads files, writes
-its output aside and renames it (`pyids.store`), and returns a small value. So a task may run twice,
-on any machine that sees the same folder, and the results are the same whatever the engine.
+its output to a temporary file and renames it (`pyids.store.files`), and returns a
+small value. So a task may run twice, on any machine that sees the same folder, and the results are
+the same whatever the engine.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _end_with_parent() -> None:
 class RayEngine(_Closing):
     """A Ray cluster: the one that runs, or a private one for as long as this engine lives.
 
-    An initialised Ray is used as it is; else the cluster at `address`, at ``RAY_ADDRESS``, or begun
+    An initialized Ray is used as it is; else the cluster at `address`, at ``RAY_ADDRESS``, or begun
     on this machine with ``ray start``; else a private one is started, and `close` stops it. A
     cluster that this engine did not start is never stopped. Only paths and numbers cross the
     network, so the run folder must lie where every node sees it.
@@ -222,7 +223,7 @@ class RayEngine(_Closing):
                 yield self._result(*running[0])
                 running.popleft()
         finally:
-            # Not cancelled: ray.cancel, when the task ends at that moment, aborts this process
+            # Not canceled: ray.cancel, when the task ends at that moment, aborts this process
             # ("Tried to complete task that was not pending", Ray 2.60).
             self._dropped += [reference for _, reference in running]
 

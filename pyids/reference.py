@@ -79,7 +79,7 @@ def squared_distances(x: NDArray[np.floating], centers: NDArray[np.floating]) ->
 def assign(
     x: NDArray[np.floating], centers: NDArray[np.floating]
 ) -> tuple[NDArray[np.int32], Float64]:
-    """Nearest centre of each point and the squared distance to it; ties go to the lowest index."""
+    """Nearest center of each point and the squared distance to it; ties go to the lowest index."""
     distances = squared_distances(x, centers)
     labels = distances.argmin(axis=1).astype(np.int32)
     return labels, np.take_along_axis(distances, labels[:, None], axis=1)[:, 0]
@@ -115,9 +115,9 @@ def update(
 def lloyd(
     x: NDArray[np.floating], centers: NDArray[np.floating], n_iter: int
 ) -> tuple[Float64, NDArray[np.int32]]:
-    """Centres after `n_iter` iterations and the labels that belong to them.
+    """Centers after `n_iter` iterations and the labels that belong to them.
 
-    A cluster that loses all its points keeps its centre; `pyids.clustering` re-seeds it.
+    A cluster that loses all its points keeps its center; `pyids.clustering.kmeans` re-seeds it.
     """
     c = centers.astype(np.float64)
     for _ in range(n_iter):
@@ -129,7 +129,7 @@ def lloyd(
 def nearest_centers(
     x: NDArray[np.floating], centers: NDArray[np.floating], count: int
 ) -> tuple[NDArray[np.int32], Float64]:
-    """Each point's nearest centres, nearest first, and the squared distances to them."""
+    """Each point's nearest centers, nearest first, and the squared distances to them."""
     distances = squared_distances(x, centers)
     order = np.argsort(distances, axis=1, kind="stable")[:, :count]
     return order.astype(np.int32), np.take_along_axis(distances, order, axis=1)
@@ -156,8 +156,8 @@ def token_nll(
     kept = np.flatnonzero(targets != ignore_index)
     nll = np.zeros(len(targets))
     top = logits[kept].max(axis=1, keepdims=True)
-    normaliser = top[:, 0] + np.log(np.exp(logits[kept] - top).sum(axis=1))
-    nll[kept] = normaliser - logits[kept, targets[kept]]
+    normalizer = top[:, 0] + np.log(np.exp(logits[kept] - top).sum(axis=1))
+    nll[kept] = normalizer - logits[kept, targets[kept]]
     return nll
 
 
@@ -326,14 +326,16 @@ def estimate_shrinkage(scores: Float64, counts: NDArray[np.int64], variances: Fl
     return noise / signal if signal > 0 else math.inf
 
 
-def reweight(weights: Float64, gains: Float64, scored: NDArray[np.bool_], floor: float) -> Float64:
-    """Multiply the scored clusters' weights by `gains`, keeping their sum and the floor.
+def reweight(
+    weights: Float64, gains: Float64, scored: NDArray[np.bool_], min_weight: float
+) -> Float64:
+    """Multiply the scored clusters' weights by `gains`, keeping their sum and the min_weight.
 
-    `weights` respect the floor already.
+    `weights` respect the min_weight already.
     """
     new = weights.copy()
     mass = weights[scored].sum()
-    least = floor / len(weights)
+    least = min_weight / len(weights)
     lifted = np.zeros(len(weights), bool)
     while True:
         free = scored & ~lifted
@@ -398,7 +400,7 @@ def filter_near(
     return np.array(kept, np.int64)
 
 
-def near_repeats(x: Float64, threshold: float) -> NDArray[np.int64]:
+def near_duplicates(x: Float64, threshold: float) -> NDArray[np.int64]:
     """For each row the first kept row of cosine >= threshold before it; itself, and kept, if none.
 
     An all-zero row is near nothing.
@@ -411,13 +413,13 @@ def near_repeats(x: Float64, threshold: float) -> NDArray[np.int64]:
     return np.array(repeats, np.int64)
 
 
-def neighbour_distances(x: Float64, n_neighbours: int, reference: NDArray[np.int64]) -> Float64:
+def neighbor_distances(x: Float64, n_neighbors: int, reference: NDArray[np.int64]) -> Float64:
     """Sum of 1 - cosine to the nearest rows of `reference` other than the row itself."""
     unit = unit_rows(x)
     sums = np.empty(len(x))
     for i in range(len(x)):
         others = reference[reference != i]
-        sums[i] = np.sort(1 - unit[others] @ unit[i])[:n_neighbours].sum()
+        sums[i] = np.sort(1 - unit[others] @ unit[i])[:n_neighbors].sum()
     return sums
 
 

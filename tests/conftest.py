@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 
-TOPICS = ("sums", "colours", "cities", "noise")
+TOPICS = ("sums", "colors", "cities", "noise")
 
 
 class Pool:
@@ -47,7 +47,7 @@ class Pool:
     def options(self, **options) -> dict:
         return {
             "data": str(self.path),
-            "embeddings": str(self.vectors),
+            "embeddings_file": str(self.vectors),
             "budget": 60,
             "clusters": 4,
             **options,
@@ -63,9 +63,9 @@ def pool(tmp_path):
 def smollm2():
     """SmolLM2-135M-Instruct and its tokenizer, loaded once; not to be changed."""
     pytest.importorskip("transformers", reason="needs the train extra")
-    from pyids import lm
+    from pyids.models import load
 
-    return lm.load_model("smollm2-135m-instruct")
+    return load.load_model("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def tiny(smollm2, tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pyids import lm
+    from pyids.models import hf
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = LlamaConfig(
@@ -87,7 +87,7 @@ def tiny(smollm2, tmp_path_factory):
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    with lm.quiet():
+    with hf.quiet():
         LlamaForCausalLM(config).save_pretrained(folder)
         smollm2[1].save_pretrained(folder)
     return str(folder)

@@ -86,7 +86,7 @@ def points(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
         x /= np.linalg.norm(x, axis=1, keepdims=True)
     elif kind == "grid":  # full of exact ties
         x = np.round(x)
-    elif kind == "near ties":  # centres will be pairs of neighbours in float32
+    elif kind == "near ties":  # centers will be pairs of neighbors in float32
         x = np.repeat(x[: (n + 1) // 2], 2, axis=0)[:n]
         x[1::2] *= 1 + 2.0**-22
     return x.astype(np.float32)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pyids.auto_k import choose_k, default_grid, elbow, simplified_silhouette
+from pyids.clustering.choose_k import choose_k, default_grid, elbow, simplified_silhouette
 from pyids.errors import ConfigError
 
 

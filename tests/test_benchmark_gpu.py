@@ -21,7 +21,7 @@ def run(*options, **environment):
 
 @pytest.mark.slow
 def test_the_dry_run_runs_every_op(tmp_path):
-    done = run("--dry-run", "--output", str(tmp_path))
+    done = run("--dry-run", "--output-dir", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "gpu-interpreter.json").read_text())
     assert report["wrong"] == []

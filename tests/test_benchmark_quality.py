@@ -93,7 +93,7 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
     )
     shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
-    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes": 2})}
+    entries = {"random": ("random", {}), "iterative": ("iterative", {"probes_per_cluster": 2})}
     grid = grids.bounds("dev", 48, (0,))
     grid += grids.cells(entries, "test-garbage", "dev", 48, 2)
     results = [cells.run_cell(shop, cell) for cell in grid]
@@ -178,7 +178,10 @@ def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
         changed = "".join(f", {key} {value}" for key, value in options.items())
         label = f"iterative{changed}" if changed else quality["axes"].PLAIN
         cell = {"pool": "p", "method": "iterative", "seed": seed, "label": label}
-        return {"cell": {**cell, "options": {"probes": 4, **options}}, "nll": {"math": nll}}
+        return {
+            "cell": {**cell, "options": {"probes_per_cluster": 4, **options}},
+            "nll": {"math": nll},
+        }
 
     ends = [
         {"cell": {"method": "base", "label": "base"}, "nll": {"math": 4.0}},
@@ -187,8 +190,8 @@ def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
     cells = [result(0, 3.0), result(1, 3.2), result(2, 0.0), result(0, 3.4, rounds=1)]
     cells += [result(1, 3.6, rounds=1), result(0, 3.8, clusters=4), result(1, 3.8, scorer="x")]
     rng = np.random.default_rng(0)
-    centres = 10 * rng.normal(size=(8, 4))
-    np.save(tmp_path / "p.npy", centres[rng.integers(0, 8, 400)] + rng.normal(size=(400, 4)))
+    centers = 10 * rng.normal(size=(8, 4))
+    np.save(tmp_path / "p.npy", centers[rng.integers(0, 8, 400)] + rng.normal(size=(400, 4)))
     found = quality["axes"].axes(tmp_path, [*ends, *cells], clusters=8)
     assert [(one["rounds"], one["seeds"]) for one in found["rounds"]] == [(1, [0, 1]), (3, [0, 1])]
     assert [one["share"] for one in found["rounds"]] == pytest.approx([0.25, 0.45])

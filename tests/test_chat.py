@@ -9,9 +9,9 @@ import copy
 import numpy as np
 import pytest
 
-from pyids.chat import Encoded, encode, encode_prompt, retell, text_of, truncate
+from pyids.chat.formats import Turns
+from pyids.chat.template import Encoded, encode, encode_prompt, text_of, truncate, with_turns
 from pyids.errors import ModelError
-from pyids.formats import Turns
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -217,7 +217,7 @@ def test_tools_are_the_templates_to_render(tokenizers):
             answers = ["Paris<|im_end|>", "Rome, of course.<|im_end|>"]
             assert segments(encoded, tokenizer) == answers
             assert "weather" not in tokenizer.decode(encode(TURNS, tokenizer).input_ids)
-            prompt = encode_prompt(retell(offered, offered[:2]), tokenizer, 1000)
+            prompt = encode_prompt(with_turns(offered, offered[:2]), tokenizer, 1000)
             assert "weather" in tokenizer.decode(prompt)
 
 

@@ -48,7 +48,7 @@ def test_bad_data_is_answered_with_file_row_and_remedy(tmp_path, kind):
     content, words = BAD_DATA[kind]
     path = tmp_path / "pool.jsonl"
     path.write_bytes(content)
-    result = invoke("run", path, "--budget", 3, "--output", tmp_path / "run")
+    result = invoke("run", path, "--budget", 3, "--output-dir", tmp_path / "run")
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     for word in ("pool.jsonl", *words):
@@ -58,7 +58,7 @@ def test_bad_data_is_answered_with_file_row_and_remedy(tmp_path, kind):
 def test_a_truncated_gz_is_answered(tmp_path):
     path = tmp_path / "pool.jsonl.gz"
     path.write_bytes(gzip.compress(lines(*MANY * 50))[:-40])
-    result = invoke("run", path, "--budget", 3, "--output", tmp_path / "run")
+    result = invoke("run", path, "--budget", 3, "--output-dir", tmp_path / "run")
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert "pool.jsonl.gz" in result.output
@@ -76,15 +76,15 @@ def test_a_truncated_gz_is_answered(tmp_path):
         (["--budget", "3", "--encoder", "no/such-encoder"], "no/such-encoder"),
         (["--budget", "3", "--model", "no/such-model"], "no/such-model"),
         (["--budget", "3", "--scorer", "guess"], "there is no scorer 'guess'"),
-        (["--budget", "3", "--output", "/proc/nowhere"], "/proc"),
-        (["--budget", "3", "--embeddings", "none.npy"], "none.npy"),
+        (["--budget", "3", "--output-dir", "/proc/nowhere"], "/proc"),
+        (["--budget", "3", "--embeddings-file", "none.npy"], "none.npy"),
         (["--budget", "3", "--config", "none.yaml"], "none.yaml"),
     ],
 )
 def test_a_bad_option_is_answered_in_one_line(tmp_path, options, words):
     path = tmp_path / "pool.jsonl"
     path.write_bytes(lines(*MANY))
-    output = [] if "--output" in options else ["--output", tmp_path / "run"]
+    output = [] if "--output-dir" in options else ["--output-dir", tmp_path / "run"]
     result = invoke("run", path, *output, *options)
     assert result.exit_code == 2, result.output
     assert words in result.output.splitlines()[-1]
@@ -92,7 +92,7 @@ def test_a_bad_option_is_answered_in_one_line(tmp_path, options, words):
 
 
 JUDGE = ["--scorer", "judge", "--judge-url", "example.org", "--judge-model", "m"]
-VECTORS = ["--clusters", 4, "--embeddings"]
+VECTORS = ["--clusters", 4, "--embeddings-file"]
 
 
 @pytest.mark.parametrize("dry_run", [["--dry-run"], []])
@@ -112,7 +112,7 @@ def test_a_wrong_option_is_answered_before_the_folder_is_claimed(
 ):
     monkeypatch.chdir(tmp_path)
     np.save("few.npy", np.load(pool.vectors)[:10])
-    result = invoke("run", pool.path, "--budget", 30, "--output", "run", *options, *dry_run)
+    result = invoke("run", pool.path, "--budget", 30, "--output-dir", "run", *options, *dry_run)
     assert result.exit_code == 2, result.output
     assert words in result.output.splitlines()[-1]
     assert not Path("run", "identity.json").exists()
@@ -132,7 +132,7 @@ def test_a_dry_run_in_the_folder_of_another_run_is_refused(pool, tmp_path):
     arguments = ["--budget", 30, *VECTORS, pool.vectors]
     folder = tmp_path / "run"
     assert invoke("ask", folder, "--data", pool.path, *arguments).exit_code == 0
-    arguments = ["run", pool.path, "--output", folder, *arguments, "--dry-run"]
+    arguments = ["run", pool.path, "--output-dir", folder, *arguments, "--dry-run"]
     assert invoke(*arguments).exit_code == 0
     result = invoke(*arguments, "--seed", 1)
     assert result.exit_code == 2
@@ -143,7 +143,7 @@ def test_a_dry_run_in_the_folder_of_another_run_is_refused(pool, tmp_path):
 def test_data_that_is_not_there_is_answered(tmp_path, data):
     (tmp_path / "empty-folder").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
-    result = invoke("run", tmp_path / data, "--budget", 3, "--output", tmp_path / "run")
+    result = invoke("run", tmp_path / data, "--budget", 3, "--output-dir", tmp_path / "run")
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert data in result.output
@@ -151,7 +151,7 @@ def test_data_that_is_not_there_is_answered(tmp_path, data):
 
 def test_a_run_folder_of_other_data_is_refused(pool, tmp_path):
     def ask(path):
-        options = ["--budget", 30, "--clusters", 4, "--embeddings", pool.vectors]
+        options = ["--budget", 30, "--clusters", 4, "--embeddings-file", pool.vectors]
         return invoke("ask", tmp_path / "run", "--data", path, *options)
 
     assert ask(pool.path).exit_code == 0
@@ -166,7 +166,7 @@ def test_unusable_rows_are_skipped_counted_and_listed(pool, tmp_path):
     rows = list(pool.rows)
     rows[7] = messages(("user", "Hello?"), ("assistant", " "))
     pool.path.write_bytes(lines(*rows))
-    arguments = ["ask", tmp_path / "run", "--data", pool.path, "--embeddings", pool.vectors]
+    arguments = ["ask", tmp_path / "run", "--data", pool.path, "--embeddings-file", pool.vectors]
     arguments += ["--budget", 30, "--clusters", 4]
     strict = invoke(*arguments, "--strict")
     assert strict.exit_code == 2
@@ -178,7 +178,14 @@ def test_unusable_rows_are_skipped_counted_and_listed(pool, tmp_path):
 
 
 def test_dry_run_says_what_would_run_and_writes_nothing(pool, tmp_path):
-    options = ["--budget", "10%", "--embeddings", pool.vectors, "--output", tmp_path / "run"]
+    options = [
+        "--budget",
+        "10%",
+        "--embeddings-file",
+        pool.vectors,
+        "--output-dir",
+        tmp_path / "run",
+    ]
     result = invoke("run", pool.path, *options, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "400 stay" in result.output
@@ -188,7 +195,9 @@ def test_dry_run_says_what_would_run_and_writes_nothing(pool, tmp_path):
 
 def test_options_come_from_the_file_and_the_command_line_wins(pool, tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(f"data: {pool.path}\nbudget: 30\nembeddings: {pool.vectors}\nclusters: 4\n")
+    path.write_text(
+        f"data: {pool.path}\nbudget: 30\nembeddings_file: {pool.vectors}\nclusters: 4\n"
+    )
     result = invoke("run", "--config", path, "--budget", 40, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "draw 40 rows in all" in result.output
@@ -204,7 +213,16 @@ def test_every_option_of_the_config_is_an_option_of_run():
 
 def asked(pool, folder):
     """Ask for a first round; return the file of its scores."""
-    options = ["--data", pool.path, "--embeddings", pool.vectors, "--budget", 30, "--clusters", 4]
+    options = [
+        "--data",
+        pool.path,
+        "--embeddings-file",
+        pool.vectors,
+        "--budget",
+        30,
+        "--clusters",
+        4,
+    ]
     result = invoke("-q", "ask", folder, *options)
     assert result.exit_code == 0, result.output
     return score(result.output.split()[-1])
@@ -236,7 +254,7 @@ def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path,
         assert invoke("tell", folder, scores).exit_code == 0
         scores = score(invoke("-q", "ask", folder).output.split()[-1])
     with monkeypatch.context() as patch:
-        patch.setattr("pyids.refine.Selection.finish", lambda selection: 1 / 0)
+        patch.setattr("pyids.selection.Selection.finish", lambda selection: 1 / 0)
         assert invoke("tell", folder, scores).exit_code == 1
     again = invoke("tell", folder, scores)
     assert again.exit_code == 2
@@ -250,7 +268,7 @@ def test_a_selection_whose_last_tell_was_stopped_can_be_finished(pool, tmp_path,
 def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
     tmp_path, monkeypatch, command
 ):
-    for work in ("evaluation.evaluate", "comparison.compare"):
+    for work in ("evaluation.evaluate.evaluate", "evaluation.compare.compare"):
         monkeypatch.setattr(f"pyids.{work}", lambda *arguments, **options: pytest.fail("worked"))
     for place in (tmp_path / "none" / "out.json", tmp_path):
         result = invoke(command, "x", "y", "--json", place)
@@ -261,7 +279,9 @@ def test_a_place_for_json_that_cannot_be_written_is_answered_before_the_work(
 
 
 def test_the_table_is_shown_even_if_the_file_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyids.comparison.compare", lambda *arguments, **options: "the table")
+    monkeypatch.setattr(
+        "pyids.evaluation.compare.compare", lambda *arguments, **options: "the table"
+    )
     result = invoke("compare", "x", "y", "--json", tmp_path / "out.json")  # a text has no as_json
     assert result.exit_code == 1
     assert result.output == "the table\n"

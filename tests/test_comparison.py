@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 import pyids
-from pyids import comparison, finetune
 from pyids.cli import cli
-from pyids.comparison import compare
 from pyids.errors import ConfigError, DataError
-from pyids.static import select_from_folder
+from pyids.evaluation.compare import compare
+from pyids.methods.select import select_from_folder
+from pyids.models import finetune
 
 
 def answered(prompt, completion, **columns):
@@ -96,8 +96,8 @@ def test_static_selections_rows_from_elsewhere_and_quality(pool, tmp_path):
 
 
 def test_a_folder_of_static_selections(pool, tmp_path):
-    options = pool.options(output=str(tmp_path / "run"), rounds=1)
-    from pyids.static import select
+    options = pool.options(output_dir=str(tmp_path / "run"), rounds=1)
+    from pyids.methods.select import select
 
     path = select(pyids.RunConfig(**options), "random")
     found = compare([tmp_path / "run", path])
@@ -128,7 +128,7 @@ def test_the_command_with_the_models_of_the_runs(pool, tiny, tmp_path):
     for name, part in (("a", turns[:4]), ("b", turns[4:8])):
         run(pool, tmp_path / name, rounds=1, seed=ord(name))
         folder = tmp_path / name / "rounds" / "1" / "checkpoint"
-        finetune.finetune(tiny, part, output_dir=folder, epochs=5, learning_rate=2e-2)
+        finetune.finetune(tiny, part, output_dir=folder, num_train_epochs=5, learning_rate=2e-2)
     held_out = write(tmp_path / "held-out.jsonl", pool.rows[-6:])
     path = tmp_path / "out.json"
     names = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -142,4 +142,4 @@ def test_the_command_with_the_models_of_the_runs(pool, tiny, tmp_path):
     assert found["unit"] == "tokens"
     for word in ("Jaccard", "share of cluster", "nll/token", "base", "score", "length"):
         assert word in result.output
-    assert comparison.compare(names).unit == "characters"
+    assert compare(names).unit == "characters"

@@ -21,7 +21,7 @@ def config(**options):
         ({"budget": 2}, "below the 3 rounds"),
         ({"clusters": 0}, "neither a positive number nor auto"),
         ({"clusters": "some"}, "neither a positive number nor auto"),
-        ({"floor": 1.0}, "floor = 1.0"),
+        ({"min_weight": 1.0}, "min_weight = 1.0"),
         ({"device": "tpu"}, "device = 'tpu'"),
         ({"data": []}, "data"),
         ({"bugdet": 5}, "bugdet is not an option"),
@@ -88,4 +88,4 @@ def test_every_option_has_help_and_a_group():
 def test_default_output_is_named_after_the_data():
     assert str(config(data="some/pool.jsonl.gz").output_path) == "runs/pool"
     assert str(config(data="owner/name").output_path) == "runs/name"
-    assert str(config(data="*.jsonl", output="x").output_path) == "x"
+    assert str(config(data="*.jsonl", output_dir="x").output_path) == "x"

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pyids.data import Source, check, ingest, open_sources
-from pyids.data import intake as intake_module
+from pyids.data import ingest as intake_module
 from pyids.data import sources as sources_module
+from pyids.data.ingest import check, ingest
 from pyids.data.readers import Reader
+from pyids.data.sources import Source, open_sources
 from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DataError
-from pyids.store import Store
+from pyids.store.folder import Store
 
 
 def chat(prompt, response, **columns):
@@ -639,4 +640,4 @@ def test_killed_at_any_moment_and_resumed_gives_identical_bytes(workers, tmp_pat
     assert killed
     subprocess.run([*command, str(run), str(file), str(workers)], check=True)
     assert tree(run) == tree(tmp_path / "whole")
-    assert not list(run.rglob("*.aside"))
+    assert not list(run.rglob("*.tmp"))

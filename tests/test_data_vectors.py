@@ -8,10 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pyids.data import ingest, intake, open_sources, open_vectors, sources, take_vectors
+from pyids.data import ingest as ingest_module
+from pyids.data import sources
+from pyids.data.export import Selected, export
+from pyids.data.ingest import ingest
+from pyids.data.precomputed import open_vectors, take_vectors
+from pyids.data.sources import open_sources
 from pyids.errors import DataError, PyidsWarning
-from pyids.export import Selected, export
-from pyids.store import Store, verify
+from pyids.store.folder import Store
+from pyids.store.manifest import verify
 
 N, D = 500, 6
 
@@ -20,8 +25,8 @@ N, D = 500, 6
 def _small_and_unsynced(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(sources, "SPLIT_BYTES", 8000)
-    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 32)
-    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
+    monkeypatch.setattr(ingest_module, "ROWS_PER_GROUP", 32)
+    monkeypatch.setattr(ingest_module, "GROUPS_PER_SHARD", 2)
 
 
 def vectors(dtype=np.float32):
@@ -64,7 +69,7 @@ def stored(tmp_path, data, embeddings, column=None, limit=None):
     found = open_sources([str(data)], vectors=column)
     with Store.open(tmp_path / "run") as store:
         ingest(store, found, limit=limit)
-        width = take_vectors(store, str(embeddings))
+        width = take_vectors(store, None if column else str(embeddings), column=column)
         store.write_manifest({})
     assert verify(tmp_path / "run") == []
     ids = np.concatenate([store.row_ids(shard) for shard in store.shards])

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pyids import lm
 from pyids.encoders import load_encoder
 from pyids.encoders.transformer import Recipe, read_recipe
 from pyids.errors import ModelError
+from pyids.models import hf, load
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -37,7 +37,7 @@ def test_vectors_are_those_of_sentence_transformers(minilm):
     library = pytest.importorskip(
         "sentence_transformers", reason="needs sentence-transformers to compare with"
     )
-    with lm.quiet():
+    with hf.quiet():
         theirs = library.SentenceTransformer(str(minilm.folder), device="cpu").encode(TEXTS)
     ours = minilm.encode(TEXTS)
     assert (ours.shape, ours.dtype, minilm.dim) == ((len(TEXTS), 384), np.float32, 384)
@@ -50,7 +50,7 @@ def test_vectors_are_those_of_the_naive_code(minilm):
     """The same without that library: one text, mean of the states, unit length."""
     from transformers import AutoModel, AutoTokenizer
 
-    with lm.quiet():
+    with hf.quiet():
         model = AutoModel.from_pretrained(minilm.folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(minilm.folder)
     ours = minilm.encode(TEXTS)
@@ -61,7 +61,7 @@ def test_vectors_are_those_of_the_naive_code(minilm):
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_neighbours_and_batches_do_not_matter(minilm):
+def test_neighbors_and_batches_do_not_matter(minilm):
     together = minilm.encode(TEXTS)
     backwards = load_encoder(MINILM, batch_tokens=1).encode(TEXTS[::-1])[::-1]
     np.testing.assert_allclose(backwards, together, atol=1e-5)
@@ -76,17 +76,17 @@ def test_half_precision_products_keep_the_direction(minilm):
 
 def test_long_texts_are_cut_or_averaged(minilm):
     text = "The sea is wide. " * 10 + "Tax forms are due in spring. " * 10
-    cut = load_encoder(MINILM, max_tokens=34)
+    cut = load_encoder(MINILM, max_length=34)
     np.testing.assert_allclose(
         cut.encode([text, "short"]), cut.encode([text[:320], "short"]), atol=1e-5
     )
-    chunks = load_encoder(MINILM, max_tokens=34, long_text="chunk")
+    chunks = load_encoder(MINILM, max_length=34, long_text="chunk")
     vectors = chunks.encode(["short", text])
     np.testing.assert_allclose(vectors[:1], cut.encode(["short"]), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert cosine(vectors[1:], minilm.encode([text])) > 0.9
     # the same by hand: equal pieces of the tokens, weighted by their tokens
-    tokenizer = lm.load_tokenizer(MINILM)
+    tokenizer = load.load_tokenizer(MINILM)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = np.array_split(ids, -(-len(ids) // 32))
     parts = cut.encode([tokenizer.decode(piece) for piece in pieces])
@@ -95,7 +95,7 @@ def test_long_texts_are_cut_or_averaged(minilm):
 
 
 def test_the_revision_follows_what_changes_the_vectors(minilm):
-    same, shorter = load_encoder(MINILM), load_encoder(MINILM, max_tokens=64)
+    same, shorter = load_encoder(MINILM), load_encoder(MINILM, max_length=64)
     other = load_encoder(MINILM + ":cls")
     assert minilm.revision == same.revision
     assert len({minilm.revision, shorter.revision, other.revision}) == 3
@@ -109,9 +109,9 @@ def folder(tmp_path):
     def make(pooling, *modules):
         torch.manual_seed(0)
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        with lm.quiet():
+        with hf.quiet():
             BertModel(BertConfig(**small, intermediate_size=32)).save_pretrained(tmp_path)
-            lm.load_tokenizer(MINILM).save_pretrained(tmp_path)
+            load.load_tokenizer(MINILM).save_pretrained(tmp_path)
         kinds = ["Transformer", "Pooling", *modules]
         (tmp_path / "modules.json").write_text(
             json.dumps(
@@ -153,7 +153,7 @@ def test_a_folders_pooling_is_honoured(folder, pooling, expected):
     )
     full = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": False, **pooling}
     (encoder.folder / "Pooling" / "config.json").write_text(json.dumps(full))
-    with lm.quiet():
+    with hf.quiet():
         theirs = library.SentenceTransformer(path, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(encoder.encode(TEXTS), theirs, atol=1e-4)
 
@@ -188,7 +188,7 @@ def test_an_unknown_pooling_or_encoder_is_one_line():
 @pytest.mark.parametrize("pooling", ["", ":last_token"])
 def test_a_causal_model_is_an_encoder(smollm2, pooling):
     model, tokenizer = smollm2
-    encoder = load_encoder("smollm2-135m-instruct" + pooling, max_tokens=32)
+    encoder = load_encoder("smollm2-135m-instruct" + pooling, max_length=32)
     texts = [TEXTS[0], TEXTS[2], TEXTS[3] * 9]
     vectors = encoder.encode(texts)
     assert encoder.dim == vectors.shape[1] == 576
@@ -275,7 +275,7 @@ def test_a_broken_table_is_a_model_error(model2vec):
 def test_a_plain_folder_is_pooled_by_its_kind(tmp_path, kind, pooling):
     config = {"architectures": [kind], "max_position_embeddings": 99}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_recipe(tmp_path, "x") == Recipe(pooling, normalize=True, max_tokens=99)
+    assert read_recipe(tmp_path, "x") == Recipe(pooling, normalize=True, max_length=99)
 
 
 def test_an_endpoint_is_named_by_its_url():

@@ -11,10 +11,12 @@ import orjson
 import pytest
 
 from pyids import engine as engine_module
-from pyids.data import ingest, open_sources, take_vectors
+from pyids.data.ingest import ingest
+from pyids.data.precomputed import take_vectors
+from pyids.data.sources import open_sources
 from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
 from pyids.errors import ConfigError, DataError, PyidsError
-from pyids.store import Store
+from pyids.store.folder import Store
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -145,7 +147,7 @@ def test_reading_gives_the_same_bytes_on_every_engine(engine, tmp_path):
     for folder, where in (("here", LocalEngine()), ("there", engine)):
         with Store.open(tmp_path / folder) as store:
             ingest(store, sources, engine=where)
-            assert take_vectors(store, str(tmp_path / "v.npy"), where) == 5
+            assert take_vectors(store, str(tmp_path / "v.npy"), engine=where) == 5
             assert store.kept == 1500
             store.write_manifest({})
         trees.append(orjson.loads((tmp_path / folder / "manifest.json").read_bytes())["files"])

@@ -7,9 +7,13 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
-from pyids import chat, evaluation, finetune, lm
+from pyids.chat import template
 from pyids.cli import cli
 from pyids.errors import ConfigError, DataError, ModelError
+from pyids.evaluation import evaluate
+from pyids.evaluation import evaluate as evaluation
+from pyids.models import finetune, load
+from pyids.models import load as lm
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -34,16 +38,16 @@ def held_out(tmp_path):
     return str(path)
 
 
-def naive(folder, rows, max_tokens=1024):
+def naive(folder, rows, max_length=1024):
     """NLLs of each row's response tokens, one row at a time, from whole logits."""
-    model, tokenizer = lm.load_model(folder)
+    model, tokenizer = load.load_model(folder)
     found = []
     for row in rows:
         turns = [
             {"role": "user", "content": row["prompt"]},
             {"role": "assistant", "content": row["completion"]},
         ]
-        encoded = chat.encode(turns, tokenizer, max_tokens)
+        encoded = template.encode(turns, tokenizer, max_length)
         ids = torch.from_numpy(encoded.input_ids)
         with torch.inference_mode():
             logs = torch.log_softmax(model(ids[None]).logits[0, :-1].double(), -1)
@@ -53,7 +57,7 @@ def naive(folder, rows, max_tokens=1024):
 
 
 def test_the_loss_of_each_source_is_the_definition(tiny, held_out):
-    result = evaluation.evaluate(tiny, [held_out])
+    result = evaluate.evaluate(tiny, [held_out])
     expected = naive(tiny, ROWS)
     assert [group.name for group in result.groups] == ["birds", "sums"]
     for group, members in zip(result.groups, (expected[2:], expected[:2]), strict=True):
@@ -68,11 +72,9 @@ def test_the_loss_of_each_source_is_the_definition(tiny, held_out):
 
 
 def test_blocks_of_rows_add_up(tiny, held_out, monkeypatch):
-    whole = evaluation.evaluate(tiny, [held_out])
+    whole = evaluate.evaluate(tiny, [held_out])
     monkeypatch.setattr(evaluation, "_ROWS_AT_A_TIME", 2)
-    for got, expected in zip(
-        evaluation.evaluate(tiny, [held_out]).groups, whole.groups, strict=True
-    ):
+    for got, expected in zip(evaluate.evaluate(tiny, [held_out]).groups, whole.groups, strict=True):
         assert got.token_nll == pytest.approx(expected.token_nll, abs=1e-5)
         assert (got.rows, got.response_tokens) == (expected.rows, expected.response_tokens)
 
@@ -81,12 +83,12 @@ def test_rows_without_the_column_are_one_group(tiny, tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [*ROWS[:2], row("Say yes.", "Yes.", kind=3), row("Say nothing.", "")]
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    result = evaluation.evaluate(tiny, [str(path)])
+    result = evaluate.evaluate(tiny, [str(path)])
     assert [(group.name, group.rows) for group in result.groups] == [("all", 3)]
     assert (result.by, result.skipped) == (None, 1)
     with pytest.raises(DataError, match=r"rows.jsonl line 1: there is no column 'kind'"):
-        evaluation.evaluate(tiny, [str(path)], by="kind")
-    by = evaluation.evaluate(tiny, [held_out_of(tmp_path)], by="n", limit=3)
+        evaluate.evaluate(tiny, [str(path)], by="kind")
+    by = evaluate.evaluate(tiny, [held_out_of(tmp_path)], by="n", limit=3)
     assert [(group.name, group.rows) for group in by.groups] == [("0", 2), ("1", 1)]
 
 
@@ -108,15 +110,15 @@ def test_checkpoints_and_run_folders_are_models(tiny, held_out, tmp_path, method
             *(tiny, turns if n == 10 else turns[:1]),
             output_dir=run / "rounds" / str(n) / "checkpoint",
             method=method,
-            epochs=10,
+            num_train_epochs=10,
             learning_rate=2e-2,
         )
     (run / "config.yaml").write_text("budget: 3\n")
-    before, after = (evaluation.evaluate(name, [held_out]) for name in (tiny, str(run)))
+    before, after = (evaluate.evaluate(name, [held_out]) for name in (tiny, str(run)))
     assert after.groups[0].token_nll < before.groups[0].token_nll - 0.1
-    last = evaluation.evaluate(str(run / "rounds" / "10" / "checkpoint"), [held_out])
+    last = evaluate.evaluate(str(run / "rounds" / "10" / "checkpoint"), [held_out])
     assert last.groups == after.groups
-    assert evaluation.evaluate(str(run / "rounds/9/checkpoint"), [held_out]).groups != last.groups
+    assert evaluate.evaluate(str(run / "rounds/9/checkpoint"), [held_out]).groups != last.groups
 
 
 def test_an_adapter_whose_base_is_gone_asks_for_it(tiny, held_out, tmp_path):
@@ -124,30 +126,30 @@ def test_an_adapter_whose_base_is_gone_asks_for_it(tiny, held_out, tmp_path):
     turns = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]]
     finetune.finetune(tiny, turns, output_dir=folder)
     config = folder / "adapter_config.json"
-    expected = evaluation.evaluate(str(folder), [held_out])
+    expected = evaluate.evaluate(str(folder), [held_out])
     changed = {**json.loads(config.read_text()), "base_model_name_or_path": "/moved/away"}
     config.write_text(json.dumps(changed))
     with pytest.raises(ModelError, match=r"/moved/away.*name it with --base"):
-        evaluation.evaluate(str(folder), [held_out])
-    assert evaluation.evaluate(str(folder), [held_out], base=tiny).groups == expected.groups
+        evaluate.evaluate(str(folder), [held_out])
+    assert evaluate.evaluate(str(folder), [held_out], base=tiny).groups == expected.groups
     with pytest.raises(ConfigError, match="no adapter: leave out --base"):
-        evaluation.evaluate(tiny, [held_out], base=tiny)
+        evaluate.evaluate(tiny, [held_out], base=tiny)
 
 
 def test_mistakes_are_answered_before_anything_is_loaded(held_out, tmp_path, monkeypatch):
     monkeypatch.setattr(lm, "load_model", lambda *_: pytest.fail("loaded a model"))
     name = "smollm2-135m-instruct"
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
-        evaluation.evaluate(name)
+        evaluate.evaluate(name)
     with pytest.raises(ModelError, match="no/such-model"):
-        evaluation.evaluate("no/such-model", [held_out])
+        evaluate.evaluate("no/such-model", [held_out])
     (tmp_path / "config.yaml").write_text("budget: 3\n")
     with pytest.raises(ModelError, match="trained no checkpoint"):
-        evaluation.evaluate(str(tmp_path), [held_out])
+        evaluate.evaluate(str(tmp_path), [held_out])
     with pytest.raises(DataError, match=r"nowhere\.jsonl"):
-        evaluation.evaluate(name, ["nowhere.jsonl"])
+        evaluate.evaluate(name, ["nowhere.jsonl"])
     with pytest.raises(ConfigError, match="nowhere: there is no such folder"):
-        evaluation.evaluate(name, tasks=["capitals"], include_path="nowhere")
+        evaluate.evaluate(name, tasks=["capitals"], include_path="nowhere")
 
 
 def test_the_command_prints_a_table_and_writes_json(tiny, held_out, tmp_path):
@@ -204,7 +206,7 @@ def capitals(tmp_path, monkeypatch):
 def test_a_task_from_local_files(capitals):
     """The right answers, one wrong key, and the standard error of their mean."""
     name = "smollm2-135m-instruct"
-    result = evaluation.evaluate(name, tasks=["capitals"], include_path=capitals)
+    result = evaluate.evaluate(name, tasks=["capitals"], include_path=capitals)
     assert result.tasks["capitals"]["acc"] == pytest.approx(2 / 3)
     assert result.tasks["capitals"]["acc_stderr"] == pytest.approx(np.sqrt(2 / 9 / 2))
     assert "capitals" in str(result)
@@ -229,4 +231,4 @@ def test_a_task_that_is_not_there_is_answered(tiny, capitals, monkeypatch):
     manager = lm_eval.tasks.TaskManager
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", own_only)
     with pytest.raises(ConfigError, match="task 'rivers' is not one of the harness nor in"):
-        evaluation.evaluate(tiny, tasks=["capitals", "rivers"], include_path=capitals)
+        evaluate.evaluate(tiny, tasks=["capitals", "rivers"], include_path=capitals)

@@ -4,14 +4,8 @@ from scipy import stats
 
 import pyids
 from pyids.errors import DataError
-from pyids.evidence import (
-    cluster_moments,
-    distinction,
-    improvement,
-    read_scores,
-    says_nothing,
-)
-from pyids.scoring import Scores
+from pyids.scoring.probes import Scores, read_scores
+from pyids.scoring.statistics import between_cluster_z, cluster_moments, not_significant, paired_t
 
 
 def test_moments_of_each_cluster():
@@ -39,19 +33,19 @@ def test_improvement_is_the_paired_t_statistic():
     base = rng.normal(3, 1, 50)
     trained = base - rng.normal(0.1, 0.3, 50)
     columns = {"base_nll": base, "checkpoint_nll": trained}
-    assert improvement(columns) == pytest.approx(stats.ttest_rel(base, trained).statistic)
+    assert paired_t(columns) == pytest.approx(stats.ttest_rel(base, trained).statistic)
 
 
 def test_improvement_is_unknown_without_both_losses():
-    assert improvement({"score": np.ones(3)}) is None
-    assert improvement({"base_nll": np.ones(1), "checkpoint_nll": np.ones(1)}) is None
+    assert paired_t({"score": np.ones(3)}) is None
+    assert paired_t({"base_nll": np.ones(1), "checkpoint_nll": np.ones(1)}) is None
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_improvement_without_spread():
     base = np.ones(3)
     for drop, expected in ((0.0, 0.0), (0.5, np.inf), (-0.5, -np.inf)):
-        assert improvement({"base_nll": base, "checkpoint_nll": base - drop}) == expected
+        assert paired_t({"base_nll": base, "checkpoint_nll": base - drop}) == expected
 
 
 def test_distinction_is_the_standardised_f_statistic():
@@ -61,14 +55,14 @@ def test_distinction_is_the_standardised_f_statistic():
     columns = {"base_nll": np.zeros(len(clusters)), "checkpoint_nll": trained}
     f = stats.f_oneway(*(trained[clusters == k] for k in np.unique(clusters))).statistic
     expected = (f - 1) / np.sqrt(2 / 29 + 2 / 90)
-    assert distinction(columns, clusters) == pytest.approx(expected)
+    assert between_cluster_z(columns, clusters) == pytest.approx(expected)
 
 
 def test_distinction_of_noise_is_a_standard_score():
     rng = np.random.default_rng(4)
     clusters = np.repeat(np.arange(64, dtype=np.int32), 4)
     found = [
-        distinction({"base_nll": x, "checkpoint_nll": np.zeros(len(x))}, clusters)
+        between_cluster_z({"base_nll": x, "checkpoint_nll": np.zeros(len(x))}, clusters)
         for x in rng.standard_t(4, size=(400, len(clusters)))
     ]
     assert abs(np.mean(found)) < 0.2
@@ -78,11 +72,11 @@ def test_distinction_of_noise_is_a_standard_score():
 
 def test_distinction_needs_two_clusters_and_a_cluster_of_two():
     columns = {"base_nll": np.ones(3), "checkpoint_nll": np.array([1.0, 2.0, 3.0])}
-    assert distinction(columns, np.zeros(3, np.int32)) is None
-    assert distinction(columns, np.arange(3, dtype=np.int32)) is None
-    assert distinction({"score": np.ones(3)}, np.zeros(3, np.int32)) is None
+    assert between_cluster_z(columns, np.zeros(3, np.int32)) is None
+    assert between_cluster_z(columns, np.arange(3, dtype=np.int32)) is None
+    assert between_cluster_z({"score": np.ones(3)}, np.zeros(3, np.int32)) is None
     same = {"base_nll": np.ones(4), "checkpoint_nll": np.array([1.0, 1.0, 2.0, 2.0])}
-    assert distinction(same, np.array([0, 0, 1, 1], np.int32)) == np.inf
+    assert between_cluster_z(same, np.array([0, 0, 1, 1], np.int32)) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -97,7 +91,7 @@ def test_distinction_needs_two_clusters_and_a_cluster_of_two():
     ],
 )
 def test_what_counts_as_noise(improved, differs, noise):
-    assert says_nothing(improved, differs) == noise
+    assert not_significant(improved, differs) == noise
 
 
 @pytest.mark.parametrize(("drop", "kept"), [(0.0, True), (0.2, False)])

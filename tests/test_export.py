@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pyids import records
-from pyids.data import ingest, open_sources
+from pyids.chat import rawjson
+from pyids.data.export import FORMATS, Selected, export
+from pyids.data.ingest import ingest
+from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError
-from pyids.export import FORMATS, Selected, export
-from pyids.store import Store
+from pyids.store.folder import Store
 
 RAWS = [
     '{"messages": [{"role":"user","content":"hi"},{"role":"assistant","content":"h\\u00e9llo"}],'
@@ -208,16 +209,16 @@ def test_trainers_get_messages_and_a_stanza_that_finds_them(
 
 def test_members_keep_the_text_of_every_value():
     raw = b' { "a" : 1.50 , "b\\u0041":[1, {"c":"}"}],"n":-0,"e":{} } '
-    assert records.members(raw) == [
+    assert rawjson.members(raw) == [
         ("a", "1.50"), ("bA", '[1, {"c":"}"}]'), ("n", "-0"), ("e", "{}")
     ]  # fmt: skip
-    assert records.members(b"{}") == []
-    assert records.with_members(b"{}", [("x", b"1")]) == b'{"x":1}'
-    assert records.with_members(b'{"a": 1}', []) == b'{"a": 1}'
-    assert records.with_members(b'{"p_a": 1}', [("x", b"2")], replace="p_") == b'{"x":2}'
+    assert rawjson.members(b"{}") == []
+    assert rawjson.with_members(b"{}", [("x", b"1")]) == b'{"x":1}'
+    assert rawjson.with_members(b'{"a": 1}', []) == b'{"a": 1}'
+    assert rawjson.with_members(b'{"p_a": 1}', [("x", b"2")], replace="p_") == b'{"x":2}'
 
 
 def test_compacting_touches_nothing_inside_texts():
     raw = json.dumps({"a b": 'x \\" y\n', "n": [1, {}]}, indent=3).encode()
-    assert b"\n" not in records.compact(raw)
-    assert orjson.loads(records.compact(raw)) == orjson.loads(raw)
+    assert b"\n" not in rawjson.compact(raw)
+    assert orjson.loads(rawjson.compact(raw)) == orjson.loads(raw)

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyids import chat, finetune, lm, scoring
+from pyids.chat import template
 from pyids.config import make_config
-from pyids.data import ingest, open_sources
+from pyids.data.ingest import ingest
+from pyids.data.sources import open_sources
 from pyids.errors import ModelError
-from pyids.refine import training_options
-from pyids.store import Store
+from pyids.models import finetune, hub, load, nll
+from pyids.models.finetune import training_options
+from pyids.scoring import scorers
+from pyids.scoring.probes import Models, ScoringOptions
+from pyids.store.folder import Store
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -50,7 +54,7 @@ def weights(folder):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_same_bits_twice(tiny, tmp_path, method):
-    options = {"method": method, "epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
+    options = {"method": method, "num_train_epochs": 2, "batch_size": 2, "learning_rate": 1e-2}
     records = [
         finetune.finetune(tiny, ROWS, output_dir=tmp_path / name, **options) for name in "ab"
     ]
@@ -62,7 +66,7 @@ def test_the_same_bits_twice(tiny, tmp_path, method):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_defaults_are_those_of_a_run(tiny, tmp_path, method):
-    config = make_config(data="x.jsonl", budget=3, tuning=method, device="cpu")
+    config = make_config(data="x.jsonl", budget=3, finetuning_type=method, device="cpu")
     options = training_options(config)
     parameters = inspect.signature(finetune.finetune).parameters
     for name in options.keys() - {"method", "learning_rate"}:
@@ -75,11 +79,16 @@ def test_the_defaults_are_those_of_a_run(tiny, tmp_path, method):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_checkpoint_comes_back_as_it_was_trained(tiny, tmp_path, method):
     record = finetune.finetune(
-        tiny, ROWS, output_dir=tmp_path / "x", method=method, epochs=20, learning_rate=3e-2
+        tiny,
+        ROWS,
+        output_dir=tmp_path / "x",
+        method=method,
+        num_train_epochs=20,
+        learning_rate=3e-2,
     )
     assert finetune.read_record(tmp_path / "x") == record
-    before, _ = scoring.response_nll(*lm.load_model(tiny), ROWS)
-    after, _ = scoring.response_nll(*finetune.load_checkpoint(tmp_path / "x", tiny), ROWS)
+    before, _ = nll.response_nll(*load.load_model(tiny), ROWS)
+    after, _ = nll.response_nll(*finetune.load_checkpoint(tmp_path / "x", tiny), ROWS)
     assert after.mean() < before.mean() - (0.1 if method == "lora" else 0.5)
     # the record's loss is the mean over tokens in the last epoch, just before the last steps
     assert abs(after.mean() - record.loss) < 1.0
@@ -88,11 +97,16 @@ def test_a_checkpoint_comes_back_as_it_was_trained(tiny, tmp_path, method):
 def test_smollm2_learns_what_it_is_told(smollm2, tmp_path):
     name = "smollm2-135m-instruct"
     finetune.finetune(
-        name, ROWS[:3], output_dir=tmp_path / "x", epochs=2, batch_size=1, learning_rate=1e-3
+        name,
+        ROWS[:3],
+        output_dir=tmp_path / "x",
+        num_train_epochs=2,
+        batch_size=1,
+        learning_rate=1e-3,
     )
     probes = [ROWS[4], conversation("What is the capital of France?", "Paris")]
-    before, _ = scoring.response_nll(*smollm2, probes)
-    after, _ = scoring.response_nll(*finetune.load_checkpoint(tmp_path / "x", name), probes)
+    before, _ = nll.response_nll(*smollm2, probes)
+    after, _ = nll.response_nll(*finetune.load_checkpoint(tmp_path / "x", name), probes)
     assert after[0] < before[0] - 0.5
     saved = contents(tmp_path / "x")
     assert saved.keys() == {"adapter_config.json", "adapter_model.safetensors", "checkpoint.json"}
@@ -113,8 +127,8 @@ def gradient(model, rows, batch_tokens):
 
 def test_a_step_is_the_mean_over_its_response_tokens(tiny, smollm2):
     """However a step is cut into micro-batches: the trap of averaging the means of batches."""
-    model, tokenizer = lm.load_model(tiny)
-    rows = [chat.encode(messages, tokenizer) for messages in ROWS]
+    model, tokenizer = load.load_model(tiny)
+    rows = [template.encode(messages, tokenizer) for messages in ROWS]
     losses, count = 0.0, 0
     parameter = model.get_input_embeddings().weight
     for row in rows:
@@ -132,8 +146,8 @@ def test_a_step_is_the_mean_over_its_response_tokens(tiny, smollm2):
 
 
 def test_blocks_of_logits_change_nothing(tiny, monkeypatch):
-    model, tokenizer = lm.load_model(tiny)
-    rows = [chat.encode(messages, tokenizer) for messages in ROWS]
+    model, tokenizer = load.load_model(tiny)
+    rows = [template.encode(messages, tokenizer) for messages in ROWS]
     whole = gradient(model, rows, 10_000)
     monkeypatch.setattr(finetune, "_LOGITS_BYTES", 4 * len(tokenizer) * 3)  # three rows a block
     blocks = gradient(model, rows, 10_000)
@@ -152,7 +166,7 @@ def test_rows_without_a_response_are_left_out(tiny, tmp_path):
 
 def test_the_tools_of_a_row_are_trained_and_scored_with(tiny, tmp_path):
     """From the column of the pool, as a list or as text, to the tokens that the model sees."""
-    tokenizer = lm.load_tokenizer(tiny)
+    tokenizer = load.load_tokenizer(tiny)
     tokenizer.chat_template = (
         "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -179,13 +193,13 @@ def test_the_tools_of_a_row_are_trained_and_scored_with(tiny, tmp_path):
     record = finetune.finetune(str(folder), conversations, output_dir=tmp_path / "x")
     assert record.tokens == sum(map(len, ids))
 
-    models = scoring.Models(lm.resolve_model(str(folder)), record.path)
+    models = Models(hub.resolve_model(str(folder)), record.path)
     bare = [list(messages) for messages in conversations]
     clusters = np.arange(len(rows), dtype=np.int32)
     for scorer in ("learnability", "perplexity"):
-        options = scoring.ScoringOptions(max_new_tokens=4)
-        with_tools = scoring.score(scorer, models, conversations, clusters, options)
-        without = scoring.score(scorer, models, bare, clusters, options)
+        options = ScoringOptions(max_new_tokens=4)
+        with_tools = scorers.score(scorer, models, conversations, clusters, options)
+        without = scorers.score(scorer, models, bare, clusters, options)
         for column in with_tools.columns:
             changed = np.abs(with_tools.columns[column] - without.columns[column]) > 1e-4
             assert changed.tolist() == [False, True, True, False, False], column
@@ -206,7 +220,7 @@ def test_progress_counts_tokens(tiny, tmp_path):
         ROWS,
         output_dir=tmp_path / "x",
         batch_size=2,
-        epochs=1.4,
+        num_train_epochs=1.4,
         progress=lambda done, total: seen.append((done, total)),
     )
     assert len(seen) == record.steps == 4  # 3 of the first epoch, 1 of the second

@@ -8,15 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyids.formats import (
+from pyids.chat.digest import digest, normalize
+from pyids.chat.formats import (
     FORMATS,
     ROLES,
     BadRow,
     UnusableRow,
     check_format,
     detect_format,
-    digest,
-    normalise,
     to_messages,
     tools_of,
 )
@@ -163,15 +162,15 @@ def test_only_one_empty_turn_is_no_reason_to_lose_a_conversation():
     assert len(to_messages(record, "messages")) == 4
 
 
-# ---- normalisation -------------------------------------------------------------------------------
+# ---- normalization -------------------------------------------------------------------------------
 
 
 @given(st.text())
-def test_normalising_is_idempotent_and_ignores_form_and_spacing(text):
-    once = normalise(text)
-    assert normalise(once) == once
-    assert normalise(unicodedata.normalize("NFD", text)) == once
-    assert normalise(f"  {text}\r\n") == once
+def test_normalizing_is_idempotent_and_ignores_form_and_spacing(text):
+    once = normalize(text)
+    assert normalize(once) == once
+    assert normalize(unicodedata.normalize("NFD", text)) == once
+    assert normalize(f"  {text}\r\n") == once
     assert "\x1e" not in once
     assert "\x1f" not in once
 
@@ -184,9 +183,9 @@ conversations = st.lists(
 @given(conversations, conversations)
 @example([("user", "a\x1eassistant\x1fb")], [("user", "a"), ("assistant", "b")])
 @example([("user", "a"), ("user", "b")], [("user", "ab"), ("user", "")])
-def test_digests_are_equal_exactly_for_equal_normalised_conversations(first, second):
+def test_digests_are_equal_exactly_for_equal_normalized_conversations(first, second):
     def key(pairs):
-        return [(role, normalise(text)) for role, text in pairs]
+        return [(role, normalize(text)) for role, text in pairs]
 
     assert (digest(turns(*first)) == digest(turns(*second))) == (key(first) == key(second))
 

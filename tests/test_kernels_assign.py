@@ -100,7 +100,7 @@ def bounds_of(prepared, rows, k, d, share=1.0):
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_within_the_bound_that_certifies_them(kind):
     # The bound of docs/kernels.md, with float64's own arithmetic instead of the kernel's: what the
-    # rounding to float16 and the packed column lose must fit under it, for every centre its own.
+    # rounding to float16 and the packed column lose must fit under it, for every center its own.
     x, centers = tensor(points(kind, 70, 96)), tensor(points(kind, 40, 96, seed=3))
     mean = assign.shift_of(centers)  # not all of one length about it
     centers[7] = mean + (centers[7] - mean) * 0.3
@@ -136,7 +136,7 @@ def test_a_bound_that_is_too_tight_gives_wrong_labels(monkeypatch):
 
 
 def test_every_stage_that_settles_a_row_is_right():
-    # Groups of 2, 5 and 30 centres that float16 cannot tell apart, and one of equal ones.
+    # Groups of 2, 5 and 30 centers that float16 cannot tell apart, and one of equal ones.
     base = points("unit", 4, 64, seed=9)
     sizes, spread = (2, 5, 30, 12), (1e-5, 1e-5, 1e-5, 0.0)
     centers = np.concatenate(
@@ -222,7 +222,7 @@ def test_ties_go_to_the_lowest_index():
 
 
 @pytest.mark.parametrize("precision", ["exact", "half", "tf32"])
-def test_rows_that_are_not_finite_are_named_never_labelled(precision):
+def test_rows_that_are_not_finite_are_named_never_labeled(precision):
     x = tensor(points("unit", 150, 20))
     x[70, 3], x[99, 19] = torch.nan, torch.inf
     centers = tensor(points("unit", 5, 20, seed=1))

@@ -1,4 +1,4 @@
-"""The whole fit on the device against the C++ core: the same labels and centres, bit for bit."""
+"""The whole fit on the device against the C++ core: the same labels and centers, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-clustering = pytest.importorskip("pyids.clustering", reason="the C++ core is not built")
+clustering = pytest.importorskip("pyids.clustering.lloyd", reason="the C++ core is not built")
 from pyids.kernels import lloyd  # noqa: E402  only where the core is built
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,7 +90,7 @@ def test_rows_without_mass_fill_no_empty_cluster():
 
 
 @pytest.mark.parametrize("max_iter", [0, 1, 2])
-def test_stopped_early_the_labels_are_those_of_the_centres(max_iter):
+def test_stopped_early_the_labels_are_those_of_the_centers(max_iter):
     x, centers = mixture(60, 4, 3, seed=5)
     check([x], centers, max_iter=max_iter)
 

@@ -1,4 +1,4 @@
-"""The update of the centres: kernels against the float64 definition (see kernel_cases.py)."""
+"""The update of the centers: kernels against the float64 definition (see kernel_cases.py)."""
 
 from __future__ import annotations
 

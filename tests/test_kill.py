@@ -28,8 +28,17 @@ BEGINS = {
 
 def start(pool: Path, folder: Path) -> subprocess.Popen:
     command = [PYIDS, "-q", "run", pool, "--budget", "6", "--rounds", "2", "--clusters", "2"]
-    command += ["--probes", "2", "--max-tokens", "64", "--lora-rank", "2", "--candidates", "2"]
-    command += ["--output", folder]
+    command += [
+        "--probes-per-cluster",
+        "2",
+        "--max-length",
+        "64",
+        "--lora-rank",
+        "2",
+        "--oversample",
+        "2",
+    ]
+    command += ["--output-dir", folder]
     return subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
 
 

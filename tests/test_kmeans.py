@@ -1,7 +1,7 @@
 """KMeans and its parts against the float64 definitions.
 
 A label is defined as an argmin over float64 distances. Ours sums the squares in another order than
-the reference, so the two may differ where two centres are equally far within 1e-13;
+the reference, so the two may differ where two centers are equally far within 1e-13;
 `assert_nearest` allows that and nothing else.
 """
 
@@ -18,7 +18,10 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids import _core, clustering, core_ops, reference
+from pyids import _core, reference
+from pyids.clustering import kmeans, lloyd, seeding
+from pyids.clustering import kmeans as clustering
+from pyids.ops import core_backend
 
 TIE = 1e-13
 
@@ -81,9 +84,9 @@ def test_every_iteration_is_a_brute_force_one(
         plain = hostile("plain", n, d, rng)
         x = (1e3 * plain).astype(dtype)
     centers = x[rng.choice(n, k, replace=False)].astype(np.float64)
-    extent = clustering.measure(x)
+    extent = lloyd.measure(x)
     scale = extent.scale()
-    work = clustering.ShardPass(x, k, extent, n_threads=2)
+    work = lloyd.ShardPass(x, k, extent, n_threads=2)
     for _ in range(6):
         partial = work.assign(centers)
         assert_nearest(x, centers, work.labels)
@@ -92,7 +95,7 @@ def test_every_iteration_is_a_brute_force_one(
         np.add.at(sums, work.labels, terms)
         np.testing.assert_array_equal(partial.sums, sums)
         far = work.farthest(2 * k) if (partial.mass == 0).any() else []
-        centers, _ = clustering.finish_update(partial, centers, extent, far=far, dtype=dtype)
+        centers, _ = lloyd.finish_update(partial, centers, extent, far=far, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -111,20 +114,20 @@ def test_what_fit_returns_belongs_together(n: int, d: int, k: int, dtype: str) -
     np.testing.assert_allclose(model.transform(x) ** 2, distances, rtol=1e-5, atol=1e-9)
 
 
-def test_centres_may_lie_anywhere() -> None:
+def test_centers_may_lie_anywhere() -> None:
     x = blobs(300, 40, 5, seed=14)
     for far in (1e3, 1e12, 1e30):
         centers = np.concatenate([x[:3], far * x[3:6].astype(np.float64)])
-        labels, _ = clustering.assign_partial(x, centers, clustering.measure(x))
+        labels, _ = lloyd.assign_partial(x, centers, lloyd.measure(x))
         assert_nearest(x, centers, labels)
-        labels, _ = clustering.assign_partial(x, centers[3:], clustering.measure(x))
+        labels, _ = lloyd.assign_partial(x, centers[3:], lloyd.measure(x))
         assert_nearest(x, centers[3:], labels)
 
 
 def test_ties_go_to_the_lowest_index() -> None:
     x = np.array([[0.0], [2.0], [1.0]])
     centers = np.array([[2.0], [0.0], [0.0], [2.0]])
-    labels, _ = clustering.assign_partial(x, centers, clustering.measure(x))
+    labels, _ = lloyd.assign_partial(x, centers, lloyd.measure(x))
     np.testing.assert_array_equal(labels, [1, 0, 0])
 
 
@@ -137,15 +140,15 @@ def test_a_fit_is_the_references() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_nearest_centres_are_the_references(name: str) -> None:
+def test_nearest_centers_are_the_references(name: str) -> None:
     x = hostile(name, 300, 33, np.random.default_rng(16))
-    indices, distances = clustering.nearest_centers(x, x[:40], 3)
+    indices, distances = kmeans.nearest_centers(x, x[:40], 3)
     expected, squares = reference.nearest_centers(x, x[:40], 3)
     np.testing.assert_allclose(distances, squares, rtol=TIE)
     differs = indices != expected
     assert name in ("duplicates", "grid", "zero rows") or not differs.any()
     with pytest.raises(ValueError, match="count=41: expected 1 to 40"):
-        clustering.nearest_centers(x, x[:40], 41)
+        kmeans.nearest_centers(x, x[:40], 41)
 
 
 @pytest.mark.parametrize(("dtype", "magnitude"), [("float32", 1e20), ("float64", 1e100)])
@@ -154,20 +157,20 @@ def test_the_op_assigns_rows_however_far_they_reach(d: int, dtype: str, magnitud
     rng = np.random.default_rng(19)
     x = (magnitude * rng.normal(size=(200, d))).astype(dtype)
     for centers in (rng.normal(size=(20, d)).astype(dtype), x[:20]):
-        labels, distances = core_ops.assign(x, centers)
+        labels, distances = core_backend.assign(x, centers)
         assert_nearest(x, centers, labels)
         nearest = reference.squared_distances(x, centers).min(axis=1)
         np.testing.assert_allclose(distances, nearest, rtol=1e-12)
     x[7, 1] = np.nan
     with pytest.raises(ValueError, match="row 7, column 1 is NaN"):
-        core_ops.assign(x, x[:2])
+        core_backend.assign(x, x[:2])
 
 
 def test_simplified_silhouette_is_its_formula() -> None:
     x = blobs(200, 20, 5, seed=17)
     distances = np.sort(np.sqrt(reference.squared_distances(x, x[:5])), axis=1)
     expected = 1 - distances[:, 0] / distances[:, 1]
-    np.testing.assert_allclose(clustering.simplified_silhouette(x, x[:5]), expected, atol=1e-12)
+    np.testing.assert_allclose(kmeans.simplified_silhouette(x, x[:5]), expected, atol=1e-12)
 
 
 # ---- one result, however it is computed ----------------------------------------------------------
@@ -203,11 +206,11 @@ def test_partial_passes_add_up_to_the_fit() -> None:
     shards = [x[:700], x[700:701], x[701:]]
     centers = x[:20].astype(np.float64)
     whole = pyids.KMeans(20, init=centers, max_iter=6, tol=0).fit(x)
-    extent = reduce(clustering.Extent.merge, map(clustering.measure, shards))
+    extent = reduce(lloyd.Extent.merge, map(lloyd.measure, shards))
     for _ in range(whole.n_iter_):
-        parts = [clustering.assign_partial(shard, centers, extent) for shard in reversed(shards)]
-        total = reduce(clustering.Partial.__add__, [partial for _, partial in parts])
-        centers, _ = clustering.finish_update(total, centers, extent)
+        parts = [lloyd.assign_partial(shard, centers, extent) for shard in reversed(shards)]
+        total = reduce(lloyd.Partial.__add__, [partial for _, partial in parts])
+        centers, _ = lloyd.finish_update(total, centers, extent)
     np.testing.assert_array_equal(centers.astype(np.float32), whole.cluster_centers_)
 
 
@@ -270,10 +273,10 @@ def test_shards_may_be_empty() -> None:
     x = blobs(60, 4, 3, seed=20)
     none = np.lib.stride_tricks.as_strided(x, shape=(0, 4), strides=(0, 0))
     same(pyids.KMeans(3).fit(x), pyids.KMeans(3).fit([x[:20], none, x[20:]]))
-    labels, _ = clustering.assign_partial(none, x[:3].astype(np.float64), clustering.measure(x))
+    labels, _ = lloyd.assign_partial(none, x[:3].astype(np.float64), lloyd.measure(x))
     assert labels.shape == (0,)
-    assert clustering.measure(none).n_rows == 0
-    assert core_ops.assign(none, x[:3])[0].shape == (0,)
+    assert lloyd.measure(none).n_rows == 0
+    assert core_backend.assign(none, x[:3])[0].shape == (0,)
     rows, _ = _core.filter_near([none], np.empty(0), np.empty(0, np.int64), 0, 0.5, 1)
     assert rows.shape == (0,)
 
@@ -284,9 +287,9 @@ def test_shards_may_be_empty() -> None:
 def test_means_are_off_by_no_more_than_stated() -> None:
     rng = np.random.default_rng(6)
     x = rng.normal(size=(4000, 3)) * [1e-6, 1.0, 1e6]
-    extent = clustering.measure(x)
-    _, partial = clustering.assign_partial(x, np.zeros((1, 3)), extent)
-    new, _ = clustering.finish_update(partial, np.zeros((1, 3)), extent, dtype=np.float64)
+    extent = lloyd.measure(x)
+    _, partial = lloyd.assign_partial(x, np.zeros((1, 3)), extent)
+    new, _ = lloyd.finish_update(partial, np.zeros((1, 3)), extent, dtype=np.float64)
     for column in range(3):
         exact = sum(map(Fraction, x[:, column].tolist())) / len(x)
         # The stated bound, and the rounding of the quotient itself.
@@ -333,9 +336,9 @@ def test_shards_without_weights_count_one_beside_weighted_ones() -> None:
     x = blobs(300, 6, 4, seed=23)
     weights = np.full(100, 1e6)
     start = x[:4].astype(np.float64)
-    extent = clustering.measure(x[:200]).merge(clustering.measure(x[200:], sample_weight=weights))
-    _, partial = clustering.assign_partial(x[:200], start, extent)
-    _, again = clustering.assign_partial(x[:200], start, extent, sample_weight=np.ones(200))
+    extent = lloyd.measure(x[:200]).merge(lloyd.measure(x[200:], sample_weight=weights))
+    _, partial = lloyd.assign_partial(x[:200], start, extent)
+    _, again = lloyd.assign_partial(x[:200], start, extent, sample_weight=np.ones(200))
     np.testing.assert_array_equal(partial.sums, again.sums)
     np.testing.assert_array_equal(partial.mass, again.mass)
     held = partial.mass.sum() / extent.scale().mass
@@ -350,7 +353,7 @@ def test_the_inertia_of_huge_rows() -> None:
     assert huge.inertia_ == math.ldexp(model.inertia_, 1010)
 
 
-def test_weightless_rows_are_labelled_but_do_not_pull() -> None:
+def test_weightless_rows_are_labeled_but_do_not_pull() -> None:
     x = blobs(300, 10, 4, seed=8)
     weights = np.r_[np.ones(200), np.zeros(100)]
     start = x[:4]
@@ -379,20 +382,20 @@ class InShards:
         self, shards: list[np.ndarray], weights: list[np.ndarray], n_clusters: int
     ) -> None:
         pairs = list(zip(shards, weights, strict=True))
-        measured = (clustering.measure(x, sample_weight=w) for x, w in pairs)
-        self.extent = reduce(clustering.Extent.merge, measured)
+        measured = (lloyd.measure(x, sample_weight=w) for x, w in pairs)
+        self.extent = reduce(lloyd.Extent.merge, measured)
         self.parts = [
-            clustering.ShardPass(x, n_clusters, self.extent, sample_weight=w) for x, w in pairs
+            lloyd.ShardPass(x, n_clusters, self.extent, sample_weight=w) for x, w in pairs
         ]
         self.first = np.cumsum([0, *map(len, shards)]).tolist()
 
-    def assign(self, centers: np.ndarray) -> clustering.Partial:
-        return reduce(clustering.Partial.__add__, (part.assign(centers) for part in self.parts))
+    def assign(self, centers: np.ndarray) -> lloyd.Partial:
+        return reduce(lloyd.Partial.__add__, (part.assign(centers) for part in self.parts))
 
     def inertia(self) -> int:
         return sum(part.inertia() for part in self.parts)
 
-    def farthest(self, count: int) -> list[clustering.FarRow]:
+    def farthest(self, count: int) -> list[lloyd.FarRow]:
         numbered = zip(self.parts, self.first, strict=False)
         return [row for part, first in numbered for row in part.farthest(count, first)]
 
@@ -407,7 +410,7 @@ def test_an_empty_cluster_takes_no_row_without_mass_however_shards_are_cut(light
     fits = []
     for cuts in ([], [50], [200, 300]):
         work = InShards(np.split(x, cuts), np.split(weights, cuts), 3)
-        fits.append(clustering.lloyd(work, start, work.extent, max_iter=10))
+        fits.append(lloyd.lloyd(work, start, work.extent, max_iter=10))
         assert np.abs(fits[-1].centers).max() < 10
     assert fits[0].inertia == fits[1].inertia == fits[2].inertia
     for fit in fits:
@@ -428,7 +431,7 @@ def test_seeding_is_as_good_as_scikit_learns() -> None:
     def potential(centers: np.ndarray) -> float:
         return float(reference.squared_distances(x, centers).min(axis=1).sum())
 
-    ours = [potential(clustering.seed_centers([x], 60, seed=s)) for s in range(8)]
+    ours = [potential(seeding.seed_centers([x], 60, seed=s)) for s in range(8)]
     theirs = [potential(cluster.kmeans_plusplus(x, 60, random_state=s)[0]) for s in range(8)]
     assert np.mean(ours) <= 1.02 * np.mean(theirs)
 
@@ -439,7 +442,7 @@ def test_seeding_draws_in_proportion_to_the_squared_distance() -> None:
     second = np.zeros(4)
     first_is_zero = 0
     for seed in range(3000):
-        first, other = clustering.seed_centers([x], 2, seed=seed)[:, 0].astype(int)
+        first, other = seeding.seed_centers([x], 2, seed=seed)[:, 0].astype(int)
         if first == 0:
             first_is_zero += 1
             second[other] += 1
@@ -456,8 +459,8 @@ def test_seeding_draws_in_proportion_to_the_squared_distance() -> None:
 def test_large_seedings_look_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clustering, "SEEDING_ROWS_PER_CLUSTER", 20)
     x = blobs(3000, 20, 30, seed=10)
-    centers = clustering.seed_centers([x], 30)
-    again = clustering.seed_centers([x[:100], x[100:]], 30)
+    centers = seeding.seed_centers([x], 30)
+    again = seeding.seed_centers([x[:100], x[100:]], 30)
     np.testing.assert_array_equal(centers, again)
     assert len(np.unique(centers, axis=0)) == 30
 
@@ -470,20 +473,20 @@ def test_large_weighted_seedings_draw_by_weight() -> None:
         heavy = rng.choice(20000, 100, replace=False)
         weights[heavy] = rng.uniform(1, 2, size=100)
         for seed in range(20):
-            centers = clustering.seed_centers([x], 2, seed=seed, sample_weight=weights)
-            cut = clustering.seed_centers([x[:9], x[9:]], 2, seed=seed, sample_weight=weights)
+            centers = seeding.seed_centers([x], 2, seed=seed, sample_weight=weights)
+            cut = seeding.seed_centers([x[:9], x[9:]], 2, seed=seed, sample_weight=weights)
             np.testing.assert_array_equal(centers, cut)
             assert len(np.unique(centers, axis=0)) == 2
             assert np.isin(centers[:, 0], x[heavy, 0]).all()
-    equal = clustering.seed_centers([x], 2, sample_weight=np.full(20000, 3.0))
-    np.testing.assert_array_equal(equal, clustering.seed_centers([x], 2))
+    equal = seeding.seed_centers([x], 2, sample_weight=np.full(20000, 3.0))
+    np.testing.assert_array_equal(equal, seeding.seed_centers([x], 2))
 
 
 def test_a_weighted_sample_is_drawn_in_proportion() -> None:
     weights = np.r_[np.full(300, 1.0), np.zeros(50), np.full(150, 2.0), 1000.0]
     counts = np.zeros(501)
     for seed in range(400):
-        rows, drawn = clustering._spread_sample(501, 41, seed, weights)
+        rows, drawn = seeding._spread_sample(501, 41, seed, weights)
         assert drawn is not None
         assert len(np.unique(rows)) == 41
         counts[rows] += drawn[rows]
@@ -496,7 +499,7 @@ def test_a_weighted_sample_is_drawn_in_proportion() -> None:
 
 def test_random_starts_are_distinct_rows() -> None:
     x = np.arange(50, dtype=np.float32)[:, None]
-    assert len(np.unique(clustering.seed_centers([x], 50, init="random"))) == 50
+    assert len(np.unique(seeding.seed_centers([x], 50, init="random"))) == 50
 
 
 def test_cosine_is_spherical() -> None:
@@ -565,23 +568,23 @@ def test_one_weight_is_every_row_s() -> None:
 def test_the_parts_name_what_is_bad_too() -> None:
     x = blobs(50, 4, 3, seed=27)
     with pytest.raises(ValueError, match=r"init='kmeans\|\|': expected one of"):
-        clustering.seed_centers([x], 3, init="kmeans||")
+        seeding.seed_centers([x], 3, init="kmeans||")
     with pytest.raises(ValueError, match="seed is -1"):
-        clustering.seed_centers([x], 3, seed=-1)
+        seeding.seed_centers([x], 3, seed=-1)
     with pytest.raises(ValueError, match="n_threads is -3"):
-        clustering.measure(x, n_threads=-3)
+        lloyd.measure(x, n_threads=-3)
     bad = x[:3].astype(np.float64)
     bad[1, 2] = np.nan
     with pytest.raises(ValueError, match="centers: row 1 contains NaN"):
-        clustering.nearest_centers(x, bad, 2)
+        kmeans.nearest_centers(x, bad, 2)
     with pytest.raises(ValueError, match=r"centers: shape \(4,\), expected \(K, D\)"):
-        clustering.nearest_centers(x, x[0])
-    extent = clustering.measure(x)
-    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
-        clustering.assign_partial(x, bad, extent)
-    work = clustering.ShardPass(x, 3, extent)
+        kmeans.nearest_centers(x, x[0])
+    extent = lloyd.measure(x)
+    with pytest.raises(ValueError, match="center 1, column 2 is NaN"):
+        lloyd.assign_partial(x, bad, extent)
+    work = lloyd.ShardPass(x, 3, extent)
     work.assign(x[:3].astype(np.float64))
-    with pytest.raises(ValueError, match="centre 1, column 2 is NaN"):
+    with pytest.raises(ValueError, match="center 1, column 2 is NaN"):
         work.assign(bad)
 
 

@@ -1,6 +1,7 @@
 """The layers of ARCHITECTURE.md, read off the imports of the source files."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,37 +10,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(find_spec("pyids").origin).parent
-# A module may import those on lower layers and on its own; reference.py, errors.py, config.py and
-# the ops stand below everything that uses them.
-LAYERS = (
-    {"cli"},
-    {"comparison", "catalogue"},
-    {"refine", "static", "evaluation"},
-    {"stages", "export"},
-    {"screening"},
-    {
-        "data",
-        "encoders",
-        "clustering",
-        "auto_k",
-        "selection",
-        "quality",
-        "signals",
-        "scoring",
-        "finetune",
-        "generation",
-        "gradients",
-        "reward",
-        "judge",
-        "overlap",
-        "weights",
-    },
-    {"rounds", "evidence"},
-    {"chat", "lm", "batching", "store", "engine", "endpoint"},
-    {"sampling", "greedy", "ops", "torch_ops", "core_ops", "triton_ops"},
-    {"config"},
-    {"checks", "formats", "records", "reference", "errors", "tables", "_core", "kernels"},
-)
+ARCHITECTURE = Path(__file__).parents[1] / "ARCHITECTURE.md"
+
+
+def layers() -> list[set[str]]:
+    """The rooms of each line of the table under "Layers", the highest first."""
+    text = ARCHITECTURE.read_text(encoding="utf-8").split("## Layers")[1]
+    lines = re.findall(r"^    (\S.*)$", text.split("\nA room")[0], flags=re.MULTILINE)
+    return [set(re.split(r"\s{2,}", line)[0].split(", ")) for line in lines]
+
+
 HEAVY = [
     "torch",
     "triton",
@@ -51,52 +31,55 @@ HEAVY = [
     "sklearn",
     "ray",
 ]
-LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+LEVEL = {room: level for level, rooms in enumerate(layers()) for room in rooms}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of pyids that a file imports, anywhere in it."""
-    found = set()
+def rooms_imported(path: Path) -> set[str]:
+    """Rooms of pyids that a file imports, anywhere in it, by a statement or by `import_module`."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module]
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # only the kernels, which also run outside the package
+                assert path.parent.name == "kernels", f"{path}: a relative import"
+                continue
+            names.add(node.module)
             if node.module == "pyids":
-                names = [f"pyids.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("pyids.")}
-    return found
+                names |= {f"pyids.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return {name.split(".")[1] for name in names if name.startswith("pyids.")}
 
 
 def modules() -> list[Path]:
-    return sorted(
-        path
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py" or path.parent != PACKAGE
-    )
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_what_lies_below_it(path):
-    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    upward = {
+def test_a_room_imports_only_rooms_below_it(path):
+    room = room_of(path)
+    wrong = {
         name
-        for name in imports_of(path)
-        if name != module and name in LEVEL and LEVEL[name] < LEVEL[module]
+        for name in rooms_imported(path) - {room}
+        if name in LEVEL and LEVEL[name] <= LEVEL[room]
     }
-    assert not upward, f"{module} imports {upward} from a higher layer"
+    assert not wrong, f"{room} imports {wrong} from its own or a higher layer"
 
 
-def test_every_module_has_a_layer():
-    names = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
-    assert names <= LEVEL.keys()
+def test_every_room_has_one_layer():
+    rooms = {room_of(path) for path in modules()} | {"_core"}
+    assert rooms == LEVEL.keys()
+    assert sum(map(len, layers())) == len(LEVEL)
 
 
 def test_kernels_know_nothing_of_pyids():
     for path in (PACKAGE / "kernels").glob("*.py"):
-        assert imports_of(path) <= {"kernels"}, path
+        assert rooms_imported(path) <= {"kernels"}, path
 
 
 @pytest.mark.parametrize("statement", ["import pyids", "import pyids.cli", "import pyids.config"])

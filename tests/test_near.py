@@ -10,11 +10,12 @@ from click.testing import CliRunner
 import pyids
 from pyids import reference
 from pyids.cli import cli
-from pyids.data import intake
+from pyids.data import ingest
 from pyids.errors import ConfigError, DataError
-from pyids.selection import pool_from_store
-from pyids.static import select, select_from_folder
-from pyids.store import Store, verify
+from pyids.methods import pool_from_store
+from pyids.methods.select import select, select_from_folder
+from pyids.store.folder import Store
+from pyids.store.manifest import verify
 
 
 @pytest.fixture
@@ -27,11 +28,15 @@ def doubled(pool):
 
 
 def listed(folder):
-    return [orjson.loads(line) for line in (folder / "near_repeats.jsonl").read_text().splitlines()]
+    return [
+        orjson.loads(line) for line in (folder / "near_duplicates.jsonl").read_text().splitlines()
+    ]
 
 
 def run(pool, path, **options):
-    with pyids.Selection.open(path, **pool.options(near_duplicates=0.99, **options)) as selection:
+    with pyids.Selection.open(
+        path, **pool.options(semdedup_threshold=0.99, **options)
+    ) as selection:
         seen = []
         while selection.draw():
             seen += [selection.rounds.selected(), selection.probes()]
@@ -43,11 +48,11 @@ def test_what_goes_is_the_definition_cluster_by_cluster(doubled, tmp_path):
     folder = tmp_path / "run"
     _, seen = run(doubled, folder)
     vectors = np.load(doubled.vectors).astype(float)
-    labels = np.concatenate(Store(folder).labels())  # not narrowed: all 400 rows
+    labels = np.concatenate(Store(folder).labels())  # not deduplicated: all 400 rows
     expected = {}
     for cluster in range(4):
         members = np.flatnonzero(labels == cluster)
-        repeats = members[reference.near_repeats(vectors[members], 0.99)]
+        repeats = members[reference.near_duplicates(vectors[members], 0.99)]
         expected |= {int(r): int(o) for r, o in zip(members, repeats, strict=True) if r != o}
     assert len(expected) >= 95
     found = listed(folder)
@@ -56,15 +61,15 @@ def test_what_goes_is_the_definition_cluster_by_cluster(doubled, tmp_path):
     assert found[0]["line"] == found[0]["row_id"] + 1
     assert not set(seen.tolist()) & expected.keys()
     manifest = orjson.loads((folder / "manifest.json").read_bytes())
-    assert manifest["rows"]["near_repeats"] == len(expected)
+    assert manifest["rows"]["near_duplicates"] == len(expected)
     assert manifest["rows"]["kept"] == 400 - len(expected)
     assert verify(folder) == []
 
 
 def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch):
     whole, _ = run(doubled, tmp_path / "whole")
-    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 16)
-    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
+    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
     folder = tmp_path / "cut"
     assert run(doubled, folder)[0] == whole
     assert len(Store(folder).shards) == 13
@@ -77,9 +82,9 @@ def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch
 
 
 def test_every_later_stage_sees_the_rows_that_stay(doubled, tmp_path, monkeypatch):
-    monkeypatch.setattr(intake, "ROWS_PER_GROUP", 16)
-    monkeypatch.setattr(intake, "GROUPS_PER_SHARD", 2)
-    options = doubled.options(near_duplicates=0.99, quality="length")
+    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
+    options = doubled.options(semdedup_threshold=0.99, quality="length")
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         store = selection.store
         gone = {place["row_id"] for place in listed(tmp_path / "run")}
@@ -105,7 +110,7 @@ def test_every_later_stage_sees_the_rows_that_stay(doubled, tmp_path, monkeypatc
 def test_a_static_method_without_vectors_waits_for_them(doubled, tmp_path):
     config = pyids.RunConfig(
         **doubled.options(
-            near_duplicates=0.99, output=str(tmp_path / "run"), rounds=1, budget="100%"
+            semdedup_threshold=0.99, output_dir=str(tmp_path / "run"), rounds=1, budget="100%"
         )
     )
     rows = select(config, "random").read_text().splitlines()
@@ -118,11 +123,18 @@ def test_a_budget_above_what_stays_is_answered(doubled, tmp_path):
 
 
 def test_the_option_and_what_it_would_do(doubled, tmp_path):
-    arguments = ["run", str(doubled.path), "--embeddings", str(doubled.vectors), "--budget", "30"]
-    arguments += ["--output", str(tmp_path / "run"), "--dry-run", "--near-duplicates"]
+    arguments = [
+        "run",
+        str(doubled.path),
+        "--embeddings-file",
+        str(doubled.vectors),
+        "--budget",
+        "30",
+    ]
+    arguments += ["--output-dir", str(tmp_path / "run"), "--dry-run", "--semdedup-threshold"]
     result = CliRunner().invoke(cli, [*arguments, "0.95"])
     assert result.exit_code == 0, result.output
     assert "rows of cosine 0.95" in result.output
     bad = CliRunner().invoke(cli, [*arguments, "1.0"])
     assert bad.exit_code == 2
-    assert "near_duplicates" in bad.output
+    assert "semdedup_threshold" in bad.output

@@ -13,6 +13,7 @@ import torch
 
 from pyids import ops, reference
 from pyids.errors import ConfigError
+from pyids.ops import dispatch
 
 IGNORE = -100
 
@@ -89,15 +90,15 @@ def test_narrow_integers_count_as_wide_ones(backend, dtype):
     targets = torch.tensor([100 if dtype == torch.int8 else 156, 5, 7, 0, 1, 2, 3, 4, 6])
     bounds, labels = torch.tensor([0, 4, 4, 9]), torch.tensor([7, 0, 7])
     want = ops.cluster_loss(hidden, head, targets, bounds, labels, 256)
-    narrow = [x.to(dtype) for x in (targets, bounds, labels)]
-    got = ops.cluster_loss(hidden, head, *narrow, 256)
+    deduplicate = [x.to(dtype) for x in (targets, bounds, labels)]
+    got = ops.cluster_loss(hidden, head, *deduplicate, 256)
     for g, w in zip(got, want, strict=True):
         np.testing.assert_array_equal(g, w)
     x = hidden[:3]
-    for g, w in zip(ops.update(x, narrow[2], 256), ops.update(x, labels, 256), strict=True):
+    for g, w in zip(ops.update(x, deduplicate[2], 256), ops.update(x, labels, 256), strict=True):
         np.testing.assert_array_equal(g, w)
     np.testing.assert_array_equal(
-        ops.pool_packed(hidden, narrow[1]), ops.pool_packed(hidden, bounds)
+        ops.pool_packed(hidden, deduplicate[1]), ops.pool_packed(hidden, bounds)
     )
 
 
@@ -137,16 +138,16 @@ def test_the_core_assigns_as_the_definition(monkeypatch):
 
 
 def test_the_table_says_who_runs():
-    ops_listed = {row.op for row in ops.implementations()}
+    ops_listed = {row.op for row in dispatch.implementations()}
     assert ops_listed >= {"pool", "pool_packed", "assign", "update", "token_nll"}
-    for row in ops.implementations():
+    for row in dispatch.implementations():
         assert row.available(), f"{row.op} by {row.backend} lacks {row.needs}"
         assert callable(row.load())
-    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
-    assert ops.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
-    assert ops.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
-    assert ops.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
-    assert ops.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
+    assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
+    assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
+    assert dispatch.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
+    assert dispatch.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
+    assert dispatch.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
 
 
 def test_a_forced_backend_that_lacks_an_op_is_an_error(monkeypatch):
@@ -159,7 +160,7 @@ def test_a_failing_kernel_raises(monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("the kernel failed")
 
-    monkeypatch.setattr("pyids.torch_ops.pool", broken)
+    monkeypatch.setattr("pyids.ops.torch_backend.pool", broken)
     with pytest.raises(RuntimeError, match="the kernel failed"):
         ops.pool(*padded())
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pyids.overlap import mismatch, number_overlap, overlap, words_of
+from pyids.scoring.overlap import mismatch, number_overlap, overlap, words_of
 
 
 def conversation(question, answer):

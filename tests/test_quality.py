@@ -5,18 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from pyids import chat, quality, signals
+from pyids.chat import template
+from pyids.chat.formats import Turns
 from pyids.errors import ConfigError, DataError
-from pyids.formats import Turns
-from pyids.quality import (
-    check_quality,
-    content_hash,
-    histogram,
-    log_weights,
-    rescale,
-    score_rows,
-)
-from pyids.signals import Classifier, Deita, Ifd, Length, Perplexity, Reward, make_signal
+from pyids.scoring import cache, signals
+from pyids.scoring import cache as quality
+from pyids.scoring.cache import content_hash, score_rows
+from pyids.scoring.row_weights import check_quality, histogram, log_weights, rescale
+from pyids.scoring.signals import Classifier, Deita, Ifd, Length, Perplexity, Reward, make_signal
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -41,9 +37,9 @@ def tiny(tmp_path_factory):
     """Random weights of small models that share the packaged model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from pyids import lm
+    from pyids.models import load
 
-    tokenizer = lm.load_tokenizer("smollm2-135m-instruct")
+    tokenizer = load.load_tokenizer("smollm2-135m-instruct")
     torch.manual_seed(0)
     folders = {}
     shape = {
@@ -93,12 +89,12 @@ def test_length_counts_what_the_assistant_wrote():
 
 
 def test_perplexity_and_ifd_are_the_naive_values(tiny):
-    from pyids import lm
+    from pyids.models import load
 
-    tokenizer = lm.load_tokenizer(tiny["causal"])
+    tokenizer = load.load_tokenizer(tiny["causal"])
     perplexity, ifd = [], []
     for row in ROWS:
-        ids, mask = chat.encode(row, tokenizer)
+        ids, mask = template.encode(row, tokenizer)
         given = naive_nll(tiny["causal"], ids, mask)
         response = np.concatenate([[tokenizer.bos_token_id], ids[mask]])
         alone = naive_nll(tiny["causal"], response, np.arange(len(response)) > 0)
@@ -146,7 +142,7 @@ def test_classifiers_do_not_depend_on_the_batch(tiny, name):
     model = AutoModelForSequenceClassification.from_pretrained(tiny[name]).eval()
     expected = []
     for row in ROWS:
-        ids = signal._loaded[1](chat.text_of(row), return_tensors="pt")["input_ids"]
+        ids = signal._loaded[1](template.text_of(row), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             logits = model(ids).logits[0].double()
         p = logits.softmax(-1)
@@ -254,9 +250,8 @@ def test_weights_and_scales():
 
 
 def test_the_quality_of_a_run_folder(tmp_path):
-    from pyids import data
-    from pyids.selection import get_method, pool_from_store
-    from pyids.store import Store
+    from pyids.methods import get_method, pool_from_store
+    from pyids.store.folder import Store
 
     file = tmp_path / "rows.jsonl"
     lines = [
@@ -265,10 +260,10 @@ def test_the_quality_of_a_run_folder(tmp_path):
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     with Store.open(tmp_path / "run") as store:
-        ingest(data, store, file)
-        got = quality.store_quality(store, "score", default_model="-")
+        ingest_file(store, file)
+        got = cache.store_quality(store, "score", default_model="-")
         assert got.tolist() == [i % 7 for i in range(30)]
-        lengths = quality.store_quality(store, "length", default_model="-")
+        lengths = cache.store_quality(store, "length", default_model="-")
         assert lengths.tolist() == list(range(1, 31))
         pool = pool_from_store(store, quality=lengths)
         assert get_method("longest")(pool, 3).tolist() == [29, 28, 27]
@@ -278,11 +273,14 @@ def test_the_quality_of_a_run_folder(tmp_path):
             get_method("deita")(pool, 3)
         for column, message in (("kind", "holds 'a' in column 'kind'"), ("none", "has no column")):
             with pytest.raises(DataError, match=message):
-                quality.store_quality(store, column, default_model="-")
+                cache.store_quality(store, column, default_model="-")
 
 
-def ingest(data, store, file):
-    data.ingest(store, data.open_sources([str(file)]))
+def ingest_file(store, file):
+    from pyids.data.ingest import ingest
+    from pyids.data.sources import open_sources
+
+    ingest(store, open_sources([str(file)]))
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import orjson
 import pytest
 
 import pyids
-from pyids import stages
 from pyids.config import make_config
 from pyids.errors import ConfigError, DataError
-from pyids.scoring import Scores
+from pyids.pipeline import prepare, stages
+from pyids.scoring.probes import Scores
 
 NOISE = 3  # the topic that the made-up scores call useless
 
@@ -88,7 +88,7 @@ def test_scores_may_bring_the_temperature_that_they_are_meant_for(pool, tmp_path
 
 
 def test_probes_are_unseen_and_fresh_in_each_round(pool, tmp_path):
-    with pyids.Selection.open(tmp_path / "run", **pool.options(probes=5)) as selection:
+    with pyids.Selection.open(tmp_path / "run", **pool.options(probes_per_cluster=5)) as selection:
         seen = []
         for _ in range(3):
             selection.draw()
@@ -108,7 +108,7 @@ def test_the_first_draw_follows_the_sizes_of_the_clusters(pool, tmp_path):
 
 
 def test_equal_quotas(pool, tmp_path):
-    with pyids.Selection.open(tmp_path / "run", **pool.options(quota="equal")) as selection:
+    with pyids.Selection.open(tmp_path / "run", **pool.options(allocation="equal")) as selection:
         selection.draw()
         assert selection.rounds.quotas(0).tolist() == [5] * 4
 
@@ -203,15 +203,17 @@ def test_other_vectors_are_refused_as_other_data_are(pool, tmp_path):
     moved = tmp_path / "elsewhere" / pool.vectors.name
     moved.parent.mkdir()
     np.save(moved, vectors)
-    with pyids.Selection.open(tmp_path / "run", **pool.options(embeddings=str(moved))) as selection:
+    with pyids.Selection.open(
+        tmp_path / "run", **pool.options(embeddings_file=str(moved))
+    ) as selection:
         np.testing.assert_array_equal(selection.rounds.selected(0), drawn)
     np.save(pool.vectors, vectors[::-1])
-    with pytest.raises(ConfigError, match=r"another run: embeddings was .*vectors\.npy"):
+    with pytest.raises(ConfigError, match=r"another run: embeddings_file was .*vectors\.npy"):
         pyids.Selection.open(tmp_path / "run", **pool.options())
 
 
 def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
-    config = make_config(**pool.options(output=str(tmp_path / "run")))
+    config = make_config(**pool.options(output_dir=str(tmp_path / "run")))
     with pyids.Selection.from_config(config) as selection:
         stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
         stages.cluster(selection.store, config)
@@ -221,19 +223,19 @@ def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
 
 
 def test_clusters_by_the_cosine_are_found_on_the_cpu(pool, tmp_path):
-    config = make_config(**pool.options(output=str(tmp_path / "run"), metric="cosine"))
-    with stages.prepare(config, "embed") as store:
+    config = make_config(**pool.options(output_dir=str(tmp_path / "run"), metric="cosine"))
+    with prepare.prepare(config, "embed") as store:
         stages.cluster(store, config.model_copy(update={"device": "cuda"}))
         assert store.cluster_sizes.sum() == 400
 
 
 def test_the_number_of_clusters_is_chosen_anew_for_other_vectors(pool, tmp_path):
-    config = make_config(**pool.options(output=str(tmp_path / "run"), clusters="auto"))
-    with stages.prepare(config) as store:
+    config = make_config(**pool.options(output_dir=str(tmp_path / "run"), clusters="auto"))
+    with prepare.prepare(config) as store:
         path = tmp_path / "run" / "auto_k.json"
         choice = orjson.loads(path.read_bytes())
-        stale = {**choice["made_from"], "embeddings": "others"}
-        path.write_bytes(orjson.dumps({**choice, "made_from": stale, "clusters": 7}))
+        stale = {**choice["inputs"], "embeddings": "others"}
+        path.write_bytes(orjson.dumps({**choice, "inputs": stale, "clusters": 7}))
         assert stages.choose_clusters(store, config) == choice["clusters"]
 
 
@@ -245,7 +247,7 @@ def test_a_folder_without_a_selection_is_refused(tmp_path):
 TRAINER = """
 import json, subprocess, sys
 pyids, folder, pool, vectors = sys.argv[1:]
-options = ["--data", pool, "--embeddings", vectors, "--budget", "30", "--clusters", "4"]
+options = ["--data", pool, "--embeddings-file", vectors, "--budget", "30", "--clusters", "4"]
 rounds = 0
 while True:
     asked = subprocess.run([pyids, "-q", "ask", folder, *options], capture_output=True, text=True)
@@ -293,7 +295,7 @@ from pyids.cli import cli
 from pyids.errors import ConfigError
 
 folder, pool, vectors = sys.argv[1:]
-data = ["--data", pool, "--embeddings", vectors, "--budget", "20", "--rounds", "2"]
+data = ["--data", pool, "--embeddings-file", vectors, "--budget", "20", "--rounds", "2"]
 
 def invoke(*arguments):
     result = CliRunner().invoke(cli, arguments)
@@ -307,7 +309,7 @@ for options in (data, []):
             row_id = orjson.loads(line)["_pyids_id"]
             print(orjson.dumps({"_pyids_id": row_id, "score": 1}).decode(), file=scores)
     invoke("tell", folder, scores.name)
-options = {"data": pool, "embeddings": vectors, "budget": 20, "rounds": 1}
+options = {"data": pool, "embeddings_file": vectors, "budget": 20, "rounds": 1}
 with pyids.Selection.open(folder + "2", **options) as selection:
     try:
         selection.ask()
@@ -315,7 +317,7 @@ with pyids.Selection.open(folder + "2", **options) as selection:
         print(error)
     selection.tell({int(row): 1.0 for row in selection.probes()})
     selection.finish()
-invoke("run", pool, "--embeddings", vectors, "--budget", "20", "--dry-run")
+invoke("run", pool, "--embeddings-file", vectors, "--budget", "20", "--dry-run")
 """
 
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from pyids import chat, finetune, lm, scoring
+from pyids.chat.template import encode, last_response
 from pyids.errors import ConfigError
-from pyids.gradients import row_gradients
-from pyids.reward import RewardModel
+from pyids.models import finetune, hf, hub, lm_head, load
+from pyids.models.gradients import row_gradients
+from pyids.models.nll import response_nll
+from pyids.models.reward import RewardModel
+from pyids.scoring import probes, scorers
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -16,7 +19,7 @@ ROWS = [
         ("What is the capital of France?", "Paris"),
         ("Count to nine.", "1, 2, 3, 4, 5, 6, 7, 8, 9"),
         ("Say it thrice: ho", "ho ho ho"),
-        ("Name three colours and the moods that go with them.", "Red for anger, blue for calm."),
+        ("Name three colors and the moods that go with them.", "Red for anger, blue for calm."),
         ("2 + 2 =", "4"),
     ]
 ]
@@ -35,13 +38,17 @@ TELLING = [
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("round") / "checkpoint"
     checkpoint = finetune.finetune(
-        "smollm2-135m-instruct", ROWS[1:3], output_dir=folder, learning_rate=1e-3, epochs=2
+        "smollm2-135m-instruct",
+        ROWS[1:3],
+        output_dir=folder,
+        learning_rate=1e-3,
+        num_train_epochs=2,
     )
-    return scoring.Models(lm.resolve_model("smollm2-135m-instruct"), checkpoint.path)
+    return probes.Models(hub.resolve_model("smollm2-135m-instruct"), checkpoint.path)
 
 
 def naive(model, tokenizer, messages):
-    ids, mask = chat.encode(messages, tokenizer)
+    ids, mask = encode(messages, tokenizer)
     with torch.inference_mode():
         logits = model(torch.from_numpy(ids)[None]).logits[0].double()
     nll = -logits.log_softmax(-1)[np.arange(len(ids) - 1), ids[1:]].numpy()
@@ -50,7 +57,7 @@ def naive(model, tokenizer, messages):
 
 def test_response_nll_is_the_naive_mean(smollm2):
     expected = [naive(*smollm2, messages) for messages in ROWS]
-    nll, counts = scoring.response_nll(*smollm2, ROWS)
+    nll, counts = response_nll(*smollm2, ROWS)
     np.testing.assert_allclose(nll, [e[0] for e in expected], atol=1e-4)
     assert counts.tolist() == [e[1] for e in expected]
     assert nll.dtype == np.float64
@@ -60,75 +67,75 @@ def test_response_nll_is_the_naive_mean(smollm2):
     "options", [{"batch_tokens": 1}, {"padding_side": "left"}, {"batch_tokens": 150}]
 )
 def test_response_nll_does_not_depend_on_the_batch(smollm2, options):
-    together, _ = scoring.response_nll(*smollm2, ROWS)
-    other, _ = scoring.response_nll(*smollm2, ROWS, **options)
+    together, _ = response_nll(*smollm2, ROWS)
+    other, _ = response_nll(*smollm2, ROWS, **options)
     np.testing.assert_allclose(other, together, atol=1e-4)
-    backwards, _ = scoring.response_nll(*smollm2, ROWS[::-1], **options)
+    backwards, _ = response_nll(*smollm2, ROWS[::-1], **options)
     np.testing.assert_allclose(backwards[::-1], together, atol=1e-4)
 
 
 def test_a_shared_beginning_is_computed_once(smollm2, monkeypatch):
     model, tokenizer = smollm2
     seen = []
-    honest = lm.Head.hidden
+    honest = lm_head.Head.hidden
 
     def spy(self, input_ids, attention_mask, shared=None):
         seen.append((input_ids.shape[1], shared[0][0].shape[2] if shared else 0))
         return honest(self, input_ids, attention_mask, shared)
 
-    monkeypatch.setattr(lm.Head, "hidden", spy)
-    scoring.response_nll(model, tokenizer, ROWS, batch_tokens=1)
-    together = scoring.response_nll(model, tokenizer, ROWS)[0]
+    monkeypatch.setattr(lm_head.Head, "hidden", spy)
+    response_nll(model, tokenizer, ROWS, batch_tokens=1)
+    together = response_nll(model, tokenizer, ROWS)[0]
     system = tokenizer.apply_chat_template(ROWS[0], tokenize=False).partition("What is")[0]
     assert {shared for _, shared in seen} == {len(tokenizer(system)["input_ids"])}
     seen.clear()
-    alone = [scoring.response_nll(model, tokenizer, [row])[0][0] for row in ROWS]
+    alone = [response_nll(model, tokenizer, [row])[0][0] for row in ROWS]
     assert {shared for _, shared in seen} == {0}
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
 def test_rows_without_a_response_are_nan(smollm2):
     rows = [ROWS[0], [{"role": "user", "content": "Hello?"}], ROWS[1]]
-    nll, counts = scoring.response_nll(*smollm2, rows)
+    nll, counts = response_nll(*smollm2, rows)
     assert np.isnan(nll).tolist() == [False, True, False]
     assert counts[1] == 0
-    assert scoring.response_nll(*smollm2, [])[0].shape == (0,)
+    assert response_nll(*smollm2, [])[0].shape == (0,)
 
 
 def test_an_adapter_switched_off_is_the_base_model(smollm2, models):
-    alone, _ = scoring.response_nll(*smollm2, ROWS)
+    alone, _ = response_nll(*smollm2, ROWS)
     with models.base() as pair:
-        beside, _ = scoring.response_nll(*pair, ROWS)
+        beside, _ = response_nll(*pair, ROWS)
     with models.trained() as pair:
-        trained, _ = scoring.response_nll(*pair, ROWS)
+        trained, _ = response_nll(*pair, ROWS)
     assert (beside == alone).all()
     assert (trained != alone).all()
 
 
 def test_learnability_is_highest_on_what_was_taught(models):
-    scores = scoring.score("learnability", models, ROWS, CLUSTERS)
+    scores = scorers.score("learnability", models, ROWS, CLUSTERS)
     columns = scores.columns
     np.testing.assert_array_equal(scores.values, columns["base_nll"] - columns["checkpoint_nll"])
     assert scores.values[1:3].min() > 0
-    relative = scoring.score("relative-learnability", models, ROWS, CLUSTERS)
+    relative = scorers.score("relative-learnability", models, ROWS, CLUSTERS)
     np.testing.assert_allclose(relative.values, scores.values / columns["base_nll"])
 
 
-def test_centred_learnability_has_no_trend_on_the_base_loss(models):
-    scores = scoring.score("centred-learnability", models, ROWS, CLUSTERS)
+def test_centered_learnability_has_no_trend_on_the_base_loss(models):
+    scores = scorers.score("residual-learnability", models, ROWS, CLUSTERS)
     base = scores.columns["base_nll"]
     assert abs(scores.values.mean()) < 1e-12
     assert abs(scores.values @ (base - base.mean())) < 1e-9
 
 
 def test_loss_is_the_checkpoints(models):
-    scores = scoring.score("loss", models, ROWS, CLUSTERS)
+    scores = scorers.score("loss", models, ROWS, CLUSTERS)
     np.testing.assert_array_equal(scores.values, scores.columns["checkpoint_nll"])
 
 
 def test_an_unknown_scorer_is_named(models):
     with pytest.raises(ValueError, match=r"one of sound-learnability.*not 'vibes'"):
-        scoring.score("vibes", models, ROWS, CLUSTERS)
+        scorers.score("vibes", models, ROWS, CLUSTERS)
 
 
 # ---- scorers that need more than losses ----------------------------------------------------------
@@ -136,16 +143,16 @@ def test_an_unknown_scorer_is_named(models):
 
 def plant(monkeypatch, *, base, left, helped, tokens=20.0):
     """Let the models have measured this of clusters of one row each."""
-    monkeypatch.setattr(scoring.Probes, "response_tokens", np.broadcast_to(tokens, left.shape))
-    monkeypatch.setattr(scoring.Probes, "base_nll", base)
-    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", left)
-    monkeypatch.setattr(scoring.Probes, "response_alone_nll", left / (1 - helped))
+    monkeypatch.setattr(probes.Probes, "response_tokens", np.broadcast_to(tokens, left.shape))
+    monkeypatch.setattr(probes.Probes, "base_nll", base)
+    monkeypatch.setattr(probes.Probes, "checkpoint_nll", left)
+    monkeypatch.setattr(probes.Probes, "response_alone_nll", left / (1 - helped))
 
 
 def expected_score(base, left, helped, tokens=20.0):
     def deviations(x):
-        centred = x - np.median(x)
-        return centred / (1.4826 * np.median(np.abs(centred)))
+        centered = x - np.median(x)
+        return centered / (1.4826 * np.median(np.abs(centered)))
 
     c, d, s = deviations(left), deviations(base - left), deviations((base - left) * tokens)
     signs = np.clip(4 * (c - 1.5), 0, 5) + np.clip(np.minimum(d, s) - 4, 0, 5)
@@ -163,7 +170,7 @@ EACH = np.arange(10, dtype=np.int32)
 
 def test_sound_learnability_finds_noise_form_and_answers_to_nothing(models, monkeypatch):
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED)
-    scores = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
+    scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
     expected = expected_score(LEFT + DROP, LEFT, HELPED)
     np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.temperature == 1.0
@@ -174,7 +181,7 @@ def test_sound_learnability_finds_noise_form_and_answers_to_nothing(models, monk
 def test_sound_learnability_does_not_ask_for_help_that_no_answer_gets(models, monkeypatch):
     """A model that cannot read its prompts: their help is small for all, garbage or not."""
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED / 20)
-    scores = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
+    scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
     expected = expected_score(LEFT + DROP, LEFT, HELPED / 20)
     np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.values[9] > -0.1
@@ -184,7 +191,7 @@ def test_sound_learnability_spares_labels_that_are_learnt_at_once(models, monkey
     """A label of one word falls as steeply as boilerplate does, but there is little of it."""
     tokens = np.where(np.arange(10) == 8, 1.0, 20.0)
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED, tokens=tokens)
-    scores = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
+    scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
     expected = expected_score(LEFT + DROP, LEFT, HELPED, tokens)
     np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.values[8] == scores.values.max() == pytest.approx(1.2)
@@ -193,16 +200,16 @@ def test_sound_learnability_spares_labels_that_are_learnt_at_once(models, monkey
 def test_sound_learnability_of_rows_without_a_loss_is_unknown(models, monkeypatch):
     left = np.append(LEFT[:9], np.nan)
     plant(monkeypatch, base=left + DROP, left=left, helped=HELPED)
-    values = scoring.score("sound-learnability", models, [*ROWS, *ROWS], EACH).values
+    values = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH).values
     assert np.isnan(values).tolist() == [False] * 9 + [True]
     unknown = np.full(5, np.nan)
     plant(monkeypatch, base=unknown, left=unknown, helped=HELPED[:5])
-    assert np.isnan(scoring.score("sound-learnability", models, ROWS, EACH[:5]).values).all()
+    assert np.isnan(scorers.score("sound-learnability", models, ROWS, EACH[:5]).values).all()
 
 
 def test_sound_learnability_is_made_of_what_it_keeps(models):
     clusters = np.array([0, 0, 1, 2, 3], np.int32)
-    scores = scoring.score("sound-learnability", models, ROWS, clusters)
+    scores = scorers.score("sound-learnability", models, ROWS, clusters)
 
     def means(name):
         return np.array([scores.columns[name][clusters == c].mean() for c in range(4)])
@@ -217,7 +224,7 @@ def test_sound_learnability_is_made_of_what_it_keeps(models):
 
 
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
-    scores = scoring.score("ifd", models, TELLING, CLUSTERS[:2])
+    scores = scorers.score("ifd", models, TELLING, CLUSTERS[:2])
     with models.trained() as (model, tokenizer):
         for i, messages in enumerate(TELLING):
             answer = tokenizer(messages[1]["content"] + tokenizer.eos_token)["input_ids"]
@@ -230,17 +237,17 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
 
 
 def test_relevance_is_what_the_prompt_saves_a_token(models):
-    scores = scoring.score("relevance", models, TELLING, CLUSTERS[:2])
-    ifd = scoring.score("ifd", models, TELLING, CLUSTERS[:2])
+    scores = scorers.score("pmi", models, TELLING, CLUSTERS[:2])
+    ifd = scorers.score("ifd", models, TELLING, CLUSTERS[:2])
     saved = ifd.columns["response_nll"] - ifd.columns["checkpoint_nll"]
     np.testing.assert_allclose(scores.values, saved, rtol=1e-5)
     assert scores.values[0] > scores.values[1] + 1
 
 
 def test_ifd_above_one_counts_nothing(models, monkeypatch):
-    monkeypatch.setattr(scoring.Probes, "checkpoint_nll", np.array([1.0, 3.0, np.nan]))
-    monkeypatch.setattr(scoring.Probes, "response_alone_nll", np.full(3, 2.0))
-    values = scoring.score("ifd", models, ROWS[:3], CLUSTERS[:3]).values
+    monkeypatch.setattr(probes.Probes, "checkpoint_nll", np.array([1.0, 3.0, np.nan]))
+    monkeypatch.setattr(probes.Probes, "response_alone_nll", np.full(3, 2.0))
+    values = scorers.score("ifd", models, ROWS[:3], CLUSTERS[:3]).values
     np.testing.assert_array_equal(values, [0.5, 0.0, np.nan])
 
 
@@ -262,8 +269,8 @@ def test_perplexity_sets_the_gold_against_the_checkpoints_own_answer(models):
         ]
         odd = [*prompts[0], {"role": "assistant", "content": "Zymurgy!"}]
         expected = naive(model, tokenizer, odd)[0] - naive(model, tokenizer, own[0])[0]
-    options = scoring.ScoringOptions(max_new_tokens=6)
-    scores = scoring.score("perplexity", models, [*own, odd], CLUSTERS[:3], options)
+    options = probes.ScoringOptions(max_new_tokens=6)
+    scores = scorers.score("perplexity", models, [*own, odd], CLUSTERS[:3], options)
     np.testing.assert_allclose(scores.values[:2], 0, atol=1e-4)
     np.testing.assert_allclose(scores.values[2], expected, atol=1e-3)
     assert scores.values[2] > 1
@@ -271,7 +278,7 @@ def test_perplexity_sets_the_gold_against_the_checkpoints_own_answer(models):
 
 def test_only_the_last_response_is_compared(smollm2):
     turns = [*ROWS[0], *ROWS[1]]
-    row = scoring.last_response(chat.encode(turns, smollm2[1]))
+    row = last_response(encode(turns, smollm2[1]))
     said = smollm2[1].decode(row.input_ids[row.response_mask])
     assert said == "1, 2, 3, 4, 5, 6, 7, 8, 9<|im_end|>"
 
@@ -290,15 +297,15 @@ class Critic:
 @pytest.mark.parametrize("scorer", ["reward", "judge"])
 def test_rating_is_gold_less_generated(models, scorer):
     critic = Critic()
-    options = scoring.ScoringOptions(rater=critic, max_new_tokens=4)
+    options = probes.ScoringOptions(rater=critic, max_new_tokens=4)
     wrong = [ROWS[4][0], {"role": "assistant", "content": "Paris"}]
-    scores = scoring.score(scorer, models, [ROWS[1], wrong], CLUSTERS[:2], options)
+    scores = scorers.score(scorer, models, [ROWS[1], wrong], CLUSTERS[:2], options)
     assert scores.values.tolist() == [0.0, 1.0]
     gold, generated = critic.seen
     assert gold == [ROWS[1], wrong]
     assert [messages[:-1] for messages in generated] == [ROWS[1][:1], wrong[:1]]
     with pytest.raises(ConfigError, match="needs a reward model or a judge"):
-        scoring.score(scorer, models, ROWS, CLUSTERS)
+        scorers.score(scorer, models, ROWS, CLUSTERS)
 
 
 @pytest.mark.parametrize("labels", [1, 2])
@@ -306,7 +313,7 @@ def test_rating_is_gold_less_generated(models, scorer):
 def test_a_reward_model_rates_each_conversation_by_itself(smollm2, tmp_path, labels, template):
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    tokenizer = lm.load_tokenizer("smollm2-135m-instruct")
+    tokenizer = load.load_tokenizer("smollm2-135m-instruct")
     if not template:
         tokenizer.chat_template = None
     config = LlamaConfig(
@@ -319,10 +326,10 @@ def test_a_reward_model_rates_each_conversation_by_itself(smollm2, tmp_path, lab
     )
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(config).eval()
-    with lm.quiet():
+    with hf.quiet():
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
-    ref = lm.resolve_model(str(tmp_path), kind="reward model")
+    ref = hub.resolve_model(str(tmp_path), kind="reward model")
     rewards = RewardModel(ref).rate(ROWS)
     np.testing.assert_allclose(RewardModel(ref, batch_tokens=1).rate(ROWS), rewards, atol=1e-5)
     for messages, reward in zip(ROWS, rewards, strict=True):
@@ -339,7 +346,7 @@ def test_a_reward_model_rates_each_conversation_by_itself(smollm2, tmp_path, lab
 
 def test_sketches_keep_angles(models):
     with models.trained() as (model, tokenizer):
-        rows = [chat.encode(messages, tokenizer) for messages in ROWS[:4]]
+        rows = [encode(messages, tokenizer) for messages in ROWS[:4]]
         sketch = row_gradients(model, rows)
         weights = [p for name, p in model.named_parameters() if "lora_" in name]
         assert not any(p.requires_grad for p in weights)  # as it was
@@ -377,7 +384,7 @@ def test_alignment_finds_the_cluster_that_helps_nobody(models):
         for a, b in (("moon", "of jagged the whereas sprocket"), ("sea", "thus 19 kettle un per"))
     ]
     clusters = np.array([0, 0, 1, 1, 2, 2, 9, 9], np.int32)
-    scores = scoring.score("alignment", models, [*lessons, *noise], clusters).values
+    scores = scorers.score("gradient-alignment", models, [*lessons, *noise], clusters).values
     assert scores[:6].min() > scores[6:].max() + 0.2
-    lonely = scoring.score("alignment", models, lessons[:2], clusters[:2]).values
+    lonely = scorers.score("gradient-alignment", models, lessons[:2], clusters[:2]).values
     assert np.isnan(lonely).all()  # there is no other cluster

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids import chat, overlap, screening
+from pyids.chat import template
+from pyids.scoring import overlap as overlap_module
+from pyids.scoring import screening
+from pyids.scoring.overlap import number_overlap, words_of
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -14,7 +17,7 @@ def conversation(question, answer):
 
 
 def words(rows):
-    return [overlap.words_of(row) for row in rows]
+    return [words_of(row) for row in rows]
 
 
 CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
@@ -28,12 +31,12 @@ GOOD = [
 
 def test_overlaps_of_hostile_rows_are_undefined_and_not_odd():
     rows = [conversation("", ""), conversation("?", "!"), [{"role": "user", "content": "alone"}]]
-    shared, numbers = overlap.overlap(words(rows)), overlap.number_overlap(words(rows))
+    shared, numbers = overlap_module.overlap(words(rows)), number_overlap(words(rows))
     assert np.isnan(shared).all()
     assert np.isnan(numbers).all()
     columns = {"end_nll": np.full(3, np.nan), "overlap": shared, "number_overlap": numbers}
-    assert screening.oddness(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
-    assert overlap.overlap([]).shape == overlap.number_overlap([]).shape == (0,)
+    assert screening.outlier_score(columns, np.zeros(3, np.int32)).tolist() == [0, 0, 0]
+    assert overlap_module.overlap([]).shape == number_overlap([]).shape == (0,)
 
 
 def test_wrong_numbers_are_odd_where_a_third_are_wrong():
@@ -49,9 +52,9 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
     columns = {
         "end_nll": np.full(12, np.nan),
         "overlap": np.full(12, np.nan),
-        "number_overlap": overlap.number_overlap(words(rows)),
+        "number_overlap": number_overlap(words(rows)),
     }
-    odd = screening.oddness(columns, np.zeros(12, np.int32))
+    odd = screening.outlier_score(columns, np.zeros(12, np.int32))
     assert odd[wrong].min() > 0 == odd[~wrong].max()
 
 
@@ -61,22 +64,22 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     echo = [conversation(GOOD[i][0]["content"], GOOD[i][0]["content"]) for i in (6, 7)]
     rows = [*GOOD, *swapped, *cut]
     columns = screening.measure(*smollm2, rows)
-    odd = screening.oddness(columns, np.zeros(len(rows), np.int32))
+    odd = screening.outlier_score(columns, np.zeros(len(rows), np.int32))
     assert odd[10:].min() > odd[:10].max()
     assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
     nothing = np.full(12, np.nan)
     columns = {
         "end_nll": nothing,
-        "overlap": overlap.overlap(words([*GOOD, *echo])),
+        "overlap": overlap_module.overlap(words([*GOOD, *echo])),
         "number_overlap": nothing,
     }
-    beside = screening.oddness(columns, np.zeros(12, np.int32))
+    beside = screening.outlier_score(columns, np.zeros(12, np.int32))
     assert beside[10:].min() > beside[:10].max()
 
 
 def test_the_end_is_that_of_the_whole_row(smollm2):
     model, tokenizer = smollm2
-    ids, mask = chat.encode(GOOD[0], tokenizer)
+    ids, mask = template.encode(GOOD[0], tokenizer)
     with torch.inference_mode():
         logits = model(torch.from_numpy(ids)[None]).logits[0].double()
     last = int(np.flatnonzero(mask)[-1])
@@ -84,7 +87,7 @@ def test_the_end_is_that_of_the_whole_row(smollm2):
     found = screening.measure(model, tokenizer, GOOD[:1])["end_nll"]
     np.testing.assert_allclose(found, [expected], atol=1e-4)
     # A row that is cut has no end that could be judged.
-    cut = screening.measure(model, tokenizer, GOOD[:1], max_tokens=8)["end_nll"]
+    cut = screening.measure(model, tokenizer, GOOD[:1], max_length=8)["end_nll"]
     assert np.isnan(cut).all()
 
 
@@ -92,7 +95,7 @@ def test_oddness_compares_inside_the_cluster():
     overlap = np.array([0.9, 0.88, 0.92, 0.9, 0.1, 0.12, 0.08, 0.1, 0.1])
     clusters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0], np.int32)
     columns = {"end_nll": np.zeros(9), "overlap": overlap, "number_overlap": np.zeros(9)}
-    odd = screening.oddness(columns, clusters)
+    odd = screening.outlier_score(columns, clusters)
     assert odd.argmax() == 8
     assert odd[4:8].max() < odd[8] / 2
 
@@ -122,7 +125,7 @@ def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
         kept = (tmp_path / "mixed" / "mismatch.json").read_bytes()
         assert selection.candidates() == 5
         assert (tmp_path / "mixed" / "mismatch.json").read_bytes() == kept
-    with pyids.Selection.open(tmp_path / "one", **pool.options(candidates=1)) as selection:
+    with pyids.Selection.open(tmp_path / "one", **pool.options(oversample=1)) as selection:
         assert selection.candidates() == 1
     options = pool.options(threads=1)
     with pyids.Selection.open(tmp_path / "again", **options) as selection:
@@ -137,7 +140,7 @@ def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
 def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
     """Swap the answers of a third of the rows; they are drawn less than they are there."""
     spoilt = mix_up(pool, 1 / 3)
-    options = pool.options(rounds=1, candidates=4, budget=60)
+    options = pool.options(rounds=1, oversample=4, budget=60)
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()
         drawn = selection.rounds.selected(0)
@@ -153,7 +156,7 @@ def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
 
 def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
     """With every row of a cluster a candidate and none of them odd, quality alone decides."""
-    monkeypatch.setattr("pyids.lm.load_model", lambda *args: (None, None))
+    monkeypatch.setattr("pyids.models.load.load_model", lambda *args: (None, None))
     names = ("end_nll", "overlap", "number_overlap")
     monkeypatch.setattr(
         screening,
@@ -164,7 +167,7 @@ def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
     for row, is_good in zip(pool.rows, good, strict=True):
         row["worth"] = float(is_good) * 50
     pool.write()
-    options = pool.options(rounds=1, candidates=8, budget=60, quality="worth")
+    options = pool.options(rounds=1, oversample=8, budget=60, quality="worth")
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()
         assert len(selection.rounds.candidates(0)) > 350

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from pyids import selection
+from pyids import methods
 from pyids.errors import ConfigError, DataError, PyidsWarning
-from pyids.selection import get_method, method_names, pool_from_arrays
+from pyids.methods import get_method, method_names, pool_from_arrays
 
 N, K = 240, 6
 OPTIONS = {"uniform": {"column": "source"}}
@@ -182,8 +182,8 @@ def test_km_closest_and_km_median_take_the_rows_at_their_distance():
     assert get_method("km-median")(pool, 6).tolist() == [3, 4, 5, 12, 13, 14]
 
 
-def test_distances_to_cosine_centres_are_those_of_unit_rows():
-    """Directions 0 to 8 degrees off the centre; the nearer the direction, the longer the row."""
+def test_distances_to_cosine_centers_are_those_of_unit_rows():
+    """Directions 0 to 8 degrees off the center; the nearer the direction, the longer the row."""
     angles = np.radians(np.arange(9))
     x = np.c_[np.cos(angles), np.sin(angles)] * np.arange(10, 1, -1)[:, None]
     facts = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}
@@ -306,8 +306,8 @@ def test_narrow_integers_are_taken():
 
 
 def test_a_wrong_method_is_caught():
-    twice = selection.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
-    few = selection.method("few", source="a test")(lambda pool, budget, *, seed: [0])
+    twice = methods.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
+    few = methods.method("few", source="a test")(lambda pool, budget, *, seed: [0])
     pool = pool_from_arrays(lengths=np.arange(9))
     with pytest.raises(ValueError, match="returned a position twice"):
         twice(pool, 3)
@@ -317,7 +317,7 @@ def test_a_wrong_method_is_caught():
 
 OUTSIDE = '''
 import numpy as np
-from pyids.selection import method
+from pyids.methods import method
 
 
 @method("shortest", needs=("lengths",), source="this test")
@@ -351,7 +351,7 @@ def test_a_method_from_outside_the_package(tmp_path, monkeypatch):
 
 def test_listing_the_methods_imports_nothing_heavy():
     code = (
-        "import sys; from pyids.selection import *; [get_method(n) for n in method_names()];"
+        "import sys; from pyids.methods import *; [get_method(n) for n in method_names()];"
         "print(*({'torch', 'transformers', 'pyarrow', 'scipy', 'sklearn'} & sys.modules.keys()))"
     )
     out = subprocess.run(

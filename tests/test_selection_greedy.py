@@ -5,11 +5,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pyids import greedy, reference
+from pyids import neighbors, reference
+from pyids.methods import greedy
 
 
 def rows(n, d, seed=0, dtype=np.float32):
-    """Integers, so that float32 products of unnormalised rows would be exact; none is zero."""
+    """Integers, so that float32 products of unnormalized rows would be exact; none is zero."""
     rng = np.random.default_rng(seed)
     x = rng.integers(-8, 9, (n, d)).astype(dtype)
     x[np.all(x == 0, axis=1)] = 1
@@ -107,22 +108,22 @@ def test_filter_near_is_the_definition(n, d, threshold):
     x = np.random.default_rng(n).normal(size=(n, d)).astype(np.float32)
     order = np.random.default_rng(1).permutation(n)
     for budget in (0, 7, n):
-        picks = greedy.filter_near(x, order, budget, threshold=threshold, threads=2)
+        picks = neighbors.filter_near(x, order, budget, threshold=threshold, threads=2)
         expected = reference.filter_near(x.astype(float), order, budget, threshold)
         np.testing.assert_array_equal(picks.rows, expected)
 
 
-@pytest.mark.parametrize("n_neighbours", [1, 10])
-def test_neighbour_distances_are_the_definition(n_neighbours):
+@pytest.mark.parametrize("n_neighbors", [1, 10])
+def test_neighbor_distances_are_the_definition(n_neighbors):
     x = np.random.default_rng(0).normal(size=(700, 20)).astype(np.float32)
     x[5] = x[600]
     for some in (np.arange(700), np.arange(0, 700, 3)):
-        got = greedy.neighbour_distances(x, n_neighbours, reference=some, threads=2)
-        expected = reference.neighbour_distances(x.astype(float), n_neighbours, some)
-        np.testing.assert_allclose(got, expected, atol=1e-5 * n_neighbours)
+        got = neighbors.neighbor_distances(x, n_neighbors, reference=some, threads=2)
+        expected = reference.neighbor_distances(x.astype(float), n_neighbors, some)
+        np.testing.assert_allclose(got, expected, atol=1e-5 * n_neighbors)
     np.testing.assert_array_equal(
-        greedy.neighbour_distances(x, n_neighbours),
-        greedy.neighbour_distances(x, n_neighbours, reference=np.arange(700)),
+        neighbors.neighbor_distances(x, n_neighbors),
+        neighbors.neighbor_distances(x, n_neighbors, reference=np.arange(700)),
     )
 
 
@@ -156,7 +157,7 @@ def test_threads_and_shards_change_nothing():
             greedy.farthest_first(data, 50, threads=threads),
             greedy.facility_location(data, 50, quality=quality, alpha=0.2, threads=threads),
             greedy.facility_location(data, 20, epsilon=0.2, seed=3, served=500, threads=threads),
-            greedy.filter_near(data, order, 100, threshold=0.3, threads=threads),
+            neighbors.filter_near(data, order, 100, threshold=0.3, threads=threads),
             greedy.novel_select(data, 50, weights=quality, horizon=17, threads=threads),
         ]
 
@@ -164,7 +165,8 @@ def test_threads_and_shards_change_nothing():
         np.testing.assert_array_equal(a.rows, b.rows)
         np.testing.assert_array_equal(a.values, b.values)
     np.testing.assert_array_equal(
-        greedy.neighbour_distances(x, 5, threads=1), greedy.neighbour_distances(cut, 5, threads=3)
+        neighbors.neighbor_distances(x, 5, threads=1),
+        neighbors.neighbor_distances(cut, 5, threads=3),
     )
 
 
@@ -182,14 +184,23 @@ def test_threads_and_shards_change_nothing():
         (lambda x: greedy.facility_location(x, 2, list_bytes=-1), "list_bytes is -1"),
         (lambda x: greedy.facility_location(x, 2, row_ids=[0, 1, 3, 2, 4]), r"row_ids\[3\]"),
         (lambda x: greedy.facility_location(x, 2, row_ids=[0, 1]), "2 values for 5 rows"),
-        (lambda x: greedy.filter_near(x, [7], 1, threshold=0), "row 7 is outside 0 to 4"),
-        (lambda x: greedy.filter_near(x, [0.5], 1, threshold=0), "order must be 1-D integers"),
-        (lambda x: greedy.filter_near(x, [0], 1, threshold=np.nan), "threshold is nan"),
-        (lambda x: greedy.near_repeats(x, [0, 99, -3], threshold=0.9), "row 99 is outside 0 to 4"),
-        (lambda x: greedy.near_repeats(x, [0, -3], threshold=0.9), "row -3 is outside 0 to 4"),
-        (lambda x: greedy.near_repeats(x, [0.5], threshold=0.9), "rows must be 1-D integers"),
-        (lambda x: greedy.neighbour_distances(x, 1, reference=[0, 5]), "row 5 is outside 0 to 4"),
-        (lambda x: greedy.neighbour_distances(x, 5), "n_neighbours is 5"),
+        (lambda x: neighbors.filter_near(x, [7], 1, threshold=0), "row 7 is outside 0 to 4"),
+        (lambda x: neighbors.filter_near(x, [0.5], 1, threshold=0), "order must be 1-D integers"),
+        (lambda x: neighbors.filter_near(x, [0], 1, threshold=np.nan), "threshold is nan"),
+        (
+            lambda x: neighbors.near_duplicates(x, [0, 99, -3], threshold=0.9),
+            "row 99 is outside 0 to 4",
+        ),
+        (
+            lambda x: neighbors.near_duplicates(x, [0, -3], threshold=0.9),
+            "row -3 is outside 0 to 4",
+        ),
+        (lambda x: neighbors.near_duplicates(x, [0.5], threshold=0.9), "rows must be 1-D integers"),
+        (
+            lambda x: neighbors.neighbor_distances(x, 1, reference=[0, 5]),
+            "row 5 is outside 0 to 4",
+        ),
+        (lambda x: neighbors.neighbor_distances(x, 5), "n_neighbors is 5"),
         (lambda x: greedy.novel_select(x, 2, weights=[1]), "weights has shape"),
         (
             lambda x: greedy.novel_select(x, 2, weights=x[:, 0], proximity=np.nan),
@@ -208,8 +219,8 @@ def test_mistakes_are_named(call, message):
     [
         lambda x, threads: greedy.farthest_first(x, 1, threads=threads),
         lambda x, threads: greedy.facility_location(x, 1, threads=threads),
-        lambda x, threads: greedy.filter_near(x, [0], 1, threshold=0, threads=threads),
-        lambda x, threads: greedy.neighbour_distances(x, 1, threads=threads),
+        lambda x, threads: neighbors.filter_near(x, [0], 1, threshold=0, threads=threads),
+        lambda x, threads: neighbors.neighbor_distances(x, 1, threads=threads),
         lambda x, threads: greedy.novel_select(x, 1, weights=x[:, 0], threads=threads),
     ],
 )
@@ -231,15 +242,15 @@ def test_near_repeats_are_the_definition(n, d, threshold, dtype):
     x = rng.normal(size=(n, d)).astype(dtype)
     x[n // 2 :] = x[: n - n // 2] + 0.05 * rng.normal(size=(n - n // 2, d))
     x[n // 3] = 0
-    expected = reference.near_repeats(x.astype(float), threshold)
+    expected = reference.near_duplicates(x.astype(float), threshold)
     for block_rows in (1, 7, 64, 4096):
-        got = greedy.near_repeats(x, np.arange(n), threshold=threshold, block_rows=block_rows)
+        got = neighbors.near_duplicates(x, np.arange(n), threshold=threshold, block_rows=block_rows)
         np.testing.assert_array_equal(got, expected)
     cut = [x[: n // 4], x[n // 4 :]]
     some = np.arange(n)[::3]
     np.testing.assert_array_equal(
-        greedy.near_repeats(cut, some, threshold=threshold, block_rows=5),
-        reference.near_repeats(x[some].astype(float), threshold),
+        neighbors.near_duplicates(cut, some, threshold=threshold, block_rows=5),
+        reference.near_duplicates(x[some].astype(float), threshold),
     )
 
 
@@ -248,21 +259,21 @@ def test_near_repeats_of_chains_copies_and_nothing():
     x = np.stack([np.cos(degrees), np.sin(degrees)], axis=1).astype(np.float32)
     # 20 is near 10, which went for 0; so it stays, and 30 goes for it. 190 is far from all.
     limit = np.cos(np.radians(11))
-    got = greedy.near_repeats(x, np.arange(6), threshold=limit)
+    got = neighbors.near_duplicates(x, np.arange(6), threshold=limit)
     np.testing.assert_array_equal(got, [0, 0, 2, 2, 0, 5])
     zeros = np.zeros((3, 4), np.float32)
     np.testing.assert_array_equal(
-        greedy.near_repeats(zeros, np.arange(3), threshold=1e-9), np.arange(3)
+        neighbors.near_duplicates(zeros, np.arange(3), threshold=1e-9), np.arange(3)
     )
     same = np.full((500, 384), 3e-4, np.float16)  # its float32 products miss 1 by some 1e-6
     for threshold in (0.5, 1 - 1e-12):
-        got = greedy.near_repeats(same, np.arange(500), threshold=threshold, block_rows=128)
+        got = neighbors.near_duplicates(same, np.arange(500), threshold=threshold, block_rows=128)
         assert not got.any()
     with pytest.raises(ValueError, match=r"threshold is 1\.0"):
-        greedy.near_repeats(x, np.arange(6), threshold=1.0)
+        neighbors.near_duplicates(x, np.arange(6), threshold=1.0)
     x[2, 0] = np.nan
     with pytest.raises(ValueError, match="row 2 of the embeddings has a NaN"):
-        greedy.near_repeats(x, np.arange(6), threshold=0.5)
+        neighbors.near_duplicates(x, np.arange(6), threshold=0.5)
 
 
 def test_products_at_the_threshold_are_settled_in_float64():
@@ -274,5 +285,5 @@ def test_products_at_the_threshold_are_settled_in_float64():
     for row in range(5):
         cosine = float(unit[row] @ unit[200 + row])
         for threshold, repeats in ((cosine - 1e-12, row), (cosine + 1e-12, 200 + row)):
-            got = greedy.near_repeats(x, np.arange(400), threshold=threshold)
+            got = neighbors.near_duplicates(x, np.arange(400), threshold=threshold)
             assert got[200 + row] == repeats

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pyids
-from pyids import lm, scoring, stages
 from pyids.config import make_config
 from pyids.errors import ConfigError
-from pyids.refine import training_options
+from pyids.models import load, nll
+from pyids.models.finetune import load_checkpoint, training_options
+from pyids.pipeline import preflight, prepare
 
 pytest.importorskip("torch", reason="needs the train extra")
 
@@ -24,12 +25,14 @@ def config(tmp_path):
 
     def make(**options):
         given = {
-            "output": str(tmp_path / options.get("dtype", "float32")),
+            "output_dir": str(tmp_path / options.get("dtype", "float32")),
             "budget": 3,
             "rounds": 1,
         }
         given |= options
-        return make_config(data=str(tmp_path / "pool.jsonl"), clusters=1, probes=2, **given)
+        return make_config(
+            data=str(tmp_path / "pool.jsonl"), clusters=1, probes_per_cluster=2, **given
+        )
 
     return make
 
@@ -37,24 +40,24 @@ def config(tmp_path):
 def test_half_precision_keeps_the_vectors_and_is_another_embedding(config):
     vectors = {}
     for dtype in ("float32", "bfloat16", "float16"):
-        with stages.prepare(config(dtype=dtype), until="embed") as store:
+        with prepare.prepare(config(dtype=dtype), until="embed") as store:
             [shard] = store.embeddings()
             vectors[dtype] = shard.astype(np.float64)
-            made_from = orjson.loads(
-                store.artefact("embeddings", store.shards[0], ".json").read_bytes()
+            inputs = orjson.loads(
+                store.artifact("embeddings", store.shards[0], ".json").read_bytes()
             )
-            assert made_from["made_from"]["dtype"] == dtype
+            assert inputs["inputs"]["dtype"] == dtype
     for dtype in ("bfloat16", "float16"):
         assert (vectors[dtype] != vectors["float32"]).any()
         products = (vectors[dtype] * vectors["float32"]).sum(1)
         lengths = [np.linalg.norm(vectors[name], axis=1) for name in (dtype, "float32")]
         assert (products / np.prod(lengths, axis=0)).min() >= 0.9999
     with pytest.raises(ConfigError, match='dtype was "float32", now "bfloat16"'):
-        stages.prepare(config(dtype="bfloat16", output=config().output))
+        prepare.prepare(config(dtype="bfloat16", output_dir=config().output_dir))
 
 
 def test_the_plan_names_the_arithmetic(config):
-    plan = stages.plan(config(dtype="bfloat16", device="cpu"))
+    plan = preflight.plan(config(dtype="bfloat16", device="cpu"))
     assert "vectors   all-MiniLM-L6-v2 on cpu in bfloat16" in plan
     assert "train     smollm2-135m-instruct on cpu in bfloat16" in plan
 
@@ -62,7 +65,13 @@ def test_the_plan_names_the_arithmetic(config):
 @pytest.mark.slow
 def test_a_round_in_bfloat16(config, smollm2, tmp_path):
     """Trained, scored and recorded in bfloat16; what was learnt holds in float32 too."""
-    options = {"learning_rate": 1e-3, "epochs": 3, "batch_size": 1, "rounds": 2, "budget": 4}
+    options = {
+        "learning_rate": 1e-3,
+        "num_train_epochs": 3,
+        "batch_size": 1,
+        "rounds": 2,
+        "budget": 4,
+    }
     half = config(dtype="bfloat16", device="cpu", **options)
     assert training_options(half)["dtype"] == "bfloat16"
     pyids.run(half)
@@ -74,13 +83,11 @@ def test_a_round_in_bfloat16(config, smollm2, tmp_path):
     with pyids.Selection.open(run) as selection:
         rows = selection.conversations(np.array(told["row_id"]))
         checkpoint = selection.rounds.path(0, "checkpoint")
-    exact, _ = scoring.response_nll(*smollm2, rows)
-    rounded, _ = scoring.response_nll(
-        *lm.load_model("smollm2-135m-instruct", "cpu", "bfloat16"), rows
+    exact, _ = nll.response_nll(*smollm2, rows)
+    rounded, _ = nll.response_nll(
+        *load.load_model("smollm2-135m-instruct", "cpu", "bfloat16"), rows
     )
     np.testing.assert_allclose(told["base_nll"], rounded, atol=1e-3)
     assert np.abs(exact - rounded).max() > 2e-3
-    learnt, _ = scoring.response_nll(
-        *scoring.finetune.load_checkpoint(checkpoint, "smollm2-135m-instruct"), rows
-    )
+    learnt, _ = nll.response_nll(*load_checkpoint(checkpoint, "smollm2-135m-instruct"), rows)
     assert learnt.mean() < exact.mean() - 0.5

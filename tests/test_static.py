@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
-from pyids.scoring import SCORERS
-from pyids.selection import method_names
-from pyids.signals import SIGNALS
-from pyids.weights import Rule
+from pyids.methods import method_names
+from pyids.scoring.cluster_weights import Rule
+from pyids.scoring.scorers import SCORERS
+from pyids.scoring.signals import SIGNALS
 
 
 def invoke(*arguments):
@@ -28,7 +28,7 @@ def selected(result):
 
 
 def data_options(pool, folder):
-    return [pool.path, "--embeddings", pool.vectors, "--clusters", 4, "--output", folder]
+    return [pool.path, "--embeddings-file", pool.vectors, "--clusters", 4, "--output-dir", folder]
 
 
 def test_from_data_and_from_the_folder_the_same_rows(pool, tmp_path):
@@ -76,7 +76,16 @@ def test_a_run_folder_needs_nothing_outside_it(pool, tmp_path):
 
 def test_a_missing_stage_finds_relative_paths_from_anywhere(pool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--embeddings", "vectors.npy", "--clusters", 4, "--budget", 40, "--output", "run"]
+    options = [
+        "--embeddings-file",
+        "vectors.npy",
+        "--clusters",
+        4,
+        "--budget",
+        40,
+        "--output-dir",
+        "run",
+    ]
     for data in ("pool.jsonl", "pool.json[l]"):
         shutil.rmtree("run", ignore_errors=True)
         selected(invoke("select", data, *options, "--method", "random"))
@@ -126,7 +135,14 @@ def test_a_run_folder_holds_exports_and_other_draws_beside_its_run(pool, tmp_pat
 def test_a_method_without_vectors_needs_none(pool, tmp_path):
     rows = selected(
         invoke(
-            "select", pool.path, "--method", "longest", "--budget", 9, "--output", tmp_path / "r"
+            "select",
+            pool.path,
+            "--method",
+            "longest",
+            "--budget",
+            9,
+            "--output-dir",
+            tmp_path / "r",
         )
     )
     assert len(rows) == 9
@@ -158,7 +174,7 @@ def test_settings_reach_the_method(pool, tmp_path):
     )
 
 
-@pytest.mark.parametrize("option", ["--clusters", "--kmeans-iterations", "--output"])
+@pytest.mark.parametrize("option", ["--clusters", "--kmeans-max-iter", "--output-dir"])
 def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
     result = invoke("select", tmp_path / "run", "--method", "random", option, 7)
@@ -166,7 +182,9 @@ def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     assert "belongs to the run folder" in result.output
 
 
-@pytest.mark.parametrize("option", [["--rounds", 7], ["--scorer", "nosuch"], ["--epochs", 2]])
+@pytest.mark.parametrize(
+    "option", [["--rounds", 7], ["--scorer", "nosuch"], ["--num-train-epochs", 2]]
+)
 def test_options_of_rounds_are_not_dropped_unseen(pool, tmp_path, option):
     options = [*data_options(pool, tmp_path / "run"), "--budget", 40]
     result = invoke("select", *options, "--method", "random", *option)
@@ -198,7 +216,7 @@ def test_one_folder_takes_several_draws(pool, tmp_path):
 def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
     config = tmp_path / "c.yaml"
-    config.write_text(f"data: {pool.path}\nbudget: 2\nrounds: 9\nclusters: 4\noutput: x\n")
+    config.write_text(f"data: {pool.path}\nbudget: 2\nrounds: 9\nclusters: 4\noutput_dir: x\n")
     options = ["select", tmp_path / "run", "--method", "random", "--config", config]
     assert len(selected(invoke(*options))) == 2
     assert len(selected(invoke(*options, "--budget", 5))) == 5

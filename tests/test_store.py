@@ -8,19 +8,14 @@ import numpy as np
 import orjson
 import pytest
 
-from pyids import store as store_module
-from pyids.data import ingest, open_sources
+from pyids.data.ingest import ingest
+from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError
-from pyids.store import (
-    Store,
-    atomic_write,
-    begin,
-    load_npy,
-    read_entry,
-    save_npy,
-    verify,
-    write_entry,
-)
+from pyids.store import folder as store_module
+from pyids.store.files import atomic_write
+from pyids.store.folder import Path, Store
+from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
+from pyids.store.manifest import verify
 
 
 @pytest.fixture
@@ -47,8 +42,8 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
     path.write_text("old")
 
     def fail():
-        with atomic_write(path) as aside:
-            aside.write_text("half")
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
             assert path.read_text() == "old"
             raise KeyError
 
@@ -60,7 +55,7 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path):
 
 def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     calls = []
-    fsync, replace = os.fsync, store_module.Path.replace
+    fsync, replace = os.fsync, Path.replace
 
     def spy_fsync(descriptor):
         calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
@@ -71,17 +66,17 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(store_module.Path, "replace", spy_replace)
-    with atomic_write(tmp_path / "x") as aside:
-        aside.write_text("new")
-    assert calls == [str(aside), "rename", str(tmp_path)]
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    with atomic_write(tmp_path / "x") as temporary:
+        temporary.write_text("new")
+    assert calls == [str(temporary), "rename", str(tmp_path)]
 
 
 def test_opening_removes_what_a_killed_process_left(tmp_path):
     Store.open(tmp_path / "run").close()
     (tmp_path / "run" / "rows").mkdir()
     left = [
-        tmp_path / "run" / "rows" / ".00000-0000.parquet.abcd.aside",
+        tmp_path / "run" / "rows" / ".00000-0000.parquet.abcd.tmp",
         tmp_path / "run" / ".scratch" / "spill",
     ]
     left[1].parent.mkdir()
@@ -92,7 +87,7 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
 
 
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
-    mine = [tmp_path / "project" / name for name in ("rows/notes.txt", ".scratch/a", ".x.aside")]
+    mine = [tmp_path / "project" / name for name in ("rows/notes.txt", ".scratch/a", ".x.tmp")]
     for file in mine:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
@@ -114,18 +109,18 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
 
 def test_an_entry_holds_until_anything_changes(tmp_path):
     path = tmp_path / "00000.npy"
-    made_from = {"encoder": "x", "rows": "abc", "tokens": 128}
-    save_npy(path, np.arange(10), made_from)
+    inputs = {"encoder": "x", "rows": "abc", "tokens": 128}
+    save_npy(path, np.arange(10), inputs)
     entry = path.with_suffix(".json")
-    assert read_entry(entry, made_from)["rows"] == 10
-    assert read_entry(entry, dict(reversed(made_from.items()))) is not None
-    assert read_entry(entry, {**made_from, "tokens": 64}) is None
+    assert read_entry(entry, inputs)["rows"] == 10
+    assert read_entry(entry, dict(reversed(inputs.items()))) is not None
+    assert read_entry(entry, {**inputs, "tokens": 64}) is None
     path.write_bytes(path.read_bytes()[:-1])
-    assert read_entry(entry, made_from) is None
+    assert read_entry(entry, inputs) is None
     path.unlink()
-    assert read_entry(entry, made_from) is None
+    assert read_entry(entry, inputs) is None
     begin(entry)
-    assert read_entry(entry, made_from) is None
+    assert read_entry(entry, inputs) is None
 
 
 def test_killed_between_file_and_entry_the_old_entry_is_gone(tmp_path, monkeypatch):
@@ -191,7 +186,7 @@ def test_the_folder_of_another_run_is_refused_naming_what_differs(tmp_path):
     with Store.open(tmp_path) as store:
         store.claim({"seed": 0, "data": [{"name": "a.jsonl", "xxh3": "1"}], "budget": 5})
         store.claim({"budget": 5, "data": [{"name": "a.jsonl", "xxh3": "1"}], "seed": 0})
-        with pytest.raises(ConfigError, match="seed was 0, now 1: choose another --output"):
+        with pytest.raises(ConfigError, match="seed was 0, now 1: choose another --output-dir"):
             store.claim({"seed": 1, "data": [{"name": "a.jsonl", "xxh3": "1"}], "budget": 5})
         with pytest.raises(ConfigError, match=r'budget was 5, now null; data was .*"1"'):
             store.claim({"seed": 0, "data": [{"name": "a.jsonl", "xxh3": "2"}]})

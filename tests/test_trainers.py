@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pyids.data import ingest, open_sources
-from pyids.export import Selected, export
-from pyids.store import Store
+from pyids.data.export import Selected, export
+from pyids.data.ingest import ingest
+from pyids.data.sources import open_sources
+from pyids.store.folder import Store
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
 

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pyids import reference, weights
-from pyids.weights import update_weights
+from pyids import reference
+from pyids.scoring import cluster_weights as weights
+from pyids.scoring.cluster_weights import update_weights
 
-RULES = ["softmax", "paper", "bandit", "none"]
+RULES = ["exponential", "linear", "ucb", "none"]
 sane = st.floats(-1e3, 1e3).map(lambda x: round(x, 6))
 hostile = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -40,13 +41,13 @@ floors = st.floats(0, 1)
 @pytest.mark.parametrize("rule", RULES)
 @given(
     given_round=rounds(hostile),
-    floor=floors,
+    min_weight=floors,
     shrinkage=shrinkages,
     with_variances=st.booleans(),
     temperature=st.one_of(st.none(), st.floats(1e-300, 1e300)),
 )
-def test_the_result_is_a_distribution_above_the_floor(
-    rule, given_round, floor, shrinkage, with_variances, temperature
+def test_the_result_is_a_distribution_above_the_least(
+    rule, given_round, min_weight, shrinkage, with_variances, temperature
 ):
     old, scores, counts, variances = given_round
     update = update_weights(
@@ -55,9 +56,9 @@ def test_the_result_is_a_distribution_above_the_floor(
         counts,
         variances=variances if with_variances else None,
         rule=rule,
-        floor=floor,
+        min_weight=min_weight,
         shrinkage=shrinkage,
-        temperature=temperature if rule in ("softmax", "bandit") else None,
+        temperature=temperature if rule in ("exponential", "ucb") else None,
     )
     new = update.weights
     assert new.dtype == np.float64
@@ -66,7 +67,7 @@ def test_the_result_is_a_distribution_above_the_floor(
     if rule == "none":
         np.testing.assert_array_equal(new, old / old.sum())
     else:
-        assert (new >= floor / len(new) * (1 - 1e-9)).all()
+        assert (new >= min_weight / len(new) * (1 - 1e-9)).all()
     assert ((update.shrinkage >= 0) & (update.shrinkage <= 1)).all()
     assert (update.shrinkage[counts == 0] == 1).all()
     if counts.any():
@@ -80,9 +81,11 @@ def test_the_result_is_a_distribution_above_the_floor(
 @given(given_round=rounds(), shrinkage=shrinkages)
 def test_unscored_clusters_keep_their_weight(rule, given_round, shrinkage):
     old, scores, counts, _ = given_round
-    floor = 0.1
-    assume((old >= floor / len(old)).all())
-    new = update_weights(old, scores, counts, rule=rule, floor=floor, shrinkage=shrinkage).weights
+    min_weight = 0.1
+    assume((old >= min_weight / len(old)).all())
+    new = update_weights(
+        old, scores, counts, rule=rule, min_weight=min_weight, shrinkage=shrinkage
+    ).weights
     np.testing.assert_allclose(new[counts == 0], old[counts == 0], rtol=1e-12)
 
 
@@ -105,17 +108,19 @@ def test_higher_scores_get_more(rule):
     assert np.diff(np.sort(new)).min() > 0.01
 
 
-@pytest.mark.parametrize("rule", ["softmax", "paper"])  # to a bandit, doubt differs
+@pytest.mark.parametrize("rule", ["exponential", "linear"])  # to a bandit, doubt differs
 @given(given_round=rounds())
 def test_equal_scores_change_nothing(rule, given_round):
     old, _, counts, variances = given_round
     for score in (0.0, 0.3, -7.0):
         scores = np.where(counts > 0, score, np.nan)
-        new = update_weights(old, scores, counts, variances=variances, rule=rule, floor=0).weights
+        new = update_weights(
+            old, scores, counts, variances=variances, rule=rule, min_weight=0
+        ).weights
         np.testing.assert_allclose(new, old, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", ["softmax", "bandit"])
+@pytest.mark.parametrize("rule", ["exponential", "ucb"])
 @pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (1e6, 0.0), (3.0, 100.0)])
 def test_the_unit_of_the_scores_does_not_matter(rule, scale, shift):
     rng = np.random.default_rng(0)
@@ -192,42 +197,42 @@ def test_a_single_row_moves_a_weight_less_than_many():
 
 def test_the_bandit_tries_the_less_certain_again():
     old, scores = np.full(4, 0.25), [0.0, 1.0, 2.0, 2.0]
-    new = update_weights(old, scores, [50, 50, 50, 50], rule="bandit", shrinkage=5).weights
+    new = update_weights(old, scores, [50, 50, 50, 50], rule="ucb", shrinkage=5).weights
     np.testing.assert_allclose(new[2], new[3])
     by_rule = {
         rule: update_weights(old, scores, [50, 50, 50, 3], rule=rule, shrinkage=5, temperature=1)
-        for rule in ("softmax", "bandit")
+        for rule in ("exponential", "ucb")
     }
-    assert by_rule["bandit"].weights[3] > by_rule["softmax"].weights[3]
+    assert by_rule["ucb"].weights[3] > by_rule["exponential"].weights[3]
 
 
 # ---- the rules against their formulas ------------------------------------------------------------
 
 
-@given(given_round=rounds(), floor=floors, shrinkage=st.floats(0, 20))
-def test_softmax_and_paper_are_the_references(given_round, floor, shrinkage):
+@given(given_round=rounds(), min_weight=floors, shrinkage=st.floats(0, 20))
+def test_softmax_and_paper_are_the_references(given_round, min_weight, shrinkage):
     old, scores, counts, _ = given_round
     scored = counts > 0
-    assume(scored.any() and (old >= floor / len(old)).all() and (old[scored] > 0).any())
+    assume(scored.any() and (old >= min_weight / len(old)).all() and (old[scored] > 0).any())
     t = reference.shrink_scores(scores, counts, shrinkage)
     new = update_weights(
-        old, scores, counts, floor=floor, shrinkage=shrinkage, temperature=100.0
+        old, scores, counts, min_weight=min_weight, shrinkage=shrinkage, temperature=100.0
     ).weights
-    expected = reference.reweight(old, np.exp(t / 100.0), scored, floor)
+    expected = reference.reweight(old, np.exp(t / 100.0), scored, min_weight)
     np.testing.assert_allclose(new, expected, rtol=1e-9, atol=1e-12)
 
     gains = t - min(0.0, t[scored].min())
     assume((old * gains)[scored].sum() > 1e-6)
     new = update_weights(
-        old, scores, counts, floor=floor, shrinkage=shrinkage, rule="paper"
+        old, scores, counts, min_weight=min_weight, shrinkage=shrinkage, rule="linear"
     ).weights
-    expected = reference.reweight(old, gains, scored, floor)
+    expected = reference.reweight(old, gains, scored, min_weight)
     np.testing.assert_allclose(new, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_papers_rule_is_equation_6_normalised():
+def test_the_papers_rule_is_equation_6_normalized():
     old, scores = np.array([0.5, 0.3, 0.2]), np.array([1.0, 2.0, 4.0])
-    new = update_weights(old, scores, [5, 5, 5], rule="paper", shrinkage=0, floor=0).weights
+    new = update_weights(old, scores, [5, 5, 5], rule="linear", shrinkage=0, min_weight=0).weights
     np.testing.assert_allclose(new, old * scores / (old * scores).sum())
 
 
@@ -248,12 +253,12 @@ def test_the_papers_rule_is_equation_6_normalised():
         ({"weights": [0.5, 1.0, 0.5]}, "weights sum to 2.0: must sum to 1"),
         ({"weights": []}, "weights must be 1-D and not empty"),
         ({"variances": [1.0, -1.0, 1.0]}, "variance of cluster 1 is -1.0: must be finite"),
-        ({"rule": "magic"}, "rule is 'magic': must be one of softmax, paper, bandit, none"),
-        ({"floor": 1.5}, r"floor is 1.5: must lie in \[0, 1\]"),
-        ({"floor": np.nan}, "floor is nan"),
+        ({"rule": "magic"}, "rule is 'magic': must be one of exponential, linear, ucb, none"),
+        ({"min_weight": 1.5}, r"min_weight is 1.5: must lie in \[0, 1\]"),
+        ({"min_weight": np.nan}, "min_weight is nan"),
         ({"shrinkage": -1.0}, "shrinkage is -1.0: must not be negative"),
         ({"temperature": 0.0}, "temperature is 0.0: must be positive and finite"),
-        ({"temperature": 1.0, "rule": "paper"}, "temperature has no meaning for rule 'paper'"),
+        ({"temperature": 1.0, "rule": "linear"}, "temperature has no meaning for rule 'linear'"),
     ],
 )
 def test_errors_name_the_cluster(change, message):

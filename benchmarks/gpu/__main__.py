@@ -19,6 +19,7 @@ Exit code 1 means that a result was wrong or an op failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -181,10 +182,8 @@ def run_op(report: Report, op: str, options: argparse.Namespace, seconds: float)
 
 def stop(child: subprocess.Popen[str]) -> None:
     """End a process and all that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def device_name(dry: bool) -> str:

@@ -17,7 +17,7 @@ def rows_of(kind: str, n: int, d: int, device: torch.device, seed: int = 0) -> t
 
     Text-like rows lie about 1,000 topics of uneven sizes, and their directions' variances fall as
     those of embeddings of texts do (by about the power -0.8 of their rank); isotropic ones have no
-    clusters at all, the worst case for telling centres apart.
+    clusters at all, the worst case for telling centers apart.
     """
     generator = torch.Generator(device).manual_seed(seed)
     normal = partial(torch.randn, generator=generator, device=device)
@@ -32,7 +32,7 @@ def rows_of(kind: str, n: int, d: int, device: torch.device, seed: int = 0) -> t
 
 
 def centers_of(kernels: Any, x: torch.Tensor, k: int) -> torch.Tensor:
-    """Centres after one update from k rows: what all passes of a fit but the first meet."""
+    """Centers after one update from k rows: what all passes of a fit but the first meet."""
     centers = x[torch.randperm(len(x), device=x.device)[:k]]
     labels, _ = kernels.assign.assign(x, centers, precision="half")
     sums, counts, _ = kernels.update.update(x, labels, k, sample_weight=None, centers=centers)
@@ -94,7 +94,7 @@ def assign_shape(
         floor = bench.bytes_ms(n * d * (x.element_size() + 2))
         bench.ours(shape, "ours, rows once a fit", prepare, floor_ms=floor)
         each = partial(assign.prepare_centers, centers, prepared.shift)
-        bench.ours(shape, "ours, centres each pass", each)
+        bench.ours(shape, "ours, centers each pass", each)
     assign_anchors(bench, ours, x, centers, first)
 
 

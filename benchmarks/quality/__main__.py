@@ -28,7 +28,7 @@ from axes import axes
 from cells import LORA_TRAINING, TRAINING, Cell, Workshop, limit_threads, run_cell
 from grids import FIRST_SEED, GRIDS, at_equal_tokens
 from model import NAME
-from near import near_duplicates
+from near import semdedup_threshold
 from prepare import prepare
 from report import markdown, plot
 from table import BOUNDS, beside, far_end, show, tabulate
@@ -62,7 +62,7 @@ def main() -> None:
     if arguments.what in ("prepare", "all"):
         prepare(arguments.folder, arguments.rows)
     if arguments.what == "near":
-        print(json.dumps(near_duplicates(arguments.folder), indent=1))
+        print(json.dumps(semdedup_threshold(arguments.folder), indent=1))
         return
     shop = Workshop(
         arguments.folder, arguments.model or str(arguments.folder / NAME),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from table import Result, gap, interval, share_closed
 
-from pyids.auto_k import choose_k
+from pyids.clustering.choose_k import choose_k
 
 # What the cells of an axis vary.
 PLAIN = "iterative, 1 candidate"

@@ -22,19 +22,23 @@ import numpy as np
 from model import NAME
 from pool import Row, read_rows
 
-from pyids import finetune, lm, refine, scoring, stages
-from pyids.chat import encode
+from pyids.chat.template import encode
 from pyids.config import RunConfig, make_config
+from pyids.models import finetune, hub, load
+from pyids.models.nll import response_nll
+from pyids.pipeline import stages
 from pyids.sampling import sample_by_cluster
-from pyids.store import Store
+from pyids.selection import Selection
+from pyids.store.folder import Store
 
 # How every selection is trained on; the rounds of `iterative` train the same way.
 TRAINING: dict[str, Any] = {
-    "tuning": "full", "learning_rate": 3e-4, "epochs": 2, "batch_size": 8, "max_tokens": 128,
+    "finetuning_type": "full", "learning_rate": 3e-4, "num_train_epochs": 2, "batch_size": 8,
+    "max_length": 128,
 }  # fmt: skip
 # What a model is trained with that is not the small one made here; the rest is pyids's default.
 LORA_TRAINING: dict[str, Any] = {
-    "tuning": "lora", "epochs": 2, "batch_size": 8, "max_tokens": 128,
+    "finetuning_type": "lora", "num_train_epochs": 2, "batch_size": 8, "max_length": 128,
 }  # fmt: skip
 # Methods that select the same rows whatever the seed: they run once a pool.
 SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect")
@@ -51,7 +55,7 @@ class Cell:
     pool
         Name of a prepared pool.
     method
-        ``iterative``, a method of `pyids.selection`, or a bound: ``base`` (no training),
+        ``iterative``, a method of `pyids.methods`, or a bound: ``base`` (no training),
         ``reference`` (`budget` random clean rows), ``clean`` (random among the clean rows).
     seed
         Of clusters, draws and training.
@@ -103,7 +107,8 @@ class Workshop:
         """Return the configuration of a run over the cell's pool."""
         pool = self.folder / f"{cell.pool}.jsonl"
         return make_config(**{
-            "data": str(pool), "embeddings": str(pool.with_suffix(".npy")), "output": str(output),
+            "data": str(pool), "embeddings_file": str(pool.with_suffix(".npy")),
+            "output_dir": str(output),
             "budget": cell.budget, "seed": cell.seed, "clusters": self.clusters,
             "keep_duplicates": True, "model": self.model, "device": self.device,
             "dtype": self.dtype, "threads": self.threads, **self.training, **cell.options,
@@ -132,9 +137,9 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="quality-", dir=shop.folder) as scratch:
         result = _measure(shop, cell, Path(scratch))
     result = {"cell": asdict(cell), **result, "seconds": round(time.monotonic() - began, 1)}
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(result))
-    aside.rename(path)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(result))
+    temporary.rename(path)
     return result
 
 
@@ -142,9 +147,9 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
     rows = _rows(shop.folder / f"{cell.pool}.jsonl")
     garbage = np.array([row["garbage"] for row in rows])
     held_out = _rows(shop.folder / f"{cell.held_out}.jsonl")
-    ref = lm.resolve_model(shop.model)
+    ref = hub.resolve_model(shop.model)
     if cell.method == "base":
-        model, tokenizer = lm.load_model(ref, shop.device, shop.dtype)
+        model, tokenizer = load.load_model(ref, shop.device, shop.dtype)
         return evaluate(model, tokenizer, held_out, shop)
 
     began = time.monotonic()
@@ -156,7 +161,7 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
         stages.cluster(store, config)
         stages.drop_near(store, config)
         stages.rate(store, config)
-        selection = refine.Selection(store, config)
+        selection = Selection(store, config)
         score_seconds = 0.0
         while selection.draw(selection.candidates()):
             checkpoint = selection.train()
@@ -176,7 +181,7 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
             ref,
             [rows[i]["messages"] for i in chosen],
             output_dir=scratch / "checkpoint",
-            **refine.training_options(config),
+            **finetune.training_options(config),
         )
     facts |= {
         "rows": len(chosen),
@@ -205,7 +210,7 @@ def _static(
         clean = np.flatnonzero(garbage == "")
         everyone = np.zeros(len(clean), np.int32)
         return sample_by_cluster(everyone, [cell.budget], row_ids=clean, seed=cell.seed)
-    from pyids.selection import get_method, pool_from_store
+    from pyids.methods import get_method, pool_from_store
 
     method = get_method(cell.method)
 
@@ -227,13 +232,14 @@ def _static(
 
 def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
     """Rate the pool's rows by a signal of the model that is trained, cut as they are trained on."""
-    from pyids.quality import check_quality, score_rows
-    from pyids.signals import LanguageModelSignal, make_signal
+    from pyids.scoring.cache import score_rows
+    from pyids.scoring.row_weights import check_quality
+    from pyids.scoring.signals import LanguageModelSignal, make_signal
 
     signal = make_signal(cell.options["quality"], default_model=shop.model, device=shop.device)
     assert signal is not None
     if isinstance(signal, LanguageModelSignal):
-        signal = replace(signal, max_tokens=shop.training["max_tokens"])
+        signal = replace(signal, max_length=shop.training["max_length"])
     rows = _rows(shop.folder / f"{cell.pool}.jsonl")
     quality = score_rows(signal, (row["messages"] for row in rows))
     check_quality(quality)
@@ -243,9 +249,9 @@ def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
 def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Make an array that many cells need, unless it is there."""
     if not path.exists():
-        aside = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(aside, make())
-        aside.rename(path)
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, make())
+        temporary.rename(path)
     return np.load(path)
 
 
@@ -256,7 +262,7 @@ def _shares(drawn: np.ndarray, garbage: np.ndarray) -> dict[str, float]:
     return {kind: float((drawn == kind).mean()) for kind in np.unique(garbage).tolist() if kind}
 
 
-def _garbage(selection: refine.Selection, n: int, garbage: np.ndarray) -> dict[str, Any]:
+def _garbage(selection: Selection, n: int, garbage: np.ndarray) -> dict[str, Any]:
     """Return each kind's share of what a round drew, and of what its quotas let expect.
 
     Expected is by the clusters alone: every row left of a cluster counts the same.
@@ -288,13 +294,13 @@ def evaluate(
 
     conversations = [row["messages"] for row in rows]
     skills = np.array([row["skill"] for row in rows])
-    max_tokens = shop.training["max_tokens"]
+    max_length = shop.training["max_length"]
     model = model.float()  # measured in full precision whatever it was trained in
     with torch.inference_mode():
-        nll, _ = scoring.response_nll(
-            model, tokenizer, conversations, max_tokens=max_tokens, device=shop.device
+        nll, _ = response_nll(
+            model, tokenizer, conversations, max_length=max_length, device=shop.device
         )
-    exact = exact_match(model, tokenizer, conversations, max_tokens, shop.device)
+    exact = exact_match(model, tokenizer, conversations, max_length, shop.device)
     result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
     for skill in np.unique(skills).tolist():
         member = skills == skill
@@ -305,7 +311,7 @@ def evaluate(
 
 
 def exact_match(
-    model: Any, tokenizer: Any, conversations: Sequence[Any], max_tokens: int, device: str
+    model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
 ) -> np.ndarray:
     """Return 1.0 where greedy decoding would give the response, 0.0 where not; NaN for long ones.
 
@@ -317,7 +323,7 @@ def exact_match(
     result = np.full(len(conversations), np.nan)
     with torch.inference_mode():
         for i, messages in enumerate(conversations):
-            row = encode(messages, tokenizer, max_tokens)
+            row = encode(messages, tokenizer, max_length)
             where = np.flatnonzero(row.response_mask)
             if not 0 < len(where) <= EXACT_TOKENS or where[0] == 0:
                 continue

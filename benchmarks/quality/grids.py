@@ -36,12 +36,17 @@ STATIC: dict[str, Entry] = {
 # What scorers, rules and axes vary: the defaults without a look at candidates, and fewer probes,
 # for there are 256 clusters for a budget of 1%. Options whose defaults were changed before are
 # named, so that a cell keeps its meaning if they change again.
-ROUNDS = {"scorer": "sound-learnability", "probes": 4, "candidates": 1, "floor": 0.02}
+ROUNDS = {
+    "scorer": "sound-learnability",
+    "probes_per_cluster": 4,
+    "oversample": 1,
+    "min_weight": 0.02,
+}
 # The default looks at candidates where answers are mismatched. What it is beside it: never, always.
-ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS | {"candidates": None})}
+ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS | {"oversample": None})}
 LOOKS: dict[str, Entry] = {
     PLAIN: ("iterative", ROUNDS),
-    "iterative, 5 candidates": ("iterative", ROUNDS | {"candidates": 5}),
+    "iterative, 5 candidates": ("iterative", ROUNDS | {"oversample": 5}),
 }
 # What stands beside it in the core grid.
 CORE = ("random", "longest", "km-random", "kmq (length)", "deita (length)", "qdit (length)")
@@ -122,18 +127,18 @@ def full(budget: int) -> list[Cell]:
     """
     scorers: dict[str, Entry] = {
         f"iterative, {scorer}": ("iterative", ROUNDS | {"scorer": scorer})
-        for scorer in ("alignment", "relevance", "learnability", "relative-learnability",
-                       "centred-learnability", "loss", "ifd")
+        for scorer in ("gradient-alignment", "pmi", "learnability", "relative-learnability",
+                       "residual-learnability", "loss", "ifd")
     }  # fmt: skip
     others: dict[str, Entry] = {}
-    for rule in ("paper", "bandit", "none"):
-        others[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_rule": rule})
-    others["iterative, 3 candidates"] = ("iterative", ROUNDS | {"candidates": 3})
+    for rule in ("linear", "ucb", "none"):
+        others[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_update": rule})
+    others["iterative, 3 candidates"] = ("iterative", ROUNDS | {"oversample": 3})
     for rounds in (1, 2, 5):
         label = f"iterative, {rounds} round{'s' * (rounds > 1)}"
         others[label] = ("iterative", ROUNDS | {"rounds": rounds})
     for clusters, probes in ((16, 64), (64, 16), (1024, 1)):  # as many probe rows in all
-        options = ROUNDS | {"clusters": clusters, "probes": probes}
+        options = ROUNDS | {"clusters": clusters, "probes_per_cluster": probes}
         others[f"iterative, K = {clusters}"] = ("iterative", options)
     grid = [
         *core(budget),
@@ -150,7 +155,7 @@ def gpu(budget: int) -> list[Cell]:
     """Return the grid for a larger model on a GPU: ten methods, five seeds."""
     entries = {name: STATIC[name] for name in (*CORE, "k-center")} | ITERATIVE
     entries["iterative, learnability"] = ("iterative", ROUNDS | {"scorer": "learnability"})
-    entries["iterative, relevance"] = ("iterative", ROUNDS | {"scorer": "relevance"})
+    entries["iterative, relevance"] = ("iterative", ROUNDS | {"scorer": "pmi"})
     return [
         *bounds("test", budget, (REFERENCE_SEED, REFERENCE_SEED + 1)),
         *cells(entries, "clean", "test", budget, 5),

@@ -125,22 +125,22 @@ def pretrain(
             rate = (step + 1) * BATCH * CONTEXT / (time.monotonic() - began)
             mean = np.mean(losses[-100:])
             print(f"step {step + 1} of {steps}: loss {mean:.3f}, {rate:.0f} tokens/s", flush=True)
-    aside = folder.with_name(folder.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    aside.rename(folder)
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
     return folder
 
 
 def warm_up(base: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     """Tune the pre-trained model on conversations, unless `folder` holds the result."""
     if not folder.exists():
-        from pyids.finetune import finetune
+        from pyids.models.finetune import finetune
 
         conversations = [row["messages"] for row in rows]
         finetune(
-            str(base), conversations, output_dir=folder, method="full", epochs=1,
-            learning_rate=1e-3, batch_size=8, max_tokens=CONTEXT,
+            str(base), conversations, output_dir=folder, method="full", num_train_epochs=1,
+            learning_rate=1e-3, batch_size=8, max_length=CONTEXT,
         )  # fmt: skip
     return folder

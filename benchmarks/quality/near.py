@@ -11,12 +11,12 @@ import orjson
 from pool import plant_near_duplicates, read_rows, text_of, write_rows
 from prepare import ENCODER_TOKENS
 
-from pyids import stages
 from pyids.config import make_config
 from pyids.encoders import load_encoder
+from pyids.pipeline import prepare
 
 
-def near_duplicates(
+def semdedup_threshold(
     folder: Path,
     *,
     n: int = 1000,
@@ -26,7 +26,7 @@ def near_duplicates(
     """Plant edited copies of rows in the clean pool; return for each threshold what was dropped."""
     rows = read_rows(folder / "clean.jsonl")
     copies = plant_near_duplicates(rows, n, seed)
-    encoder = load_encoder("all-MiniLM-L6-v2", max_tokens=ENCODER_TOKENS)
+    encoder = load_encoder("all-MiniLM-L6-v2", max_length=ENCODER_TOKENS)
     vectors = encoder.encode([text_of(row) for row in copies]).astype(np.float16)
     write_rows(folder / "near.jsonl", [*rows, *copies])
     np.save(folder / "near.npy", np.concatenate([np.load(folder / "clean.npy"), vectors]))
@@ -35,11 +35,12 @@ def near_duplicates(
         output = folder / "runs" / "near"
         shutil.rmtree(output, ignore_errors=True)
         config = make_config(
-            data=str(folder / "near.jsonl"), embeddings=str(folder / "near.npy"), budget=10,
-            keep_duplicates=True, clusters=256, near_duplicates=threshold, output=str(output),
+            data=str(folder / "near.jsonl"), embeddings_file=str(folder / "near.npy"), budget=10,
+            keep_duplicates=True, clusters=256, semdedup_threshold=threshold,
+            output_dir=str(output),
         )  # fmt: skip
-        stages.prepare(config).close()
-        lines = (output / "near_repeats.jsonl").read_bytes().splitlines()
+        prepare.prepare(config).close()
+        lines = (output / "near_duplicates.jsonl").read_bytes().splitlines()
         gone = np.array([orjson.loads(line)["row_id"] for line in lines])
         found.append({
             "threshold": threshold,

@@ -75,9 +75,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    aside.rename(path)
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    temporary.rename(path)
 
 
 def stand_in(n_rows: int, seed: int = 0) -> list[Row]:
@@ -90,7 +90,7 @@ def stand_in(n_rows: int, seed: int = 0) -> list[Row]:
 
 
 def split(rows: Sequence[Row], per_skill: int) -> Split:
-    """Drop repeats, then deal rows to pool, dev and test by the hash of their normalised text.
+    """Drop repeats, then deal rows to pool, dev and test by the hash of their normalized text.
 
     dev and test keep at most `per_skill` rows of each skill: dev those of the lowest hashes, test
     the next ones, for a first table was made on its lowest before the default was chosen anew

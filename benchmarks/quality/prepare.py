@@ -21,9 +21,9 @@ from pool import (
     write_rows,
 )
 
-from pyids import stages
 from pyids.config import make_config
 from pyids.encoders import load_encoder
+from pyids.pipeline import prepare as prepare_module
 
 # As the vectors that come with the rows were made.
 ENCODER_TOKENS = 128
@@ -84,16 +84,16 @@ def _save_vectors(
 ) -> None:
     """Embed the rows that have no vector yet: the planted ones, or all of them."""
     new = [i for i, row in enumerate(planted) if vectors is None or row is not clean[i]]
-    encoder = load_encoder("all-MiniLM-L6-v2", max_tokens=ENCODER_TOKENS, dtype=dtype)
+    encoder = load_encoder("all-MiniLM-L6-v2", max_length=ENCODER_TOKENS, dtype=dtype)
     found = encoder.encode([text_of(planted[i]) for i in new]) if new else np.empty((0, 1))
     if vectors is None:
         vectors = np.empty((len(planted), found.shape[1]), np.float16)
     vectors = vectors.copy()
     if new:
         vectors[new] = found
-    aside = path.with_suffix(".part.npy")
-    np.save(aside, vectors.astype(np.float16))
-    aside.rename(path)
+    temporary = path.with_suffix(".part.npy")
+    np.save(temporary, vectors.astype(np.float16))
+    temporary.rename(path)
 
 
 def _prepare_run(folder: Path, name: str) -> None:
@@ -101,11 +101,11 @@ def _prepare_run(folder: Path, name: str) -> None:
     target = folder / "runs" / name
     if target.exists():
         return
-    aside = folder / "runs" / f"{name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = folder / "runs" / f"{name}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
     config = make_config(
-        data=str(folder / f"{name}.jsonl"), embeddings=str(folder / f"{name}.npy"),
-        budget=10, keep_duplicates=True, output=str(aside),
+        data=str(folder / f"{name}.jsonl"), embeddings_file=str(folder / f"{name}.npy"),
+        budget=10, keep_duplicates=True, output_dir=str(temporary),
     )  # fmt: skip
-    stages.prepare(config, "embed").close()
-    aside.rename(target)
+    prepare_module.prepare(config, "embed").close()
+    temporary.rename(target)

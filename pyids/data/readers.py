@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyids import records
+from pyids.chat.rawjson import array_items, compact, parse
 
 # Bytes of a file that a reader holds.
 _BLOCK_BYTES = 1 << 20
@@ -147,7 +147,7 @@ class Reader:
                 if not opened and (text := text.lstrip()):
                     opened, position = True, 1  # past the bracket
                 try:
-                    items, position = records.array_items(text, position)
+                    items, position = array_items(text, position)
                 except (ValueError, RecursionError) as error:
                     yield self._end(f"JSON that cannot be read ({error}): mend or delete the item")
                     return
@@ -155,7 +155,7 @@ class Reader:
                     self.lines += 1
                     raw = item.encode()
                     if b"\n" in raw:
-                        raw = records.compact(raw)
+                        raw = compact(raw)
                     if isinstance(record, dict):
                         yield self.lines, raw, record
                     else:
@@ -292,7 +292,7 @@ class _FileBatches:
 
 def _parse(line: int, raw: bytes) -> dict[str, Any] | Problem:
     try:
-        record = records.parse(raw)
+        record = parse(raw)
     except json.JSONDecodeError as error:
         return Problem(
             line,

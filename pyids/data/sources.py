@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from pyids.chat.formats import check_format, detect_format, list_columns
 from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
 from pyids.errors import ConfigError, DataError
-from pyids.formats import check_format, detect_format, list_columns
-from pyids.store import Store, hash_file, is_run_folder, read_json, write_json
+from pyids.store.files import hash_file, read_json, write_json
+from pyids.store.folder import Store, is_run_folder
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
 
@@ -51,7 +52,7 @@ class Source:
     compression : str or None
         ``gzip`` or ``zstd``.
     format : str
-        Its chat format (`pyids.formats`).
+        Its chat format (`pyids.chat.formats`).
     columns : tuple of str
         Columns of its first row.
     vectors : str or None
@@ -96,7 +97,8 @@ def open_sources(
         ``datasets.save_to_disk`` wrote, and names on the hub (``owner/name[@config][:split]``;
         the split is ``train`` unless named).
     format : str, default "auto"
-        Chat format of all of them (`pyids.formats`); ``auto`` tells it by the first row of each.
+        Chat format of all of them (`pyids.chat.formats`); ``auto`` tells it by the first row of
+        each.
     vectors : str, optional
         Column of precomputed vectors.
 

@@ -12,11 +12,11 @@ from typing import Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress
 from pyids.config import LongText
 from pyids.errors import ModelError
-from pyids.ops import PoolMode
+from pyids.models.batching import Progress
+from pyids.models.hub import resolve_model
+from pyids.ops.dispatch import PoolMode
 
 Float32 = NDArray[np.float32]
 
@@ -47,7 +47,7 @@ class Encoder(Protocol):
 def load_encoder(
     name: str,
     *,
-    max_tokens: int | None = None,
+    max_length: int | None = None,
     long_text: LongText = "truncate",
     batch_tokens: int | None = None,
     device: str = "cpu",
@@ -59,17 +59,17 @@ def load_encoder(
     Parameters
     ----------
     name
-        What `pyids.lm.resolve_model` takes, and ``NAME:POOLING`` to choose the pooling; or
+        What `pyids.models.hub.resolve_model` takes, and ``NAME:POOLING`` to choose the pooling; or
         ``URL#MODEL``, an OpenAI-compatible endpoint (``https://host/v1#model``). What kind of model
         it is, is read from its folder:
 
-        - a sentence-transformers folder: its own pooling and normalisation;
+        - a sentence-transformers folder: its own pooling and normalization;
         - static token embeddings (``wordllama``, a model2vec folder): their mean; no transformer,
           tens of thousands of rows a second on a CPU;
         - a causal language model: the mean of its hidden states weighted by position, as RDS+ does
           (arXiv 2503.01807), unless ``:last_token`` is asked for; unit length;
         - any other: the mean of its hidden states; unit length.
-    max_tokens
+    max_length
         Longest text in tokens, special tokens included; None, or more than the model takes: its
         own limit.
     long_text
@@ -88,7 +88,8 @@ def load_encoder(
         With the remedy.
     """
     if name.startswith(("http://", "https://")):
-        from pyids.endpoint import Endpoint, EndpointEncoder
+        from pyids.encoders.endpoint import EndpointEncoder
+        from pyids.models.endpoint import Endpoint
 
         url, _, model = name.partition("#")
         return EndpointEncoder(Endpoint(url, model))
@@ -102,17 +103,17 @@ def load_encoder(
         )
     else:
         pooling = ""
-    ref = lm.resolve_model(name, kind="encoder")
+    ref = resolve_model(name, kind="encoder")
 
     from pyids.encoders.static import StaticEncoder, find_table
     from pyids.encoders.transformer import TransformerEncoder
 
     if ref.path is not None and (table := find_table(ref.path)) is not None:
-        return StaticEncoder(ref, table, max_tokens)
+        return StaticEncoder(ref, table, max_length)
     encoder = TransformerEncoder(
         ref,
         pooling=cast("PoolMode", pooling) if pooling else None,
-        max_tokens=max_tokens,
+        max_length=max_length,
         long_text=long_text,
         batch_tokens=batch_tokens or (1024 if device == "cpu" else 65536),
         device=device,

@@ -17,9 +17,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress
 from pyids.errors import ModelError
+from pyids.models.batching import Progress
+from pyids.models.hf import one_line
+from pyids.models.hub import ModelRef
 
 Float32 = NDArray[np.float32]
 # Texts tokenized at a time: bounds the memory that their tokens take.
@@ -67,9 +68,9 @@ def find_table(folder: Path) -> Table | None:
 class StaticEncoder:
     """The mean of token vectors; a text without a known token gets zeros."""
 
-    ref: lm.ModelRef
+    ref: ModelRef
     table: Table
-    max_tokens: int | None = None
+    max_length: int | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +82,7 @@ class StaticEncoder:
         """Hash of the table, the tokenizer and the limit."""
         digest = xxhash.xxh3_128(self.table.weights.read_bytes())
         digest.update(self.table.tokenizer.read_bytes())
-        digest.update(f"{self.max_tokens} {self.table.normalize}".encode())
+        digest.update(f"{self.max_length} {self.table.normalize}".encode())
         return digest.hexdigest()
 
     @property
@@ -102,7 +103,7 @@ class StaticEncoder:
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"encoder {self.name!r}: {self.table.weights.name} holds no single table of token "
-                f"vectors: {lm.one_line(error)}"
+                f"vectors: {one_line(error)}"
             ) from error
         table = table.float()
         if "mapping" in tensors:  # tokens that share a vector
@@ -123,7 +124,7 @@ class StaticEncoder:
         for start in range(0, len(texts), _BLOCK_ROWS):
             block = list(texts[start : start + _BLOCK_ROWS])
             rows = [
-                encoding.ids[: self.max_tokens]
+                encoding.ids[: self.max_length]
                 for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)
             ]
             ids = np.fromiter(chain.from_iterable(rows), np.int64)

@@ -13,11 +13,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids import lm
-from pyids.batching import Progress, batches_by_length
 from pyids.config import LongText
 from pyids.errors import ModelError
-from pyids.ops import PoolMode
+from pyids.models.batching import Progress, batches_by_length
+from pyids.models.hf import quiet, torch_dtype
+from pyids.models.hub import ModelRef, local_folder
+from pyids.models.load import load_pretrained, load_tokenizer
+from pyids.ops.dispatch import PoolMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,13 +37,13 @@ class Recipe:
         A mode of `pyids.ops.pool`.
     normalize
         Whether vectors get unit length.
-    max_tokens
+    max_length
         Longest text that the model takes, special tokens included.
     """
 
     pooling: PoolMode
     normalize: bool
-    max_tokens: int
+    max_length: int
 
 
 _POOLING: dict[str, PoolMode] = {
@@ -58,7 +60,7 @@ def read_recipe(folder: Path, name: str) -> Recipe:
     Raises
     ------
     ModelError
-        Where the folder asks for a module that is neither pooling nor normalisation.
+        Where the folder asks for a module that is neither pooling nor normalization.
     """
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer_config.json")
@@ -67,11 +69,11 @@ def read_recipe(folder: Path, name: str) -> Recipe:
         tokenizer.get("model_max_length"),
         _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
     ]
-    max_tokens = min((int(limit) for limit in limits if limit), default=512)
+    max_length = min((int(limit) for limit in limits if limit), default=512)
     modules = folder / "modules.json"
     if not modules.is_file():
         causal = any("ForCausalLM" in kind for kind in config.get("architectures") or [])
-        return Recipe("weighted_mean" if causal else "mean", True, max_tokens)
+        return Recipe("weighted_mean" if causal else "mean", True, max_length)
     pooling: PoolMode = "mean"
     normalize = False
     for module in _read_json(modules):
@@ -83,9 +85,9 @@ def read_recipe(folder: Path, name: str) -> Recipe:
         elif kind != "Transformer":
             raise ModelError(
                 f"encoder {name!r}: its module {kind} is not supported, only Transformer, Pooling "
-                "and Normalize; embed with its own library and pass --embeddings"
+                "and Normalize; embed with its own library and pass --embeddings-file"
             )
-    return Recipe(pooling, normalize, max_tokens)
+    return Recipe(pooling, normalize, max_length)
 
 
 def _read_pooling(config: dict[str, Any], name: str) -> PoolMode:
@@ -102,7 +104,7 @@ def _read_pooling(config: dict[str, Any], name: str) -> PoolMode:
     if len(modes) != 1 or (mode := modes[0]) is None:
         raise ModelError(
             f"encoder {name!r}: its pooling {', '.join(asked) or 'is none'} is not one of "
-            f"{', '.join(short)}; embed with its own library and pass --embeddings"
+            f"{', '.join(short)}; embed with its own library and pass --embeddings-file"
         )
     return mode
 
@@ -115,9 +117,9 @@ def _read_json(file: Path) -> Any:
 class TransformerEncoder:
     """A transformer, pooled as its folder says."""
 
-    ref: lm.ModelRef
+    ref: ModelRef
     pooling: PoolMode | None = None
-    max_tokens: int | None = None
+    max_length: int | None = None
     long_text: LongText = "truncate"
     batch_tokens: int = 1024
     device: str = "cpu"
@@ -150,7 +152,7 @@ class TransformerEncoder:
     @cached_property
     def folder(self) -> Path:
         """Where the files are."""
-        return lm.local_folder(self.ref)
+        return local_folder(self.ref)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -161,7 +163,7 @@ class TransformerEncoder:
     @property
     def limit(self) -> int:
         """Longest text in tokens."""
-        return min(self.recipe.max_tokens, self.max_tokens or self.recipe.max_tokens)
+        return min(self.recipe.max_length, self.max_length or self.recipe.max_length)
 
     @property
     def _autocast(self) -> bool:
@@ -172,7 +174,7 @@ class TransformerEncoder:
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from transformers import AutoModel
 
-        model = lm.load_pretrained(
+        model = load_pretrained(
             AutoModel,
             self.ref,
             self.folder,
@@ -180,7 +182,7 @@ class TransformerEncoder:
             "float32" if self._autocast else self.dtype,
             trust_remote_code=self.trust_remote_code,
         )
-        return model, lm.load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
+        return model, load_tokenizer(self.ref, trust_remote_code=self.trust_remote_code)
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         """Return the vectors of N texts, (N, D) float32."""
@@ -211,7 +213,7 @@ class TransformerEncoder:
         before, after = _special_tokens(tokenizer)
         room = self.limit - len(before) - len(after)
         chunks, owner = [], []
-        with lm.quiet():  # it warns of texts above the limit
+        with quiet():  # it warns of texts above the limit
             bodies = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
         for i, body in enumerate(bodies["input_ids"]):
             pieces = max(1, -(-len(body) // room))
@@ -229,12 +231,12 @@ class TransformerEncoder:
     ) -> Float32:
         import torch
 
-        from pyids import ops
+        from pyids.ops import pool
 
         lengths = [len(chunk) for chunk in chunks]
         vectors = np.zeros((len(chunks), self.dim), np.float32)
         done = 0
-        products = lm.torch_dtype(self.dtype)
+        products = torch_dtype(self.dtype)
         with torch.inference_mode(), torch.autocast("cpu", products, enabled=self._autocast):
             for batch in batches_by_length(lengths, self.batch_tokens):
                 width = max(1, lengths[batch[0]])
@@ -247,7 +249,7 @@ class TransformerEncoder:
                 hidden = model(
                     input_ids=torch.from_numpy(input_ids).to(self.device), attention_mask=mask
                 ).last_hidden_state
-                pooled = ops.pool(
+                pooled = pool(
                     hidden, mask, mode=self.recipe.pooling, normalize=self.recipe.normalize
                 )
                 vectors[batch] = pooled.cpu().numpy()

@@ -1,0 +1,1 @@
+"""A row as a conversation: formats, digest, chat template."""

@@ -1,0 +1,1 @@
+"""Exact k-means and the choice of K."""

@@ -1,0 +1,418 @@
+"""Reading the pool into the run folder, once: validated, digested, sharded.
+
+Each split of the input is one task (`read_split`), which streams its rows into shards; then exact
+repeats are found over all shards (`pyids.data.exact_dedup`). Memory is bounded by a row group,
+whatever the size of the input.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pyids.chat.digest import digest
+from pyids.chat.formats import BadRow, UnusableRow, to_messages
+from pyids.data.exact_dedup import drop_duplicates
+from pyids.data.readers import Problem, Reader
+from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
+from pyids.engine import Engine, LocalEngine
+from pyids.errors import DataError
+from pyids.store.files import atomic_write, write_json
+from pyids.store.folder import Store
+from pyids.store.ledger import begin, read_entry, write_entry
+
+# A row group is what is decoded to get at one row, a shard what a slow stage loses when it is
+# killed. A group ends at the first of the two.
+ROWS_PER_GROUP = 2048
+
+
+BYTES_PER_GROUP = 4 << 20
+
+
+GROUPS_PER_SHARD = 8
+
+
+# Above so many bytes of input the shards double, for a process maps only some 65,000 files.
+BYTES_BEFORE_DOUBLING = 64 << 30
+
+
+MAX_ERRORS = 20
+
+
+# To be raised when the same input would be read differently.
+_READER_VERSION = 2
+
+
+_SCHEMA = pa.schema(
+    [
+        ("record", pa.binary()),
+        ("line", pa.int64()),
+        ("digest", pa.binary(16)),
+        ("problem", pa.string()),
+    ]
+)
+
+
+Progress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What was read.
+
+    Attributes
+    ----------
+    rows : int
+        Rows in the input, or of it up to the limit.
+    kept, skipped, repeats : int
+        Rows that stay, that are unusable, that repeat an earlier row; they add up to `rows`.
+    formats : dict
+        Chat format -> number of files of it.
+    """
+
+    rows: int
+    kept: int
+    skipped: int
+    repeats: int
+    formats: dict[str, int]
+
+
+def describe(intake: Intake) -> str:
+    """Say in one line what was read."""
+    formats = ", ".join(f"{name} ({files})" for name, files in intake.formats.items())
+    return (
+        f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are unusable, "
+        f"{intake.repeats} repeat another"
+    )
+
+
+def ingest(
+    store: Store,
+    sources: Sequence[Source],
+    *,
+    engine: Engine | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    keep_duplicates: bool = False,
+    progress: Progress | None = None,
+) -> Intake:
+    """Read the sources into ``rows/`` and decide which rows stay; skip what is done already.
+
+    Parameters
+    ----------
+    store : Store
+        The run folder.
+    sources : sequence of Source
+        From `open_sources`.
+    engine : Engine, optional
+        Where the splits are read; default: this process.
+    limit : int, optional
+        Read only the first so many rows.
+    strict : bool, default False
+        Unusable rows (empty response or prompt) are errors, instead of being listed in
+        ``skipped.jsonl``.
+    keep_duplicates : bool, default False
+        Rows that repeat an earlier one stay; ``repeats.jsonl`` lists them all the same.
+    progress : callable, optional
+        Called with (rows read, bytes read, bytes of all sources) after each split.
+
+    Returns
+    -------
+    Intake
+
+    Raises
+    ------
+    DataError
+        The first `MAX_ERRORS` errors of the data, one a line: file, line or row, column, remedy.
+    """
+    _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=True)
+    drop_duplicates(store, keep_duplicates=keep_duplicates)
+    formats: dict[str, int] = {}
+    for source in sources:
+        formats[source.format] = formats.get(source.format, 0) + 1
+    return Intake(store.rows_read, store.kept, store.skipped, store.repeats, formats)
+
+
+def check(
+    sources: Sequence[Source],
+    *,
+    engine: Engine | None = None,
+    limit: int | None = None,
+    strict: bool = False,
+    keep_duplicates: bool = False,
+    progress: Progress | None = None,
+) -> Intake:
+    """Do all that `ingest` checks and counts, and leave nothing behind.
+
+    The digests of the rows, 16 bytes each, stand in a temporary folder meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix="pyids-check-") as folder, Store.open(folder) as store:
+        _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=False)
+        drop_duplicates(store, keep_duplicates=keep_duplicates)
+        formats: dict[str, int] = {}
+        for source in sources:
+            formats[source.format] = formats.get(source.format, 0) + 1
+        return Intake(store.rows_read, store.kept, store.skipped, store.repeats, formats)
+
+
+# ---- the driver ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What `read_split` needs: paths and numbers."""
+
+    split: Split
+    folder: str
+    xxh3: str
+    max_rows: int | None
+    groups_per_shard: int
+    strict: bool
+    records: bool
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        split, source = self.split, self.split.source
+        return {
+            "reader": _READER_VERSION,
+            "file": self.xxh3,
+            "range": [split.start, split.stop],
+            "kind": source.kind,
+            "format": source.format,
+            "without": source.vectors,
+            "max_rows": self.max_rows,
+            "groups_per_shard": self.groups_per_shard,
+            "strict": self.strict,
+        }
+
+
+def _read(
+    store: Store,
+    sources: Sequence[Source],
+    engine: Engine,
+    limit: int | None,
+    strict: bool,
+    progress: Progress | None,
+    *,
+    records: bool,
+) -> None:
+    """Read the splits in order; write ``rows/index.json`` when all are whole."""
+    rows_folder = store.path / "rows"
+    rows_folder.mkdir(exist_ok=True)
+    inputs = fingerprint_sources(sources, store, limit=limit)
+    splits = plan_splits(sources)
+    total_bytes = sum(split.bytes for split in splits)
+    tasks = [
+        _Task(
+            split=split,
+            folder=str(rows_folder),
+            xxh3=inputs[split.source_number]["xxh3"],
+            max_rows=limit,
+            groups_per_shard=groups_per_shard(total_bytes),
+            strict=strict,
+            records=records,
+        )
+        for split in splits
+    ]
+    errors: list[str] = []
+    shards: list[dict[str, Any]] = []
+    files: dict[str, Any] = {}
+    first_lines = [0] * len(sources)
+    rows = bytes_read = 0
+    for task, report in zip(tasks, engine.map(read_split, tasks), strict=False):
+        if limit is not None and rows + report["rows"] > limit:
+            # The splits are read side by side, each as if it were the first; the one in which the
+            # limit falls is read again, up to it.
+            report = read_split(replace(task, max_rows=limit - rows))
+        number = task.split.source_number
+        source = sources[number]
+        errors += [
+            f"{source.path} {source.unit} {first_lines[number] + line}: {text}"
+            for line, text in report["problems"]
+        ]
+        if len(errors) >= MAX_ERRORS:
+            break
+        for name, shard_rows in report["shards"]:
+            shards.append(
+                {
+                    "name": name,
+                    "first_row_id": rows,
+                    "rows": shard_rows,
+                    "source": number,
+                    "first_line": first_lines[number],
+                }
+            )
+            rows += shard_rows
+        first_lines[number] += report["lines"]
+        files.update(report["files"])
+        bytes_read += task.split.bytes
+        if progress is not None:
+            progress(rows, bytes_read, total_bytes)
+        if limit is not None and rows >= limit:
+            break
+    if errors:
+        raise DataError(_summary(errors))
+    if not rows:
+        raise DataError(f"{', '.join(s.path for s in sources[:3])}: no rows: check the data")
+    index = {
+        "rows": rows,
+        "limit": limit,
+        "sources": [asdict(source) for source in sources],
+        "shards": shards,
+        "files": files,
+    }
+    write_json(rows_folder / "index.json", index)
+    store.forget()
+    _remove_strays(rows_folder, {*files, "index.json"})
+
+
+def groups_per_shard(total_bytes: int) -> int:
+    """How many row groups make a shard of so large an input."""
+    groups = GROUPS_PER_SHARD
+    while total_bytes > BYTES_BEFORE_DOUBLING:
+        groups, total_bytes = 2 * groups, total_bytes // 2
+    return groups
+
+
+def _summary(errors: list[str]) -> str:
+    if len(errors) <= MAX_ERRORS:
+        return "\n".join(errors)
+    return "\n".join([*errors[:MAX_ERRORS], f"... and more: these are the first {MAX_ERRORS}"])
+
+
+def _remove_strays(folder: Path, known: set[str]) -> None:
+    """Remove shards that another limit or format left behind, and their ledger entries."""
+    entries = {f"{name.partition('-')[0]}.json" for name in known if name.endswith(".parquet")}
+    for file in folder.iterdir():
+        if file.suffix in (".parquet", ".json") and file.name not in known | entries:
+            file.unlink()
+
+
+# ---- one split -----------------------------------------------------------------------------------
+
+
+def read_split(task: _Task) -> dict[str, Any]:
+    """Read a split into its shards; idempotent.
+
+    Returns
+    -------
+    dict
+        ``rows``; ``lines`` passed; ``shards``: [name, rows]; ``files``; ``problems``: [line, text],
+        and when there are any, nothing else counts.
+    """
+    split, source = task.split, task.split.source
+    folder = Path(task.folder)
+    entry = folder / f"{split.number:05d}.json"
+    if (done := read_entry(entry, task.inputs)) is not None:
+        return {**done, "problems": []}
+    begin(entry)
+    reader = Reader(
+        source.path, source.kind, source.compression, split.start, split.stop, source.vectors
+    )
+    writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
+    problems: list[tuple[int, str]] = []
+    format, strict = source.format, task.strict
+    with writer:
+        for line, raw, record in reader:
+            if isinstance(record, Problem):
+                problems.append((record.line, record.text))
+            else:
+                key = problem = None
+                try:
+                    key = digest(to_messages(record, format))
+                except BadRow as error:
+                    problems.append((line, str(error)))
+                except UnusableRow as error:
+                    problem = str(error)
+                    if strict:
+                        problems.append((line, f"{problem} (an error because of --strict)"))
+                writer.add(raw, line, key, problem)
+            if len(problems) >= MAX_ERRORS or writer.rows == task.max_rows:
+                break
+    report = {
+        "rows": writer.rows,
+        "lines": reader.lines,
+        "shards": [[path.stem, rows] for path, rows in writer.shards],
+    }
+    if problems:
+        return {**report, "files": {}, "problems": problems}
+    paths = [path for path, _ in writer.shards]
+    return {**write_entry(entry, paths, task.inputs, **report), "problems": []}
+
+
+class _ShardWriter:
+    """Writes rows into ``NAME-0000.parquet``, ``NAME-0001.parquet``, ...; holds one row group."""
+
+    def __init__(self, folder: Path, name: str, groups_per_shard: int, records: bool) -> None:
+        self.folder = folder
+        self.name = name
+        self.groups_per_shard = groups_per_shard
+        self.records = records
+        self.rows = 0
+        self.shards: list[tuple[Path, int]] = []
+        self._columns: tuple[list[Any], ...] = ([], [], [], [])
+        self._bytes = 0
+        self._groups = 0
+        self._shard = ExitStack()
+        self._parquet: pq.ParquetWriter | None = None
+
+    def add(self, raw: bytes, line: int, key: bytes | None, problem: str | None) -> None:
+        """Add a row."""
+        record, lines, digests, problems = self._columns
+        record.append(raw if self.records else b"")
+        lines.append(line)
+        digests.append(key)
+        problems.append(problem)
+        self.rows += 1
+        self._bytes += len(raw)
+        if len(record) == ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._parquet is None:
+            path = self.folder / f"{self.name}-{len(self.shards):04d}.parquet"
+            temporary = self._shard.enter_context(atomic_write(path))
+            self._parquet = self._shard.enter_context(
+                pq.ParquetWriter(
+                    temporary,
+                    _SCHEMA,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=["problem"],
+                    write_statistics=False,
+                )
+            )
+            self.shards.append((path, 0))
+        group = pa.table(list(self._columns), schema=_SCHEMA)
+        self._parquet.write_table(group)
+        path, rows = self.shards[-1]
+        self.shards[-1] = (path, rows + group.num_rows)
+        self._groups += 1
+        for column in self._columns:
+            column.clear()
+        self._bytes = 0
+        if self._groups == self.groups_per_shard:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        self._shard.close()
+        self._parquet = None
+        self._groups = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            if self._columns[0]:
+                self._write_group()
+            self._end_shard()
+        else:
+            self._shard.__exit__(kind, *error)

@@ -1,0 +1,122 @@
+"""Near-duplicates: rows whose vectors all but repeat that of an earlier row of their cluster.
+
+SemDeDup (Abbas et al., arXiv 2303.09540) looks for them inside clusters, so that no pair across
+clusters is ever compared. Our rule: in the order of the row ids, a row goes if its cosine to a row
+of the same cluster that stays is at least the threshold. (SemDeDup orders a cluster by the distance
+to its center and lets rows that went remove others, too; so chains of rows, each near the next,
+shrink to one there. Here every row that goes is near the row that it is said to repeat.)
+
+What stays is written to ``distinct/``: row ids, labels and cluster sizes, as `Store.deduplicate`
+reads them. What went is listed in ``near_duplicates.jsonl``.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import orjson
+
+from pyids._typing import Int64
+from pyids.data.exact_dedup import places
+from pyids.neighbors import near_duplicates
+from pyids.store.files import atomic_write, fingerprint, read_json
+from pyids.store.folder import Store
+from pyids.store.ledger import begin, read_entry, write_entry
+
+
+def drop_near_duplicates(store: Store, threshold: float) -> int:
+    """Write ``distinct/`` and ``near_duplicates.jsonl``, once; return how many rows went.
+
+    Memory holds a block of a cluster at a time; what is known of every row is mapped to files.
+
+    Parameters
+    ----------
+    store : Store
+        Embedded and clustered, not deduplicated.
+    threshold : float
+        A cosine in (0, 1).
+    """
+    # Entries hold the hashes of their files.
+    entries = [
+        store.artifact(kind, shard, ".json")
+        for kind in ("embeddings", "labels")
+        for shard in store.shards
+    ]
+    inputs = {
+        "threshold": threshold,
+        "rows": [store.fingerprint(shard) for shard in store.shards],
+        "vectors and labels": fingerprint([read_json(entry)["files"] for entry in entries]),
+    }
+    folder = store.path / "distinct"
+    entry = folder / "index.json"
+    if (done := read_entry(entry, inputs)) is not None:
+        return int(done["near_duplicates"])
+    begin(entry)
+    store.scratch.mkdir(exist_ok=True)
+    members, ends = _by_cluster(store)
+    shards = store.embeddings()
+    repeats = _mapped(store, "repeats.i8")  # position -> position that it repeats, or itself
+    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+        rows = np.array(members[start:stop])
+        repeats[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
+    sizes = np.zeros(len(ends), dtype=np.int64)
+    ids = _mapped(store, "ids.i8")
+    first = 0
+    for shard in store.shards:
+        kept = store.row_ids(shard)
+        ids[first : first + len(kept)] = kept
+        first += len(kept)
+    files = []
+    first = gone = 0
+    with (
+        atomic_write(store.path / "near_duplicates.jsonl") as temporary,
+        temporary.open("wb") as listing,
+    ):
+        for shard, labels in zip(store.shards, store.labels(), strict=True):
+            positions = np.arange(first, first + len(labels))
+            repeated = np.array(repeats[positions])
+            stays = repeated == positions
+            for name, values in (("keep", ids[positions[stays]]), ("labels", labels[stays])):
+                path = folder / name / f"{shard.name}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as whole, whole.open("wb") as file:
+                    np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
+                files.append(path)
+            sizes += np.bincount(labels[stays], minlength=len(sizes))
+            went = ids[positions[~stays]] - shard.first_row_id
+            of = ids[repeated[~stays]].tolist()
+            for place, row_id in zip(places(store, shard, went), of, strict=True):
+                listing.write(orjson.dumps({**place, "repeats": row_id}) + b"\n")
+            gone += len(went)
+            first += len(labels)
+    del members, repeats, ids
+    shutil.rmtree(store.scratch)
+    write_entry(
+        entry, files, inputs, kept=int(sizes.sum()), near_duplicates=gone, sizes=sizes.tolist()
+    )
+    return gone
+
+
+def _mapped(store: Store, name: str) -> Int64:
+    """Make an int64 array, one entry a kept row, that lies in a file."""
+    return np.memmap(store.scratch / name, dtype=np.int64, mode="w+", shape=(max(1, store.kept),))
+
+
+def _by_cluster(store: Store) -> tuple[Int64, list[int]]:
+    """Sort the positions of the kept rows by cluster, ascending inside one; and where each ends."""
+    labels = store.labels()
+    sizes = np.array(read_json(store.path / "centroids.json")["sizes"], dtype=np.int64)
+    ends = np.cumsum(sizes)
+    free = ends - sizes  # where the next row of each cluster goes
+    members = _mapped(store, "members.i8")
+    first = 0
+    for part in labels:
+        order = np.argsort(part, kind="stable")
+        counts = np.bincount(part, minlength=len(sizes))
+        # The rank of each row among those of its cluster in this shard.
+        ranks = np.arange(len(part)) - np.repeat(np.cumsum(counts) - counts, counts)
+        members[free[part[order]] + ranks] = first + order
+        free += counts
+        first += len(part)
+    return members, ends.tolist()

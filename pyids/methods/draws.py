@@ -1,0 +1,88 @@
+"""Draws that several methods share; all are keyed by (seed, row id)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyids._typing import Float64, Int64
+from pyids.methods.pool import Pool
+from pyids.sampling import allocate, sample_by_cluster
+
+
+def positions_of(pool: Pool, row_ids: Int64) -> Int64:
+    """Return where in the pool these rows stand."""
+    return np.searchsorted(pool.row_ids, row_ids).astype(np.int64)
+
+
+def draw(
+    pool: Pool,
+    groups: NDArray[np.int32],
+    quotas: ArrayLike,
+    seed: int,
+    log_weights: Float64 | None = None,
+) -> Int64:
+    """Draw ``quotas[g]`` rows of each group without replacement; positions, ascending."""
+    row_ids = sample_by_cluster(
+        groups,
+        quotas,
+        log_weights=log_weights,
+        row_ids=pool.row_ids,
+        seed=seed,
+        n_threads=pool.threads,
+    )
+    return positions_of(pool, row_ids)
+
+
+def draw_one(pool: Pool, seed: int) -> int:
+    """Draw the row that a greedy method begins with; a position."""
+    return int(draw(pool, np.zeros(len(pool), np.int32), [1], seed)[0])
+
+
+def draw_evenly(pool: Pool, groups: NDArray[np.int32], budget: int, seed: int) -> Int64:
+    """Draw as equally many rows of each group as their sizes allow, uniformly inside.
+
+    Which groups give one more, where the budget does not divide, follows the seed.
+    """
+    sizes = np.bincount(groups)
+    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes, seed=seed), seed)
+
+
+def size_quotas(pool: Pool, budget: int) -> Int64:
+    """Share the budget among the clusters in proportion to their sizes, exactly.
+
+    Rows left over go to the largest remainders, as in the paper; of equal ones to the lowest
+    cluster.
+    """
+    return allocate(budget, pool.cluster_sizes, pool.cluster_sizes)
+
+
+def first_of_each_cluster(pool: Pool, keys: Float64, quotas: Int64) -> Int64:
+    """Take the rows with the smallest keys of each cluster, lower row on ties; ascending."""
+    order = np.lexsort((keys, pool.labels))  # stable: equal keys stay in row order
+    starts = np.concatenate([[0], np.cumsum(pool.cluster_sizes)])
+    taken = [order[s : s + q] for s, q in zip(starts, quotas.tolist(), strict=False)]
+    return np.sort(np.concatenate(taken)).astype(np.int64)
+
+
+def distances_to_centroids(pool: Pool) -> Float64:
+    """Return each row's distance to the center of its cluster: Euclidean, in the pool's metric.
+
+    For the cosine that of the row at unit length, which orders rows as k-means measured them.
+    """
+    block_rows = 4096
+    centroids = pool.centroids.astype(np.float64)
+    out = np.empty(len(pool))
+    at = 0
+    for shard in pool.embeddings:
+        for start in range(0, len(shard), block_rows):
+            block: NDArray[Any] = shard[start : start + block_rows].astype(np.float64)
+            if pool.metric == "cosine":
+                lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+                np.divide(block, lengths, out=block, where=lengths > 0)
+            stop = at + len(block)
+            out[at:stop] = np.sqrt(np.square(block - centroids[pool.labels[at:stop]]).sum(axis=1))
+            at = stop
+    return out

@@ -1,0 +1,148 @@
+"""One selection by one method, without rounds: `pyids select`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyids.config import RunConfig
+from pyids.data.export import Selected, export
+from pyids.errors import ConfigError
+from pyids.methods import Method, get_method, pool_from_store
+from pyids.pipeline import stages
+from pyids.pipeline.identity import saved_config
+from pyids.pipeline.prepare import Stage, prepare, reopen
+from pyids.store.folder import Store
+
+logger = logging.getLogger("pyids")
+
+
+# What may differ from the configuration of the run folder that is selected from.
+_OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
+
+
+# Options that only rounds look at.
+OF_ROUNDS = {"rounds", "oversample", "allocation"} | {
+    name
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(extra := field.json_schema_extra, dict)
+    and extra["group"] in ("Training", "Scoring")
+    and name != "model"  # that of a quality signal, too
+}
+
+
+def select(
+    config: RunConfig,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Select with a method of `pyids.methods`; return the path of the exported rows.
+
+    Parameters
+    ----------
+    config
+        What is selected from, how much, and where: rows are read, embedded and clustered only as
+        far as the method needs. A folder that holds them already may be that of another draw.
+    method
+        Name of a method.
+    path
+        Where to; by default ``selected-METHOD.jsonl`` of the run folder.
+    settings
+        Options of the method.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method or option, or it needs a quality and none is named.
+    """
+    folder_config = _for_folder(config, _needed(get_method(method), config))
+    return _select(prepare, folder_config, config, method, path, settings or {})
+
+
+def select_from_folder(
+    folder: str | Path,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """Select from the rows, vectors and clusters that a run folder holds; see `select`.
+
+    Parameters
+    ----------
+    folder
+        The run folder; what is in it stays.
+    **changes
+        Fields of its configuration to change: budget, seed, quality, model, threads, device.
+
+    Raises
+    ------
+    ConfigError
+        Another field differs: it would need another folder.
+    """
+    folder_config = saved_config(Path(folder))
+    # Without rounds, a budget need not reach for one row in each.
+    config = saved_config(Path(folder), **{"rounds": 1, **changes})
+    others = [
+        name
+        for name in sorted(changes.keys() - _OF_A_SELECTION)
+        if name == "output_dir" or getattr(config, name) != getattr(folder_config, name)
+    ]
+    if others:
+        raise ConfigError(
+            f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
+            "another --output-dir"
+        )
+    return _select(reopen, folder_config, config, method, path, settings or {})
+
+
+def _needed(method: Method, config: RunConfig) -> Stage:
+    """Return how far rows must be prepared for a method."""
+    if {"labels", "centroids"} & set(method.needs) or config.semdedup_threshold is not None:
+        return "cluster"
+    return "embed" if "embeddings" in method.needs else "read"
+
+
+def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
+    """Replace what decides the draw alone by what the folder, if there is one, was made with."""
+    if not (config.output_path / "config.yaml").exists():
+        return config
+    of_the_draw = {"budget", "seed", "quality", "model", *OF_ROUNDS}
+    if until == "cluster":
+        of_the_draw -= {"seed"}
+        if config.clusters is None:  # their number follows from these
+            of_the_draw -= {"budget", "rounds"}
+    saved = saved_config(config.output_path)
+    return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
+
+
+def _select(
+    open_folder: Callable[[RunConfig, Stage], Store],
+    folder_config: RunConfig,
+    config: RunConfig,
+    method: str,
+    path: str | Path | None,
+    settings: Mapping[str, Any],
+) -> Path:
+    chosen = get_method(method)
+    if "quality" in chosen.needs and config.quality is None:
+        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    until = _needed(chosen, folder_config)
+    with open_folder(folder_config, until) as store:
+        quality = stages.quality(store, config) if "quality" in chosen.needs else None
+        pool = pool_from_store(store, quality=quality, threads=config.threads)
+        row_ids = chosen(pool, config.budget_rows(store.kept), seed=config.seed, **settings)
+        clusters = None
+        if until == "cluster":
+            clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]
+        logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
+        name = method.replace(":", "-")
+        target = path or store.path / f"selected-{name}.jsonl"
+        return export(store, Selected(row_ids=row_ids, clusters=clusters), target)

@@ -1,0 +1,1 @@
+"""Language models: found, loaded, fine-tuned, scored, asked."""

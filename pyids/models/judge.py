@@ -1,0 +1,149 @@
+"""A judge: a language model behind an endpoint that rates answers from 1 to 10.
+
+Ratings are kept by content, so that an answer is paid for once: after a crash, in a later round, or
+where the same row is probed again.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import orjson
+import xxhash
+
+from pyids._typing import Float64
+from pyids.chat.template import Conversation
+from pyids.errors import ModelError
+from pyids.models.batching import Progress
+from pyids.models.endpoint import Endpoint
+
+JUDGE_PROMPT = (
+    "You are an impartial judge of an assistant's answers. Below is a conversation. Judge only the "
+    "assistant's last answer: is it correct, helpful, clear and complete for what was asked?\n\n"
+    "Give your rating from 1 (useless) to 10 (could not be better) in double square brackets, "
+    "for example: [[5]]\n\n"
+    "<conversation>\n{conversation}\n</conversation>\n\n"
+    "Your rating:"
+)
+
+
+_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+
+
+def parse_rating(answer: str) -> float | None:
+    """Return the last ``[[n]]`` of an answer if n is 1 to 10, else None."""
+    found = _RATING.findall(answer)
+    rating = float(found[-1]) if found else 0.0
+    return rating if 1 <= rating <= 10 else None
+
+
+@dataclass
+class Judge:
+    """Rates the last turn of conversations; a `pyids.models.raters.Rater`.
+
+    Attributes
+    ----------
+    endpoint
+        Who is asked, and what it may cost.
+    cache
+        A file to which ratings are appended, one JSON object a line; None keeps them in memory.
+    prompt
+        With ``{conversation}``; asks for a rating ``[[n]]``.
+    answer_tokens
+        Longest answer of the judge.
+    """
+
+    endpoint: Endpoint
+    cache: Path | None = None
+    prompt: str = JUDGE_PROMPT
+    answer_tokens: int = 256
+    _known: dict[str, float | None] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.cache.exists():
+            self._known = dict(_read(self.cache))
+
+    def rate(
+        self, conversations: Sequence[Conversation], progress: Progress | None = None
+    ) -> Float64:
+        """Return the rating of the last turn of each of B conversations.
+
+        Returns
+        -------
+        float64 array of shape (B,)
+            1 to 10; NaN where the last turn is not the assistant's, or the judge gave no rating.
+
+        Raises
+        ------
+        ConfigError
+            A cap of the endpoint was reached. What was rated before is kept.
+        ModelError
+            The endpoint fails, or fewer than half of the answers hold a rating.
+        """
+        prompts = {
+            i: self._fill(messages)
+            for i, messages in enumerate(conversations)
+            if messages and messages[-1]["role"] == "assistant"
+        }
+        keys = {i: self._key(prompt) for i, prompt in prompts.items()}
+        new = {keys[i]: prompts[i] for i in prompts if keys[i] not in self._known}
+        with ThreadPoolExecutor(self.endpoint.workers) as pool:
+            asked = [pool.submit(self._ask, key, prompt) for key, prompt in new.items()]
+            try:
+                for done, answer in enumerate(as_completed(asked), 1):
+                    answer.result()
+                    if progress is not None:
+                        progress(done, len(asked))
+            finally:
+                for answer in asked:  # after a failure: send no more
+                    answer.cancel()
+        ratings = np.full(len(conversations), np.nan)
+        for i, key in keys.items():
+            rating = self._known[key]
+            ratings[i] = np.nan if rating is None else rating
+        unrated = int(np.isnan(ratings[list(keys)]).sum())
+        if 2 * unrated > len(keys):
+            raise ModelError(
+                f"{self.endpoint.url}: {unrated} of {len(keys)} answers of model "
+                f"{self.endpoint.model!r} hold no rating [[1]] to [[10]]: choose a model that "
+                "follows instructions, or another prompt"
+            )
+        return ratings
+
+    def _fill(self, messages: Conversation) -> str:
+        turns = (f"{m['role'].upper()}: {m.get('content') or ''}" for m in messages)
+        # Not str.format: the conversation may hold braces, and so may the prompt.
+        return self.prompt.replace("{conversation}", "\n\n".join(turns))
+
+    def _key(self, prompt: str) -> str:
+        asked = [self.endpoint.url, self.endpoint.model, self.answer_tokens, prompt]
+        return xxhash.xxh3_128_hexdigest(orjson.dumps(asked))
+
+    def _ask(self, key: str, prompt: str) -> None:
+        answer = self.endpoint.chat(
+            [{"role": "user", "content": prompt}], temperature=0, max_length=self.answer_tokens
+        )
+        rating = parse_rating(answer)
+        with self._lock:
+            self._known[key] = rating
+            if self.cache is not None:
+                self.cache.parent.mkdir(parents=True, exist_ok=True)
+                with self.cache.open("ab") as file:
+                    file.write(orjson.dumps({"key": key, "rating": rating}) + b"\n")
+
+
+def _read(path: Path) -> Iterator[tuple[str, float | None]]:
+    """Read a cache; a line that a killed process left half written is skipped."""
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        yield entry["key"], entry["rating"]

@@ -1,0 +1,264 @@
+"""From a configuration to a run folder whose rows are read, embedded and clustered.
+
+Every stage works shard by shard and skips what a valid ledger entry proves to be done: that is all
+that resuming is. `plan` does what can be checked before any work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids.config import Dtype, LongText, RunConfig
+from pyids.data.ingest import Intake, describe, ingest
+from pyids.data.sources import Source
+from pyids.device import device
+from pyids.engine import Engine
+from pyids.errors import ConfigError
+from pyids.store.files import atomic_write, fingerprint, read_json, write_json
+from pyids.store.folder import Shard, Store
+from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
+from pyids.store.rounds import has_drawn
+
+if TYPE_CHECKING:
+    from pyids.encoders import Encoder
+
+
+logger = logging.getLogger("pyids")
+
+
+# What k-means may copy of the vectors to be faster: memory must not grow with the pool.
+_CLUSTERING_BYTES = 64 << 20
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Engine) -> Intake:
+    """Read and validate the rows, drop repeats; check what depends on their number."""
+    intake = ingest(
+        store,
+        sources,
+        engine=engine,
+        limit=config.limit,
+        strict=config.strict,
+        keep_duplicates=config.keep_duplicates,
+    )
+    logger.info("%s", describe(intake))
+    config.budget_rows(intake.kept)
+    config.cluster_count(intake.kept)
+    return intake
+
+
+@dataclass(frozen=True)
+class _EmbedTask:
+    """What `_embed_shard` needs: paths and numbers."""
+
+    folder: str
+    shard: Shard
+    encoder: str
+    max_length: int | None
+    long_text: LongText
+    device: str
+    dtype: Dtype
+    threads: int | None
+    inputs: dict[str, Any]
+
+
+def embed(store: Store, config: RunConfig, engine: Engine) -> None:
+    """Embed every row that stays: ``embeddings/``, one file a shard."""
+    revision = find_encoder(config.encoder).revision
+    tasks = [
+        _EmbedTask(
+            folder=str(store.path),
+            shard=shard,
+            encoder=config.encoder,
+            max_length=config.encoder_max_length,
+            long_text=config.long_text,
+            device=device(config),
+            dtype=config.dtype,
+            threads=config.threads,
+            inputs={
+                "rows": store.fingerprint(shard),
+                "encoder": config.encoder,
+                "revision": revision,
+                "max_length": config.encoder_max_length,
+                "long_text": config.long_text,
+                "dtype": config.dtype,
+            },
+        )
+        for shard in store.shards
+    ]
+    done = 0
+    for n_rows in engine.map(_embed_shard, tasks):
+        done += n_rows
+        logger.info("embedded %d of %d rows", done, store.kept)
+
+
+def _embed_shard(task: _EmbedTask) -> int:
+    """Embed the rows of one shard; return their number."""
+    store = Store(task.folder)
+    path = store.artifact("embeddings", task.shard)
+    if (entry := read_entry(path.with_suffix(".json"), task.inputs)) is not None:
+        return int(entry["rows"])
+    from pyids.chat.template import text_of
+
+    texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
+    encoder = find_encoder(task.encoder, task.max_length, task.long_text, task.device, task.dtype)
+    if task.threads is not None:
+        import torch
+
+        torch.set_num_threads(task.threads)
+    save_npy(path, encoder.encode(texts).astype(np.float16), task.inputs)
+    return len(texts)
+
+
+@lru_cache(maxsize=1)
+def find_encoder(
+    name: str,
+    max_length: int | None = None,
+    long_text: LongText = "truncate",
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+) -> Encoder:
+    """Find an encoder, once a process; its weights are loaded with the first text."""
+    from pyids.encoders import load_encoder
+
+    return load_encoder(
+        name, max_length=max_length, long_text=long_text, device=device, dtype=dtype
+    )
+
+
+def cluster(store: Store, config: RunConfig) -> None:
+    """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
+    n_clusters = choose_clusters(store, config)
+    inputs = {
+        "embeddings": _vectors_of(store),
+        "clusters": n_clusters,
+        "iterations": config.kmeans_max_iter,
+        "metric": config.metric,
+        "seed": config.seed,
+    }
+    path = store.path / "centroids.safetensors"
+    entry = path.with_suffix(".json")
+    if read_entry(entry, inputs) is not None:
+        return
+    if has_drawn(store.path) and entry.exists() and read_json(entry)["inputs"] != inputs:
+        raise ConfigError(
+            f"{store.path}: its rounds drew from clusters of other vectors than there are now (a "
+            "new version of the encoder?): choose another --output-dir"
+        )
+    from safetensors.numpy import save_file
+
+    from pyids.clustering.kmeans import KMeans
+
+    # By the cosine there is k-means on the CPU alone.
+    on_cpu = config.device == "cpu" or config.metric == "cosine"
+    kmeans = KMeans(
+        n_clusters,
+        max_iter=config.kmeans_max_iter,
+        metric=config.metric,
+        random_state=config.seed,
+        device="cpu" if on_cpu else "auto" if config.device == "auto" else "cuda",
+        n_threads=config.threads,
+        max_memory=_CLUSTERING_BYTES,
+    )
+    kmeans.fit(store.embeddings())
+    begin(entry)
+    start = 0
+    for shard in store.shards:
+        stop = start + len(store.row_ids(shard))
+        save_npy(store.artifact("labels", shard), kmeans.labels_[start:stop], inputs)
+        start = stop
+    sizes = np.bincount(kmeans.labels_, minlength=n_clusters)
+    with atomic_write(path) as temporary:
+        save_file(
+            {"centroids": kmeans.cluster_centers_, "sizes": sizes.astype(np.int64)}, temporary
+        )
+    write_entry(entry, [path], inputs, sizes=sizes.tolist(), inertia=kmeans.inertia_)
+    logger.info(
+        "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
+        *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
+    )
+
+
+def choose_clusters(store: Store, config: RunConfig) -> int:
+    """Return the number of clusters; for ``auto`` the best silhouette, kept in ``auto_k.json``."""
+    if config.clusters != "auto":
+        return config.cluster_count(store.kept)
+    path = store.path / "auto_k.json"
+    inputs = {
+        "embeddings": _vectors_of(store),
+        "metric": config.metric,
+        "seed": config.seed,
+    }
+    if not path.exists() or read_json(path).get("inputs") != inputs:
+        from pyids.clustering.choose_k import choose_k
+
+        choice = choose_k(
+            store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
+        )
+        write_json(path, {"inputs": inputs, "clusters": choice.k, **choice.evidence})
+        logger.info("chose %d clusters by silhouette", choice.k)
+    return int(read_json(path)["clusters"])
+
+
+def _vectors_of(store: Store) -> str:
+    """Stands for all vectors in what is made of them."""
+    entries = [store.artifact("embeddings", shard, ".json") for shard in store.shards]
+    return fingerprint([read_json(entry)["files"] for entry in entries])
+
+
+def drop_near(store: Store, config: RunConfig) -> None:
+    """Take near-duplicates out, if asked: ``distinct/`` and ``near_duplicates.jsonl``."""
+    if config.semdedup_threshold is None:
+        return
+    from pyids.data.near_dedup import drop_near_duplicates
+
+    gone = drop_near_duplicates(store, config.semdedup_threshold)
+    store.deduplicate()
+    logger.info(
+        "dropped %d rows that are near one of their cluster (cosine at least %g): %d stay",
+        *(gone, config.semdedup_threshold, store.kept),
+    )
+    config.budget_rows(store.kept)
+
+
+def rate(store: Store, config: RunConfig) -> None:
+    """Score the quality of every row: ``quality/``, log weights, one file a shard; a histogram."""
+    if config.quality is None:
+        return
+    inputs = {"quality": config.quality, "model": config.model}
+    entries = [store.artifact("quality", shard, ".json") for shard in store.shards]
+    if all(read_entry(entry, inputs) is not None for entry in entries):
+        return
+    from pyids.scoring.row_weights import histogram, log_weights
+
+    values = quality(store, config)
+    folder = store.path / "quality"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
+    logs, start = log_weights(values), 0
+    for shard in store.shards:
+        stop = start + len(store.row_ids(shard))
+        save_npy(store.artifact("quality", shard), logs[start:stop], inputs)
+        start = stop
+
+
+def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
+    """Quality of all rows that stay, float64 (N,); scores are cached by content."""
+    from pyids.scoring.cache import store_quality
+
+    assert config.quality is not None
+    return store_quality(store, config.quality, default_model=config.model, device=device(config))
+
+
+def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:
+    """Log weights of a shard's rows inside their clusters, float64 (rows,); None: all equal."""
+    return None if config.quality is None else load_npy(store.artifact("quality", shard))

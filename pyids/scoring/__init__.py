@@ -1,0 +1,1 @@
+"""From probe rows to scores, and from scores to weights."""

@@ -1,0 +1,177 @@
+"""How good each row is: what weights rows inside clusters (kMQ) and ranks them (Deita, QDIT).
+
+`score_rows` streams rows through a signal (`pyids.scoring.signals`) and remembers every
+score by what the row holds, the signal and the model, so that nothing is scored twice: not after a
+crash, not for a repeat, not under another clustering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+import xxhash
+
+from pyids._typing import Float64
+from pyids.chat.formats import tools_of
+from pyids.errors import DataError
+from pyids.scoring.row_weights import check_quality
+from pyids.scoring.signals import SIGNALS, Signal, make_signal
+
+if TYPE_CHECKING:
+    from pyids.chat.template import Conversation
+    from pyids.store.folder import Store
+
+
+# Rows scored between two writes of the cache: what a crash can cost.
+CHUNK_ROWS = 1024
+
+
+_CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
+
+
+# ---- scoring with a memory -----------------------------------------------------------------------
+
+
+def content_hash(row: Conversation) -> int:
+    """128 bits of all that a signal may see of a conversation."""
+    turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
+    return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
+
+
+@dataclass
+class Cache:
+    """Scores by content, in the files of one folder; one folder a signal.
+
+    A file is a chunk of scores, written once, atomically.
+    """
+
+    folder: Path
+    _known: dict[int, float] = field(default_factory=dict, init=False)
+    _files: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for file in sorted(self.folder.glob("*.npy")):
+            chunk = np.load(file, allow_pickle=False)
+            keys = (
+                (int(h) << 64) | int(low)
+                for h, low in zip(chunk["high"], chunk["low"], strict=True)
+            )
+            self._known.update(zip(keys, chunk["value"].tolist(), strict=True))
+            self._files += 1
+
+    def get(self, key: int) -> float | None:
+        """Return the score of a content, None if it is not known."""
+        return self._known.get(key)
+
+    def add(self, keys: Sequence[int], values: Float64) -> None:
+        """Keep scores, on the disk at once."""
+        from pyids.store.files import atomic_write
+
+        chunk = np.empty(len(keys), _CACHED)
+        chunk["high"] = [key >> 64 for key in keys]
+        chunk["low"] = [key & (2**64 - 1) for key in keys]
+        chunk["value"] = values
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(self.folder / f"{self._files:05d}.npy") as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.lib.format.write_array(file, chunk, allow_pickle=False)
+        self._files += 1
+        self._known.update(zip(keys, values.tolist(), strict=True))
+
+
+def score_rows(
+    signal: Signal, rows: Iterable[Conversation], *, cache: Path | None = None
+) -> Float64:
+    """Score rows, each content once.
+
+    Parameters
+    ----------
+    signal : Signal
+        What scores.
+    rows : iterable of conversations
+        Streamed: `CHUNK_ROWS` of them are in memory.
+    cache : Path, optional
+        The folder in which the scores of any signal are kept.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        NaN where a row has no score.
+    """
+    from pyids.store.files import fingerprint
+
+    folder = None if cache is None else cache / fingerprint(signal.identity)[:16]
+    memory = Cache(folder) if folder else None
+    values: list[float] = []
+    for chunk in _chunks(rows):
+        keys = [content_hash(row) for row in chunk]
+        known = {key: value for key in keys if memory and (value := memory.get(key)) is not None}
+        # A dictionary, so that a content that stands twice in the chunk is scored once.
+        new = {key: row for key, row in zip(keys, chunk, strict=True) if key not in known}
+        if new:
+            scores = signal.score(list(new.values()))
+            if memory:
+                memory.add(list(new), scores)
+            known |= dict(zip(new, scores.tolist(), strict=True))
+        values += [known[key] for key in keys]
+    return np.array(values, np.float64)
+
+
+def store_quality(store: Store, spec: str, *, default_model: str, device: str = "cpu") -> Float64:
+    """Return the quality of the kept rows of a run folder.
+
+    Parameters
+    ----------
+    store : Store
+        Scores are cached in ``quality/cache``.
+    spec : str
+        A signal (see `make_signal`) or a column of the data set.
+    default_model, device : str
+        See `make_signal`.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        In the order of the row ids.
+
+    Raises
+    ------
+    DataError
+        A value is missing or not a finite number, or all are equal.
+    """
+    signal = make_signal(spec, default_model=default_model, device=device)
+    if signal is None:
+        quality = np.array(list(_column(store, spec)), np.float64)
+    else:
+        rows = (row for shard in store.shards for row in store.iter_messages(shard))
+        quality = score_rows(signal, rows, cache=store.path / "quality" / "cache")
+    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+    check_quality(quality, ids)
+    return quality
+
+
+def _column(store: Store, name: str) -> Iterator[float]:
+    for shard in store.shards:
+        for row in store.iter_rows(shard):
+            value = row.record.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                what = "has no" if value is None else f"holds {value!r} in"
+                raise DataError(
+                    f"{row.path}: row {row.line} {what} column {name!r}: quality must be a number "
+                    f"in every row; name a numeric column, or a signal ({', '.join(SIGNALS)})"
+                )
+            yield float(value)
+
+
+def _chunks(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield chunk

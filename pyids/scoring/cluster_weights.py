@@ -1,0 +1,263 @@
+"""How much each cluster counts in the next round, given how its probes scored."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyids._typing import Float64
+from pyids.scoring.statistics import robust_spread
+
+Rule: TypeAlias = Literal["exponential", "linear", "ucb", "none"]
+
+
+# With the adaptive temperature a cluster gains or loses at most e^3 against the median in a round.
+_MAX_STEP = 3.0
+
+
+class WeightUpdate(NamedTuple):
+    """What `update_weights` returns; float64 arrays of shape (K,).
+
+    Attributes
+    ----------
+    weights : sums to 1.
+    shrunk_scores : the scores as they were used; unscored clusters stand at the global mean (NaN
+        if nothing was scored at all).
+    shrinkage : how far each score was moved towards the global mean: 0 not at all, 1 entirely.
+    """
+
+    weights: Float64
+    shrunk_scores: Float64
+    shrinkage: Float64
+
+
+def update_weights(
+    weights: ArrayLike,
+    scores: ArrayLike,
+    counts: ArrayLike,
+    *,
+    variances: ArrayLike | None = None,
+    rule: Rule = "exponential",
+    temperature: float | None = None,
+    min_weight: float = 0.02,
+    shrinkage: float | None = None,
+) -> WeightUpdate:
+    """Re-weight the clusters by their scores: ``w'[j] ~ w[j] * gain(shrunk score of j)``.
+
+    A score is first shrunk towards the global mean ``m``, the more the fewer rows it rests on (an
+    empirical Bayes estimate): ``t[j] = m + (1 - b[j]) * (scores[j] - m)`` with
+    ``b[j] = shrinkage / (shrinkage + counts[j])``. Then the gain is, by `rule`,
+
+    - ``exponential``: ``exp(t / temperature)``, the exponential rule;
+    - ``linear``: ``t``, less the lowest ``t`` if that is negative (the paper's Eq. 6, made safe);
+    - ``ucb``: ``exp((t + sd) / temperature)`` with ``sd`` the standard deviation that is left in
+      ``t``: an upper confidence bound, so that clusters scored on few rows are tried again;
+    - ``none``: the weights stay as they are.
+
+    Scored clusters exchange weight among themselves only: one that was not scored keeps its weight.
+
+    Parameters
+    ----------
+    weights : float array of shape (K,)
+        The weights so far, not negative, summing to 1.
+    scores : float array of shape (K,)
+        Mean score of the scored rows of each cluster, larger for clusters that should be drawn
+        from more; NaN where no row was scored.
+    counts : integer array of shape (K,)
+        How many rows were scored.
+    variances : float array of shape (K,), optional
+        Sample variance (divisor ``counts - 1``) of the scores inside each cluster; read where
+        ``counts >= 2``, NaN allowed elsewhere. It tells noise from signal: `shrinkage` is then
+        estimated.
+    rule : {"exponential", "linear", "ucb", "none"}
+    temperature : float, optional
+        Positive, in units of the score; for ``exponential`` and ``ucb``. Unless given: the robust
+        spread of the shrunk scores (1.4826 times the median absolute deviation from the median, or
+        the standard deviation where more than half are equal), and no cluster gains or loses more
+        than ``e**3`` against the median. Such an update does not depend on the scores' unit.
+    min_weight : float
+        In [0, 1]: no cluster gets less than ``min_weight / K``. Not applied by ``none``.
+    shrinkage : float, optional
+        How many scored rows the global mean is worth, at least 0 (0: none). Unless given: noise
+        variance over signal variance, both estimated by the analysis of variance, where
+        `variances` are given, else 1. May be infinite: all clusters score alike.
+
+    Returns
+    -------
+    WeightUpdate
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit; the message names the first cluster at fault.
+
+    Notes
+    -----
+    All clusters' probes are observed together, so EXP3's importance weighting would change
+    nothing: its update is ``exponential``. What a bandit adds here is the confidence bound.
+
+    References
+    ----------
+    Yu et al., arXiv 2409.11378, Eq. 5 and 6. Bandits over clusters: arXiv 2505.07437, 2506.10288.
+
+    Examples
+    --------
+    >>> update = update_weights([0.25] * 4, [1.0, 2.0, 3.0, np.nan], [9, 9, 9, 0], shrinkage=0)
+    >>> update.weights.round(2).tolist()
+    [0.11, 0.22, 0.42, 0.25]
+    """
+    weights_, scores_, counts_, variances_ = _validate(weights, scores, counts, variances)
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule is {rule!r}: must be one of {', '.join(get_args(Rule))}")
+    if not 0 <= min_weight <= 1:
+        raise ValueError(f"min_weight is {min_weight}: must lie in [0, 1]")
+    if shrinkage is not None and not shrinkage >= 0:
+        raise ValueError(f"shrinkage is {shrinkage}: must not be negative")
+    if temperature is not None:
+        if rule in ("linear", "none"):
+            raise ValueError(f"temperature has no meaning for rule {rule!r}: leave it out")
+        if not 0 < temperature < np.inf:
+            raise ValueError(f"temperature is {temperature}: must be positive and finite")
+
+    if rule != "none":
+        weights_ = _raise(weights_, min_weight / len(weights_))
+    scored = counts_ > 0
+    if not scored.any():
+        return WeightUpdate(weights_, np.full(len(weights_), np.nan), np.ones(len(weights_)))
+
+    # In units of the largest score the sums of squares of scores do not overflow.
+    unit = float(np.abs(scores_[scored]).max()) or 1.0
+    s, n = scores_[scored] / unit, counts_[scored].astype(np.float64)
+    with np.errstate(over="ignore"):  # an infinite variance: all is noise
+        v = None if variances_ is None else variances_[scored] / unit / unit
+    if shrinkage is None:
+        shrinkage = _estimate_shrinkage(s, n, v)
+    b = np.ones(len(s)) if np.isinf(shrinkage) else shrinkage / (shrinkage + n)
+    # The precision of s[j] as an estimate of the mean is n (1 - b) / shrinkage up to a constant.
+    precision = n if np.isinf(shrinkage) else n / (n + shrinkage)
+    mean = float(np.average(s, weights=precision))
+    t = mean + (1 - b) * (s - mean)
+
+    shrunk = np.full(len(weights_), mean * unit)
+    shrunk[scored] = t * unit
+    towards_mean = np.ones(len(weights_))
+    towards_mean[scored] = b
+    if rule == "none":
+        return WeightUpdate(weights_, shrunk, towards_mean)
+
+    if rule == "linear":
+        with np.errstate(divide="ignore"):
+            log_gain = np.log(t - min(0.0, float(t.min())))
+        if np.isneginf(log_gain).all():  # all alike
+            log_gain[:] = 0.0
+    else:
+        if rule == "ucb":
+            t = t + np.sqrt(_signal_variance(s, n, shrinkage) * b)
+        log_gain = _exponents(t, None if temperature is None else temperature / unit)
+
+    mass = float(weights_[scored].sum())
+    if mass > 0:
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(weights_[scored]) + log_gain
+        if np.isfinite(log_weights.max()):
+            gained = np.exp(log_weights - log_weights.max())
+            weights_[scored] = mass * gained / gained.sum()
+            weights_[scored] = _raise(weights_[scored], min_weight / len(weights_))
+    return WeightUpdate(weights_ / weights_.sum(), shrunk, towards_mean)
+
+
+def _estimate_shrinkage(s: Float64, n: Float64, v: Float64 | None) -> float:
+    """Noise variance over signal variance, by the analysis of variance; 1 if it tells nothing."""
+    if v is None or not (n >= 2).any() or len(s) < 2:
+        return 1.0
+    several = n >= 2
+    noise = float(np.average(v[several], weights=n[several] - 1))
+    total = float(n.sum())
+    mean = float(np.average(s, weights=n))
+    # E sum n (s - mean)^2 = (J - 1) noise + (total - sum n^2 / total) signal
+    between = float((n * (s - mean) ** 2).sum()) - (len(s) - 1) * noise
+    signal = between / (total - float((n * n).sum()) / total)
+    if noise == 0:
+        return 0.0
+    return noise / signal if signal > 0 else np.inf
+
+
+def _signal_variance(s: Float64, n: Float64, shrinkage: float) -> float:
+    """Variance of the clusters' true scores, given noise over signal: var(s) less the noise."""
+    return 0.0 if np.isinf(shrinkage) else float(s.var() / (1 + shrinkage * (1 / n).mean()))
+
+
+def _exponents(t: Float64, temperature: float | None) -> Float64:
+    """``t / temperature`` up to a constant; see `update_weights` for the adaptive temperature."""
+    centered = t - np.median(t)
+    if temperature is not None:
+        with np.errstate(over="ignore"):
+            return np.asarray((t - t.max()) / max(temperature, np.finfo(np.float64).tiny))
+    spread = robust_spread(centered)
+    # A spread within rounding is none.
+    if spread <= 1e-12:
+        return np.zeros(len(t))
+    return np.clip(centered / spread, -_MAX_STEP, _MAX_STEP)
+
+
+def _raise(weights: Float64, least: float) -> Float64:
+    """Lift the weights below `least` to it and scale the others so that the sum stays."""
+    total = float(weights.sum())
+    low = np.zeros(len(weights), bool)
+    while not low.all():
+        rest = total - least * int(low.sum())
+        scaled = weights * (rest / float(weights[~low].sum()))
+        below = ~low & (scaled < least)
+        if not below.any():
+            return np.where(low, least, scaled)
+        low |= below
+    return np.full(len(weights), total / len(weights))
+
+
+def _validate(
+    weights: ArrayLike, scores: ArrayLike, counts: ArrayLike, variances: ArrayLike | None
+) -> tuple[Float64, Float64, NDArray[np.int64], Float64 | None]:
+    weights_ = np.array(weights, np.float64)
+    scores_ = np.asarray(scores, np.float64)
+    counts_ = np.asarray(counts)
+    if weights_.ndim != 1 or not len(weights_):
+        raise ValueError(f"weights must be 1-D and not empty, not of shape {weights_.shape}")
+    arrays = {"scores": scores_, "counts": counts_}
+    variances_ = None if variances is None else np.asarray(variances, np.float64)
+    if variances_ is not None:
+        arrays["variances"] = variances_
+    for name, array in arrays.items():
+        if array.shape != weights_.shape:
+            raise ValueError(f"{name} has shape {array.shape} for {len(weights_)} clusters")
+    if counts_.dtype.kind not in "iu":
+        raise ValueError(f"counts must be integers, not {counts_.dtype}")
+
+    def check(name: str, values: NDArray[np.generic], bad: NDArray[np.bool_], must: str) -> None:
+        if bad.any():
+            j = int(bad.argmax())
+            raise ValueError(f"{name} of cluster {j} is {values[j]}: {must}")
+
+    check(
+        "weight",
+        weights_,
+        ~(np.isfinite(weights_) & (weights_ >= 0)),
+        "must be finite and not negative",
+    )
+    check("count", counts_, counts_ < 0, "must not be negative")
+    scored = counts_ > 0
+    check("score", scores_, scored & ~np.isfinite(scores_), "must be finite where rows were scored")
+    check("score", scores_, ~scored & ~np.isnan(scores_), "must be NaN where no row was scored")
+    if variances_ is not None:
+        good = np.isfinite(variances_) & (variances_ >= 0)
+        check(
+            "variance",
+            variances_,
+            (counts_ >= 2) & ~good,
+            "must be finite and not negative where two rows or more were scored",
+        )
+    total = float(weights_.sum())
+    if not abs(total - 1) <= 1e-6:
+        raise ValueError(f"weights sum to {total}: must sum to 1")
+    return weights_ / total, scores_, counts_.astype(np.int64), variances_

@@ -1,0 +1,296 @@
+"""The unseen rows of a round, and what a scorer measures of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from pyids._typing import Float64, Int64
+from pyids.chat.template import Conversation, Encoded, encode, response_alone, with_turns
+from pyids.errors import DataError
+from pyids.models.batching import Progress
+from pyids.models.finetune import load_checkpoint, read_record
+from pyids.models.generate import generate, split_last
+from pyids.models.hub import ModelRef
+from pyids.models.load import load_model
+from pyids.models.nll import encoded_nll, response_nll
+from pyids.models.raters import Rater
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def read_scores(path: Path) -> dict[int, float]:
+    """Read a trainer's scores: a JSON object ``{"_pyids_id": 7, "score": 0.5}`` a line.
+
+    Other columns are ignored; a score of null leaves its row out.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, a line is not such an object, or a row has two scores; names the
+        line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    scores: dict[int, float] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            row = orjson.loads(line)
+            row_id, score = row["_pyids_id"], row["score"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise DataError(
+                f'{where}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write one a scored '
+                "row"
+            ) from None
+        if type(row_id) is not int or row_id >= 2**63:  # True is an int, too
+            raise DataError(
+                f"{where}: column '_pyids_id' is {orjson.dumps(row_id).decode():.40}, not a row "
+                "id: write it as it stands in the row that was scored"
+            )
+        if score is None:
+            continue
+        if type(score) not in (int, float):
+            raise DataError(
+                f"{where}: column 'score' is {orjson.dumps(score).decode():.40}: make it a number, "
+                "or null to leave the row out"
+            )
+        if row_id in scores:
+            raise DataError(
+                f"{where}: column '_pyids_id': row {row_id} has a score on an earlier line: keep "
+                "one of them"
+            )
+        scores[row_id] = float(score)
+    if not scores:
+        raise DataError(f"{path} holds no score: write one line a scored row")
+    return scores
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What every scorer needs to know.
+
+    Attributes
+    ----------
+    max_length
+        Longest row (`pyids.chat.template.truncate`).
+    batch_tokens
+        Tokens of a forward pass with its padding: speed, not values; None for the device's default.
+    max_new_tokens
+        Longest answer of the scorers that let the checkpoint answer.
+    rater
+        Who rates answers for `rating`: a reward model, a judge.
+    seed
+        Of the gradients' sketch.
+    progress
+        Called after each batch of a pass over the rows.
+    """
+
+    max_length: int = 2048
+    batch_tokens: int | None = None
+    max_new_tokens: int = 128
+    rater: Rater | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a scorer says about the probe rows.
+
+    Attributes
+    ----------
+    values
+        float64 (B,): higher means that the row's cluster deserves more. NaN where the row has no
+        response token.
+    columns
+        What the values were made of, float64 (B,) each, to be kept beside them.
+    temperature
+        The score that multiplies a weight by e; None: to be taken from the spread of the scores.
+    """
+
+    values: Float64
+    columns: dict[str, Float64] = field(default_factory=dict)
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """A base model and a checkpoint trained from it; one of them is in memory at a time.
+
+    With a LoRA checkpoint both are one model, with its adapter off or on.
+    """
+
+    ref: ModelRef
+    checkpoint: Path
+    device: str = "cpu"
+    dtype: str = "float32"
+    _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """Give the base model and its tokenizer."""
+        if read_record(self.checkpoint).method == "lora":
+            model, tokenizer = self._load("trained")
+            with model.disable_adapter():
+                yield model, tokenizer
+        else:
+            yield self._load("base")
+
+    @contextlib.contextmanager
+    def trained(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+        """Give the checkpoint and its tokenizer."""
+        yield self._load("trained")
+
+    def close(self) -> None:
+        """Let go of the model in memory."""
+        self._held.clear()
+
+    def _load(self, which: str) -> Any:
+        if which not in self._held:
+            self._held.clear()
+            where = (self.device, self.dtype)
+            self._held[which] = (
+                load_model(self.ref, *where)
+                if which == "base"
+                else load_checkpoint(self.checkpoint, self.ref, *where)
+            )
+        return self._held[which]
+
+
+# ---- round scorers -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probes:
+    """What a scorer gets: the probe rows of a round and the two models.
+
+    Attributes
+    ----------
+    models
+        The base model and the round's checkpoint.
+    rows
+        B rows of messages that the checkpoint was not trained on.
+    clusters
+        int32 (B,): the cluster of each row.
+    options
+        See `ScoringOptions`.
+    """
+
+    models: Models
+    rows: Sequence[Conversation]
+    clusters: NDArray[np.int32]
+    options: ScoringOptions
+
+    @cached_property
+    def base_nll(self) -> Float64:
+        """The base model's NLL of each row."""
+        with self.models.base() as (model, tokenizer):
+            return self._nll(model, tokenizer, self.rows)[0]
+
+    @cached_property
+    def _checkpoint(self) -> tuple[Float64, Int64]:
+        with self.models.trained() as (model, tokenizer):
+            return self._nll(model, tokenizer, self.rows)
+
+    @cached_property
+    def checkpoint_nll(self) -> Float64:
+        """The checkpoint's NLL of each row."""
+        return self._checkpoint[0]
+
+    @cached_property
+    def response_tokens(self) -> Float64:
+        """How many tokens of each row have a loss: what the mean NLLs are means of."""
+        return self._checkpoint[1].astype(np.float64)
+
+    @cached_property
+    def response_alone_nll(self) -> Float64:
+        """The checkpoint's NLL of each response without its prompt."""
+        with self.models.trained() as (_, tokenizer):
+            bos = tokenizer.bos_token_id
+            begin = (bos if bos is not None else tokenizer.eos_token_id) or 0
+        return self.encoded_nll([response_alone(row, begin) for row in self.encode(self.rows)])
+
+    @property
+    def columns(self) -> dict[str, Float64]:
+        """Both NLLs, under the names that runs keep them by."""
+        return {"base_nll": self.base_nll, "checkpoint_nll": self.checkpoint_nll}
+
+    @cached_property
+    def answers(self) -> list[Conversation]:
+        """Each row with the last assistant turn as the checkpoint would have it.
+
+        A row without an assistant turn stays as it is.
+        """
+        splits = [split_last(messages) for messages in self.rows]
+        with self.models.trained() as (model, tokenizer):
+            texts = iter(
+                generate(
+                    model,
+                    tokenizer,
+                    [split[0] for split in splits if split],
+                    max_length=self.options.max_length,
+                    max_new_tokens=self.options.max_new_tokens,
+                    device=self.models.device,
+                    progress=self.options.progress,
+                )
+            )
+        return [
+            _answered(split[0], next(texts)) if split else messages
+            for split, messages in zip(splits, self.rows, strict=True)
+        ]
+
+    @cached_property
+    def references(self) -> list[Conversation]:
+        """Each row up to its last assistant turn."""
+        return [
+            _answered(*split) if split else messages
+            for messages in self.rows
+            for split in [split_last(messages)]
+        ]
+
+    def encoded_nll(self, rows: Sequence[Encoded]) -> Float64:
+        """Return the checkpoint's NLL of rows that are tokens already."""
+        with self.models.trained() as (model, _):
+            return encoded_nll(
+                model,
+                rows,
+                batch_tokens=self.options.batch_tokens,
+                device=self.models.device,
+                progress=self.options.progress,
+            ).mean
+
+    def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
+        """Turn rows into tokens."""
+        with self.models.trained() as (_, tokenizer):
+            return [encode(messages, tokenizer, self.options.max_length) for messages in rows]
+
+    def _nll(
+        self, model: Any, tokenizer: Any, rows: Sequence[Conversation]
+    ) -> tuple[Float64, Int64]:
+        return response_nll(
+            model,
+            tokenizer,
+            rows,
+            max_length=self.options.max_length,
+            batch_tokens=self.options.batch_tokens,
+            device=self.models.device,
+            progress=self.options.progress,
+        )
+
+
+def _answered(prompt: Conversation, answer: str) -> Conversation:
+    return with_turns(prompt, [*prompt, {"role": "assistant", "content": answer}])

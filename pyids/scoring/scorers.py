@@ -1,0 +1,232 @@
+"""Scores of probe rows under a base model and a checkpoint trained from it.
+
+Everything rests on `response_nll`: the mean NLL of each row's response tokens, from hidden states
+times the LM head at those tokens alone, never the whole logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids._typing import Float64
+from pyids.chat.template import Conversation, last_response
+from pyids.errors import ConfigError
+from pyids.models.gradients import row_gradients
+from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
+from pyids.scoring.statistics import cluster_moments, robust_spread
+
+if TYPE_CHECKING:
+    pass
+
+
+def score(
+    scorer: str,
+    models: Models,
+    rows: Sequence[Conversation],
+    clusters: NDArray[np.int32],
+    options: ScoringOptions | None = None,
+) -> Scores:
+    """Score probe rows with a scorer of `SCORERS`.
+
+    Parameters
+    ----------
+    scorer
+        A key of `SCORERS`.
+    models, rows, clusters, options
+        See `Probes`.
+    """
+    if scorer not in SCORERS:
+        raise ValueError(f"scorer must be one of {', '.join(SCORERS)}, not {scorer!r}")
+    if len(rows) != len(clusters):
+        raise ValueError(f"{len(rows)} rows and {len(clusters)} clusters do not match")
+    return SCORERS[scorer](Probes(models, rows, clusters, options or ScoringOptions()))
+
+
+def learnability(probes: Probes) -> Scores:
+    """Return base - checkpoint: what the training so far has taught about rows it did not see."""
+    return Scores(probes.base_nll - probes.checkpoint_nll, probes.columns)
+
+
+def relative_learnability(probes: Probes) -> Scores:
+    """Return (base - checkpoint) / base: a high loss leaves more to drop, so count the share."""
+    base = probes.base_nll
+    return Scores((base - probes.checkpoint_nll) / np.maximum(base, 1e-6), probes.columns)
+
+
+def residual_learnability(probes: Probes) -> Scores:
+    """Return base - checkpoint, less what the base loss alone predicts over all probe rows.
+
+    Training lowers the loss of any consistent format, and more where the loss is higher. A
+    least-squares line of the drop on the base loss carries that part; what is left is the row's
+    own.
+    """
+    base = probes.base_nll
+    drop = base - probes.checkpoint_nll
+    known = np.isfinite(drop)
+    if known.any():
+        x = base[known] - base[known].mean()
+        slope = x @ drop[known] / (x @ x) if x @ x > 0 else 0.0
+        drop[known] -= drop[known].mean() + slope * x
+    return Scores(drop, probes.columns)
+
+
+def loss(probes: Probes) -> Scores:
+    """Return the checkpoint's NLL: what the model still cannot say scores high."""
+    nll = probes.checkpoint_nll
+    return Scores(nll, {"checkpoint_nll": nll})
+
+
+def ifd(probes: Probes) -> Scores:
+    """Return NLL(response | prompt) / NLL(response): how little the prompt helps.
+
+    The instruction-following difficulty of Li et al. (arXiv 2308.12032), under the checkpoint. The
+    response alone follows the tokenizer's beginning-of-text token. Above 1 the prompt misleads
+    (a swapped answer, noise): such rows are left out in the paper and count 0 here.
+    """
+    alone = probes.response_alone_nll
+    ratio = probes.checkpoint_nll / np.maximum(alone, 1e-6)
+    columns = {"checkpoint_nll": probes.checkpoint_nll, "response_nll": alone, "ifd": ratio}
+    return Scores(np.where(ratio > 1, 0.0, ratio), columns)
+
+
+def pmi(probes: Probes) -> Scores:
+    """Return NLL(response) - NLL(response | prompt): by how many nats a token the prompt helps.
+
+    The pointwise mutual information of prompt and response under the checkpoint. Where the answer
+    does not follow from the question (noise, boilerplate, another alphabet) the prompt helps
+    little, however well or badly the model has learnt to say such answers.
+    """
+    alone = probes.response_alone_nll
+    columns = {"checkpoint_nll": probes.checkpoint_nll, "response_nll": alone}
+    return Scores(alone - probes.checkpoint_nll, columns)
+
+
+def perplexity(probes: Probes) -> Scores:
+    """Return -log(PPL(generated) / PPL(gold)): the paper's Eq. 7.
+
+    Both are the last assistant turn given what stands before it, under the checkpoint, whose greedy
+    answer the generated one is.
+    """
+    gold = probes.encoded_nll([last_response(row) for row in probes.encode(probes.references)])
+    ours = probes.encoded_nll([last_response(row) for row in probes.encode(probes.answers)])
+    return Scores(gold - ours, {"gold_nll": gold, "generated_nll": ours})
+
+
+def rating(probes: Probes) -> Scores:
+    """Return mark(gold) - mark(generated): the paper's Eq. 4 with a reward model or a judge."""
+    rater = probes.options.rater
+    if rater is None:
+        raise ConfigError("this scorer needs a reward model or a judge: name one")
+    generated, progress = probes.answers, probes.options.progress
+    probes.models.close()  # room for the rater
+    gold = np.asarray(rater.rate(probes.references, progress), np.float64)
+    ours = np.asarray(rater.rate(generated, progress), np.float64)
+    return Scores(gold - ours, {"gold_reward": gold, "generated_reward": ours})
+
+
+def gradient_alignment(probes: Probes) -> Scores:
+    """Return the cosine of each row's gradient and the mean gradient of the other clusters.
+
+    A step that helps the row then helps the rest too; the gradients of garbage point nowhere in
+    common. Row gradients have unit length, so that long or noisy rows do not lead; each cluster
+    counts once in the mean. Kin: LESS (arXiv 2402.04333).
+    """
+    with probes.models.trained() as (model, _):
+        gradients = row_gradients(
+            model,
+            probes.encode(probes.rows),
+            seed=probes.options.seed,
+            device=probes.models.device,
+            progress=probes.options.progress,
+        ).astype(np.float64)
+    learnt = gradients.any(1)
+    _, cluster = np.unique(probes.clusters, return_inverse=True)
+    counts = np.bincount(cluster[learnt], minlength=cluster.max(initial=-1) + 1)
+    means = np.zeros((len(counts), gradients.shape[1]))
+    np.add.at(means, cluster, gradients)
+    means /= np.maximum(counts, 1)[:, None]
+    others = means.sum(0) - means[cluster]
+    length = np.linalg.norm(others, axis=1)
+    cosine = (gradients * others).sum(1) / np.maximum(length, 1e-30)
+    return Scores(np.where(learnt & (length > 0), cosine, np.nan))
+
+
+# What these were chosen on is in docs/log.md.
+_LEARNT, _NOISE, _FORM, _LIMIT, _ENOUGH_HELP, _HELP = 0.3, 1.5, 4.0, 5.0, 2 / 3, 12.0
+
+
+def sound_learnability(probes: Probes) -> Scores:
+    """Return how learnable a cluster is, within limits, less three signs that it is garbage.
+
+    Let d be the cluster's mean drop of the loss, s that of the loss summed over the response, and c
+    its mean loss under the checkpoint, all in robust standard deviations over the clusters; h the
+    share of the response's loss that the prompt saves (1 - IFD) and m its median. The score is
+    ``0.3 min(max(d, -1), 4)``, so that no skill gets lost, and less by
+
+    - ``4 max(c - 1.5, 0)``: noise stays surprising;
+    - ``max(min(d, s) - 4, 0)``: mere form (boilerplate, another alphabet) is learnt at once, at
+      least by a model that knows few forms, and there is much of it, unlike in a label of one word;
+    - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
+      that reads them; m says how well it does.
+
+    The first two count for 5 at most. No one of the signs serves every model.
+    """
+    given, alone = probes.checkpoint_nll, probes.response_alone_nll
+    drop = probes.base_nll - given
+    _, cluster = np.unique(probes.clusters, return_inverse=True)
+    loss_left = _cluster_means(given, cluster)
+    d = _deviations(_cluster_means(drop, cluster))
+    s = _deviations(_cluster_means(drop * probes.response_tokens, cluster))
+    noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, _LIMIT)
+    form = np.clip(np.minimum(d, s) - _FORM, 0, _LIMIT)
+    saved = 1 - loss_left / np.maximum(_cluster_means(alone, cluster), 1e-6)
+    h = np.maximum(saved, 0)
+    m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
+    unhelped = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
+    score = _LEARNT * np.clip(d, -1, 4) - noise - form - _HELP * m * unhelped
+    values = np.where(np.isfinite(drop), score[cluster], np.nan)
+    columns = {
+        **probes.columns,
+        "response_nll": alone,
+        "response_tokens": probes.response_tokens,
+    }
+    return Scores(values, columns, temperature=1.0)
+
+
+def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:
+    """Return each cluster's mean over its finite values; NaN where it has none."""
+    known = np.isfinite(values)
+    size = int(cluster.max(initial=-1)) + 1
+    return cluster_moments(values[known], cluster[known].astype(np.int32), size)[0]
+
+
+def _deviations(means: Float64) -> Float64:
+    """Return values as robust standard deviations from their median; 0 for NaN."""
+    there = means[np.isfinite(means)]
+    if not len(there):
+        return np.zeros(len(means))
+    median = np.median(there)
+    spread = robust_spread(there - median)
+    return np.nan_to_num((means - median) / spread) if spread > 0 else np.zeros(len(means))
+
+
+Scorer = Callable[[Probes], Scores]
+
+
+SCORERS: dict[str, Scorer] = {
+    "sound-learnability": sound_learnability,
+    "learnability": learnability,
+    "relative-learnability": relative_learnability,
+    "residual-learnability": residual_learnability,
+    "pmi": pmi,
+    "loss": loss,
+    "ifd": ifd,
+    "perplexity": perplexity,
+    "reward": rating,
+    "judge": rating,
+    "gradient-alignment": gradient_alignment,
+}

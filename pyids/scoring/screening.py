@@ -1,0 +1,126 @@
+"""How odd a row looks beside the other rows of its cluster: what clusters alone cannot tell.
+
+A cluster is a mixture: good rows beside answers that were cut off, or that belong to another
+question. Three measurements find them, each meaningful only next to a row's own cluster, since
+kinds of tasks differ far more than their rows do:
+
+- the NLL of the last response token: a model is surprised by an end where the text breaks off;
+- how many of the answer's rare words stand in the question: an answer to something else takes up
+  few of them, an answer that only repeats its question nearly all;
+- how many of its numbers do: a calculation with wrong ones has words enough in common.
+
+Looking costs where there is nothing to find, for what is kept is more alike than the pool is.
+`pyids.scoring.overlap.mismatch` tells, from the words alone, whether there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids._typing import Float64
+from pyids.chat.template import Conversation, encode, truncate
+from pyids.models.batching import Progress
+from pyids.models.nll import encoded_nll
+from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
+from pyids.scoring.statistics import robust_spread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# A row is drawn with weight exp(-OUTLIER_PENALTY * outlier_score).
+OUTLIER_PENALTY = 3.0
+
+
+# Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
+_END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Conversation],
+    *,
+    max_length: int = 2048,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Float64]:
+    """Measure what `outlier_score` judges by.
+
+    Parameters
+    ----------
+    rows
+        B rows of messages.
+    max_length
+        See `pyids.chat.template.truncate`.
+
+    Returns
+    -------
+    dict
+        ``end_nll``, float64 (B,): NLL of the last response token in nats; NaN where there is none,
+        or it was cut off by `max_length`. ``overlap`` and ``number_overlap``, float64 (B,): see
+        `pyids.scoring.overlap`.
+    """
+    whole = [encode(messages, tokenizer) for messages in rows]
+    cut = [truncate(row, max_length) for row in whole]
+    nll = encoded_nll(model, cut, device=device, progress=progress)
+    ended = [
+        before.response_mask.sum() == after.response_mask.sum()
+        for before, after in zip(whole, cut, strict=True)
+    ]
+    words = [words_of(row) for row in rows]
+    return {
+        "end_nll": np.where(ended, nll.end, np.nan),
+        "overlap": overlap(words),
+        "number_overlap": number_overlap(words),
+    }
+
+
+def outlier_score(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
+    """Return how odd each row is beside its cluster, in standard deviations.
+
+    A measurement is centered by the mean of the row's cluster (drawn towards the mean of all rows,
+    the more the fewer rows it rests on) and divided by the robust spread of all rows. What lies
+    within a standard deviation is ordinary. Beyond it an end that comes as a surprise counts, one
+    that is expected does not; few words of the prompt count, many do beyond two. Few of its numbers
+    count from the mean on: where a third of a cluster calculates wrongly, that third lies hardly a
+    deviation below it.
+
+    Parameters
+    ----------
+    columns
+        What `measure` returned, for B rows; NaN counts as not odd.
+    clusters
+        int32 (B,).
+
+    Returns
+    -------
+    float64 (B,)
+        0 or more.
+    """
+    end = _standardise(columns["end_nll"], clusters)
+    words = _standardise(columns["overlap"], clusters)
+    numbers = _standardise(columns["number_overlap"], clusters)
+    few = np.maximum(-words - _FEW_WORDS, 0) + np.maximum(-numbers - _FEW_NUMBERS, 0)
+    odd: Float64 = np.maximum(end - _END, 0) + np.maximum(few, words - _MANY_WORDS)
+    return odd
+
+
+def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:
+    """Center by cluster and scale; 0 where there is no value."""
+    known = np.isfinite(values)
+    result = np.zeros(len(values))
+    if known.sum() < 2:
+        return result
+    x, (_, cluster) = values[known], np.unique(clusters[known], return_inverse=True)
+    count = np.bincount(cluster)
+    mean = (np.bincount(cluster, x) + PRIOR_ROWS * x.mean()) / (count + PRIOR_ROWS)
+    centered = x - mean[cluster]
+    spread = robust_spread(centered)
+    if spread > 0:
+        result[known] = centered / spread
+    return result

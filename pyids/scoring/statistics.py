@@ -1,0 +1,128 @@
+"""What a round's scores say: of each cluster, and whether they are more than noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids._typing import Float64, Int64
+
+# By so many standard errors the mean loss must have fallen, or clusters must differ in how far it
+# fell, for the scores to count.
+SIGNIFICANT = 2.0
+
+
+def cluster_moments(
+    scores: Float64, clusters: NDArray[np.int32], n_clusters: int
+) -> tuple[Float64, Int64, Float64]:
+    """Reduce scores by cluster.
+
+    Parameters
+    ----------
+    scores
+        float64 (B,), finite.
+    clusters
+        int32 (B,) in [0, K).
+
+    Returns
+    -------
+    means : float64 (K,)
+        NaN for clusters without a score.
+    counts : int64 (K,)
+    variances : float64 (K,)
+        Unbiased variance of the scores; NaN for clusters with fewer than two.
+    """
+    counts = np.bincount(clusters, minlength=n_clusters)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.bincount(clusters, weights=scores, minlength=n_clusters) / counts
+        squares = np.bincount(clusters, (scores - means[clusters]) ** 2, minlength=n_clusters)
+        variances = np.where(counts > 1, squares / (counts - 1), np.nan)
+    return means, counts.astype(np.int64), variances
+
+
+def robust_spread(centered: Float64) -> float:
+    """Return 1.4826 times the median absolute value, or the standard deviation where that is 0.
+
+    For normal values around 0 both estimate their standard deviation.
+    """
+    return 1.4826 * float(np.median(np.abs(centered))) or float(centered.std())
+
+
+def paired_t(columns: Mapping[str, Float64]) -> float | None:
+    """Return by how many standard errors the checkpoint's loss lies below the base model's.
+
+    Over paired probe rows: the mean of ``base_nll - checkpoint_nll`` over its standard error.
+
+    Parameters
+    ----------
+    columns
+        What a scorer measured of each row, float64 (B,).
+
+    Returns
+    -------
+    float or None
+        None when the scorer did not measure both losses, or on fewer than two rows.
+    """
+    drop = _drop(columns)
+    if drop is None or len(drop) < 2:
+        return None
+    error = np.std(drop, ddof=1) / np.sqrt(len(drop))
+    mean = float(np.mean(drop))
+    if error == 0:
+        return math.copysign(np.inf, mean) if mean else 0.0
+    return mean / float(error)
+
+
+def between_cluster_z(columns: Mapping[str, Float64], clusters: NDArray[np.int32]) -> float | None:
+    """Return how clearly clusters differ in the fall of their loss, in standard errors.
+
+    The F statistic of one-way analysis of variance, less 1, over its standard deviation where
+    clusters do not differ, ``sqrt(2 / (K - 1) + 2 / (B - K))``.
+
+    Parameters
+    ----------
+    columns
+        What a scorer measured of each row, float64 (B,).
+    clusters
+        int32 (B,), of K distinct values.
+
+    Returns
+    -------
+    float or None
+        None when the scorer did not measure both losses, on one cluster, or where no cluster has
+        two rows.
+    """
+    drop = _drop(columns)
+    if drop is None:
+        return None
+    _, cluster = np.unique(clusters, return_inverse=True)
+    n_clusters = int(cluster.max(initial=-1)) + 1
+    between, within = n_clusters - 1, len(drop) - n_clusters
+    if between < 1 or within < 1:
+        return None
+    means, counts, _ = cluster_moments(drop, cluster.astype(np.int32), n_clusters)
+    explained = float(counts @ (means - drop.mean()) ** 2) / between
+    left = float(((drop - means[cluster]) ** 2).sum()) / within
+    if left == 0:
+        return np.inf if explained > 0 else 0.0
+    return (explained / left - 1) / float(np.sqrt(2 / between + 2 / within))
+
+
+def not_significant(improved: float | None, differs: float | None) -> bool:
+    """Say whether scores of a checkpoint with this `paired_t` and `between_cluster_z` are noise.
+
+    So they are when the checkpoint is worse than the base model, or neither known to be better than
+    it nor to be better on some clusters than on others. Where both are unknown they are not.
+    """
+    if improved is None or improved >= SIGNIFICANT:
+        return False
+    return improved <= -SIGNIFICANT or differs is None or differs < SIGNIFICANT
+
+
+def _drop(columns: Mapping[str, Float64]) -> Float64 | None:
+    if not {"base_nll", "checkpoint_nll"} <= columns.keys():
+        return None
+    return columns["base_nll"] - columns["checkpoint_nll"]

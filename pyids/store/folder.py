@@ -1,0 +1,430 @@
+"""The run folder: shards of rows, what the stages made of them, and the proof of both.
+
+Everything here is written to a temporary file, fsynced and renamed (`atomic_write`), so that a file
+that exists is whole. Beside it stands a small ledger entry: the files with their sizes and xxh3
+hashes, and `inputs`: what they were made from, and the options that decide their content. A stage
+asks `read_entry` before it works: that is all that resuming is.
+
+A shard is a run of rows that were read one after the other; its files in ``rows/``, ``keep/``,
+``embeddings/`` and ``labels/`` carry its name. Row ids are dense over all rows that were read:
+the rows of shard s are ``first_row_id ... first_row_id + rows - 1``. Rows that were skipped or
+dropped keep their number and lie in the shard too, but every stage after the reading works on the
+rows that stay, ``row_ids(shard)``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import orjson
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pyids._typing import Int64
+from pyids.chat.formats import Message, to_messages
+from pyids.chat.rawjson import parse
+from pyids.errors import ConfigError, DataError
+from pyids.store.files import atomic_write, fingerprint, hash_file, read_json, write_json
+from pyids.store.ledger import load_npy
+from pyids.store.manifest import artifacts, environment
+
+# Lies in every run folder, from its first moment on.
+_MARK = ".pyids"
+
+
+# ---- the run folder ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A run of rows read one after the other: a file in ``rows/``, and its name everywhere else."""
+
+    name: str
+    first_row_id: int
+    rows: int
+    source: int
+    first_line: int
+
+    @property
+    def row_ids(self) -> range:
+        """Ids of all its rows, the skipped and dropped ones too."""
+        return range(self.first_row_id, self.first_row_id + self.rows)
+
+
+class Row(NamedTuple):
+    """A row that stays, with all that was in the input."""
+
+    row_id: int
+    raw: bytes
+    messages: list[Message]
+    path: str
+    line: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The original row; integers of any size are exact."""
+        record: dict[str, Any] = json.loads(self.raw)
+        return record
+
+
+class Store:
+    """A run folder.
+
+    `Store.open` for the process that works in it, which takes its lock; `Store(path)` for those
+    that only read, or write the one output that they were told to (the tasks of an engine).
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.deduplicated = False
+        self._lock: FileLock | None = None
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Make the folder if need be, take its lock, remove what a killed process left behind.
+
+        Raises
+        ------
+        ConfigError
+            It cannot be written, holds files that are not a run's, or another process works in it.
+        """
+        store = cls(path)
+        try:
+            store.path.mkdir(parents=True, exist_ok=True)
+            store.check_place()
+            (store.path / _MARK).touch()  # before anything else lies there
+            lock = FileLock(store.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"{store.path}: another process works in this run folder: wait for it, or choose "
+                "another --output-dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{store.path}: cannot write there ({error.strerror}): choose another --output-dir"
+            ) from None
+        store._lock = lock
+        for left_over in store.path.rglob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
+        shutil.rmtree(store.scratch, ignore_errors=True)
+        return store
+
+    def check_place(self) -> None:
+        """Check that nothing lies there but what a run has made: other files are not ours to lose.
+
+        Raises
+        ------
+        ConfigError
+            There is.
+        """
+        stranger = next(self.path.iterdir(), None) if self.path.exists() else None
+        # The mark is looked for last: another process may be making the folder.
+        if stranger and not is_run_folder(self.path):
+            raise ConfigError(
+                f"{self.path}: holds {stranger.name}, which no run has made: name a new or an "
+                "empty folder as --output-dir"
+            )
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- identity --
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Make this the folder of `identity`, or check that it is.
+
+        Parameters
+        ----------
+        identity : mapping
+            JSON values by name: everything that two runs in one folder must share.
+
+        Raises
+        ------
+        ConfigError
+            The folder belongs to another data set or configuration; names what differs.
+        """
+        self.check_claim(identity)
+        write_json(self.path / "identity.json", dict(identity))
+
+    def check_claim(self, identity: Mapping[str, Any]) -> None:
+        """Check that the folder is nobody's yet, or that of `identity`; see `claim`."""
+        path = self.path / "identity.json"
+        if not path.exists():
+            return
+        wanted, had = orjson.loads(orjson.dumps(dict(identity))), read_json(path)
+        differing = [key for key in {**had, **wanted} if had.get(key) != wanted.get(key)]
+        if differing:
+            shown = "; ".join(
+                f"{key} was {_brief(had.get(key))}, now {_brief(wanted.get(key))}"
+                for key in differing[:3]
+            )
+            more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+            raise ConfigError(
+                f"{self.path} is the folder of another run: {shown}{more}: choose another "
+                "--output-dir, or repeat the run that it holds"
+            )
+
+    # -- shards --
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for what a stage spills; `Store.open` empties it."""
+        return self.path / ".scratch"
+
+    def artifact(self, kind: str, shard: Shard, suffix: str = ".npy") -> Path:
+        """Path of a shard's file of one kind, such as ``embeddings``."""
+        return self.path / kind / f"{shard.name}{suffix}"
+
+    def deduplicate(self) -> None:
+        """From now on, let the rows that stay be those of ``distinct/``: no near-duplicates.
+
+        `kept`, `row_ids`, `labels`, `embeddings` and `cluster_sizes` answer for them.
+        """
+        self.deduplicated = True
+
+    def _of_pool(self, kind: str, shard: Shard) -> Path:
+        """Path of a shard's ``keep`` or ``labels``, for the rows that stay."""
+        folder = self.path / "distinct" if self.deduplicated else self.path
+        return folder / kind / f"{shard.name}.npy"
+
+    @cached_property
+    def _distinct(self) -> dict[str, Any]:
+        entry: dict[str, Any] = read_json(self.path / "distinct" / "index.json")
+        return entry
+
+    @property
+    def cluster_sizes(self) -> Int64:
+        """Rows that stay of each cluster, int64 (K,)."""
+        entry = self._distinct if self.deduplicated else read_json(self.path / "centroids.json")
+        return np.array(entry["sizes"], dtype=np.int64)
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """``rows/index.json``: what was read, shard by shard.
+
+        Raises
+        ------
+        DataError
+            The rows have not been read to the end.
+        """
+        try:
+            index: dict[str, Any] = read_json(self.path / "rows" / "index.json")
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
+            ) from None
+        return index
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The shards in the order of their row ids."""
+        return [Shard(**shard) for shard in self.index["shards"]]
+
+    def source(self, shard: Shard) -> Mapping[str, Any]:
+        """Give the input file of a shard: its ``path``, ``kind``, ``format``, ``columns``, ..."""
+        source: Mapping[str, Any] = self.index["sources"][shard.source]
+        return source
+
+    def forget(self) -> None:
+        """Forget what was read of the folder, after a stage wrote it anew."""
+        for name in ("index", "shards", "_keep", "_distinct"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def rows_read(self) -> int:
+        """Rows in the input; row ids lie below it."""
+        return sum(shard.rows for shard in self.shards)
+
+    @cached_property
+    def _keep(self) -> dict[str, Any]:
+        try:
+            entry: dict[str, Any] = read_json(self.path / "keep" / "index.json")
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
+            ) from None
+        return entry
+
+    @property
+    def kept(self) -> int:
+        """Rows that stay: neither skipped nor dropped as repeats."""
+        return int((self._distinct if self.deduplicated else self._keep)["kept"])
+
+    @property
+    def skipped(self) -> int:
+        """Rows that are unusable; ``skipped.jsonl`` lists them."""
+        return int(self._keep["skipped"])
+
+    @property
+    def repeats(self) -> int:
+        """Rows dropped because they repeat an earlier one; ``repeats.jsonl`` lists them."""
+        return int(self._keep["repeats"])
+
+    @property
+    def near_duplicates(self) -> int:
+        """Rows dropped as near-duplicates; ``near_duplicates.jsonl`` lists them."""
+        return int(self._distinct["near_duplicates"]) if self.deduplicated else 0
+
+    def row_ids(self, shard: Shard) -> Int64:
+        """Ids of the shard's rows that stay, ascending, memory-mapped."""
+        return load_npy(self._of_pool("keep", shard))
+
+    def fingerprint(self, shard: Shard) -> str:
+        """Stands for the shard's kept rows, near-duplicates too, in what is made of them."""
+        return fingerprint(
+            [
+                self.index["files"][f"{shard.name}.parquet"]["xxh3"],
+                self._keep["files"][f"{shard.name}.npy"]["xxh3"],
+            ]
+        )
+
+    def embeddings(self) -> list[NDArray[Any]]:
+        """Vectors of the rows that stay: float16 or float32, one memory-mapped (rows, D) a shard.
+
+        Of a shard that lost near-duplicates the others are copied, to a file in `scratch`.
+        """
+        return [self._narrowed(shard) for shard in self.shards]
+
+    def _narrowed(self, shard: Shard) -> NDArray[Any]:
+        vectors = load_npy(self.artifact("embeddings", shard))
+        ids = self.row_ids(shard)
+        if len(ids) == len(vectors):
+            return vectors
+        copy = self.scratch / f"{shard.name}.npy"
+        if not copy.exists():
+            self.scratch.mkdir(exist_ok=True)
+            positions = np.searchsorted(load_npy(self.artifact("keep", shard)), ids)
+            header = {
+                "descr": np.lib.format.dtype_to_descr(vectors.dtype),
+                "fortran_order": False,
+                "shape": (len(ids), vectors.shape[1]),
+            }
+            with atomic_write(copy) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(ids), 1024):
+                    file.write(vectors[positions[start : start + 1024]].tobytes())
+        return load_npy(copy)
+
+    def embedding(self, row_id: int) -> NDArray[Any]:
+        """Give the vector of one row that stays, (D,)."""
+        shard = self.shards[bisect_right(self.shards, row_id, key=attrgetter("first_row_id")) - 1]
+        position = int(np.searchsorted(load_npy(self.artifact("keep", shard)), row_id))
+        return np.array(load_npy(self.artifact("embeddings", shard))[position])
+
+    def labels(self) -> list[NDArray[np.int32]]:
+        """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
+        return [load_npy(self._of_pool("labels", shard)) for shard in self.shards]
+
+    # -- rows --
+
+    def iter_rows(self, shard: Shard) -> Iterator[Row]:
+        """Read the rows of a shard that stay, in order; one row group in memory at a time."""
+        return self._rows_of(shard, self.row_ids(shard))
+
+    def iter_messages(self, shard: Shard) -> Iterator[list[Message]]:
+        """Read the conversations of a shard's rows that stay, in order."""
+        return (row.messages for row in self.iter_rows(shard))
+
+    def read_rows(self, row_ids: Sequence[int] | Int64) -> Iterator[Row]:
+        """Read any rows, by ascending row id; only the row groups that hold them are decoded.
+
+        Parameters
+        ----------
+        row_ids : int64 (n,)
+            In any order; given back in ascending order, repeats once.
+
+        Raises
+        ------
+        ValueError
+            An id that was never read.
+        """
+        wanted = np.unique(np.asarray(row_ids, dtype=np.int64))
+        if len(wanted) and (wanted[0] < 0 or wanted[-1] >= self.rows_read):
+            stray = wanted[0] if wanted[0] < 0 else wanted[-1]
+            raise ValueError(f"row id {stray} was never read: ids are 0 to {self.rows_read - 1}")
+        firsts = np.array([shard.first_row_id for shard in self.shards], dtype=np.int64)
+        cuts = np.searchsorted(wanted, firsts)
+        for shard, start, stop in zip(self.shards, cuts, [*cuts[1:], len(wanted)], strict=True):
+            if stop > start:
+                yield from self._rows_of(shard, wanted[start:stop])
+
+    def _rows_of(self, shard: Shard, row_ids: Int64) -> Iterator[Row]:
+        import pyarrow.parquet as pq
+
+        source = self.source(shard)
+        path, format = source["path"], source["format"]
+        positions = row_ids - shard.first_row_id
+        with pq.ParquetFile(self.artifact("rows", shard, ".parquet"), pre_buffer=False) as file:
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            ends = np.cumsum(groups)
+            group_of = np.searchsorted(ends, positions, side="right")
+            for group in np.unique(group_of).tolist():
+                table = file.read_row_group(group, columns=["record", "line"])
+                inside = group_of == group
+                table = table.take(positions[inside] - (ends[group] - groups[group]))
+                columns = (table.column(name).to_pylist() for name in ("record", "line"))
+                for row_id, raw, line in zip(row_ids[inside].tolist(), *columns, strict=True):
+                    messages = to_messages(parse(raw), format)
+                    yield Row(row_id, raw, messages, path, shard.first_line + line)
+
+    # -- proof --
+
+    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Write ``manifest.json``: `facts`, the environment, and the hash of every file.
+
+        Parameters
+        ----------
+        facts : mapping
+            JSON values of the run: configuration, seeds, device, threads, timings, inputs.
+        """
+        files = {
+            str(file.relative_to(self.path)): {
+                "bytes": file.stat().st_size,
+                "xxh3": hash_file(file),
+            }
+            for file in artifacts(self.path)
+        }
+        write_json(
+            self.path / "manifest.json", {**facts, "environment": environment(), "files": files}
+        )
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether pyids made this folder: by its mark, or as it was before there was one."""
+    before = all((path / name).exists() for name in ("identity.json", "config.yaml"))
+    return before or (path / _MARK).exists()
+
+
+def _brief(value: object) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."

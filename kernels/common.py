@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+# Of Triton, for what its compilers do differently.
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 
 @triton.jit
 def _probe() -> None:

@@ -126,9 +126,9 @@ def _add_kernel(
         mass = tl.where(lane == 0, fixed(unit) * number, 0)
     k = k.to(tl.int64)
     width = tl.where(end > start, D, 0)
-    tl.atomic_add(sums_ptr + k * D + d, tl.sum(total, 0), mask=d < width)
+    tl.atomic_add(sums_ptr + k * D + d, tl.sum(total, 0), mask=d < width, sem="relaxed")
     if tl.program_id(1) == 0:
-        tl.atomic_add(mass_ptr + k, tl.sum(mass, 0))
+        tl.atomic_add(mass_ptr + k, tl.sum(mass, 0), sem="relaxed")
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _moved_kernel(old_ptr, new_ptr, list_ptr, count_ptr, N, BLOCK_N: tl.constexp
     here = moved.to(tl.int32)
     number = tl.sum(here, 0)
     if number > 0:
-        start = tl.atomic_add(count_ptr, number)
+        start = tl.atomic_add(count_ptr, number, sem="relaxed")
         tl.store(list_ptr + start + tl.cumsum(here, 0) - 1, rows, mask=moved)
 
 
@@ -178,11 +178,15 @@ def _move_kernel(
                 x = x * weight
             term = fixed(x * column)
             # A label of -1 is no cluster: of a row that was not yet, or is not finite.
-            tl.atomic_add(sums_ptr + old * D + d, -term, mask=d < tl.where(old >= 0, D, 0))
-            tl.atomic_add(sums_ptr + new * D + d, term, mask=d < tl.where(new >= 0, D, 0))
+            tl.atomic_add(
+                sums_ptr + old * D + d, -term, mask=d < tl.where(old >= 0, D, 0), sem="relaxed"
+            )
+            tl.atomic_add(
+                sums_ptr + new * D + d, term, mask=d < tl.where(new >= 0, D, 0), sem="relaxed"
+            )
         mass = fixed(weight * unit)
-        tl.atomic_add(mass_ptr + old, -mass, mask=old >= 0)
-        tl.atomic_add(mass_ptr + new, mass, mask=new >= 0)
+        tl.atomic_add(mass_ptr + old, -mass, mask=old >= 0, sem="relaxed")
+        tl.atomic_add(mass_ptr + new, mass, mask=new >= 0, sem="relaxed")
 
 
 def add_rows(

@@ -75,7 +75,7 @@ def assign_shape(
         run()
         error, note = wrong_labels(x, centers, labels), ""
         if precision == "exact":
-            counts = zip(assign.STAGES, scratch.counts.tolist(), strict=True)
+            counts = zip(assign.STAGES, scratch.lengths(), strict=True)
             note = ", ".join(f"{name} {count / n:.2%}" for name, count in counts)
         rate = "tf32_tflops" if precision == "tf32" else "bf16_tflops"
         ours[precision] = bench.ours(

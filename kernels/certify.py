@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import Launch, append, has_tma, inverse, multiprocessors
+from .common import Launch, append, has_tma, inverse, programs
 from .distance import choose, settle
 from .half import Centers, Rows
 
@@ -283,7 +283,6 @@ def _rescore_kernel(
 def recheck(rows: Rows, centers: Centers, labels: Tensor, scratch: Scratch) -> None:
     """Settle the rows on the lists that `nearest` made; no host synchronisation."""
     (_, d), k, padded = rows.x.shape, len(centers.c), rows.half.shape[1]
-    programs = multiprocessors(rows.x.device)
     tma = has_tma(rows.x.device)
 
     def tile(matrix: Tensor, launch: Launch) -> Any:
@@ -293,7 +292,7 @@ def recheck(rows: Rows, centers: Centers, labels: Tensor, scratch: Scratch) -> N
 
     lists = (scratch.numbers, scratch.rest, scratch.counts)
     choose(rows.x, centers.c, labels, scratch.pairs, scratch.pairs[:, 1:], *lists, counted=False)
-    _collect_kernel[(2 * programs,)](
+    _collect_kernel[(programs(rows.x.device, 2),)](
         rows.half,
         tile(centers.high, COLLECT_LAUNCH),
         centers.half_norm,
@@ -316,7 +315,7 @@ def recheck(rows: Rows, centers: Centers, labels: Tensor, scratch: Scratch) -> N
     )
     several = scratch.several[:, None]
     choose(rows.x, centers.c, labels, several, scratch.candidates, *lists, counted=True)
-    _rescore_kernel[(2 * programs,)](
+    _rescore_kernel[(programs(rows.x.device, 2),)](
         rows.x,
         centers.shift,
         tile(centers.high, RESCORE_LAUNCH),

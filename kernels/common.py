@@ -119,10 +119,15 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a CUDA device; a few for the CPU, so that loops over programs are run."""
+    """Multiprocessors of a CUDA device; one for the CPU, where programs run one after the other."""
     if device.type != "cuda":
-        return 3
+        return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(device: torch.device, each: int) -> int:
+    """Programs of a kernel that loops over its work: `each` a multiprocessor; two on the CPU."""
+    return each * multiprocessors(device) if device.type == "cuda" else 2
 
 
 def has_tma(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import append, multiprocessors
+from .common import append, programs
 
 _LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
@@ -189,7 +189,7 @@ def choose(
     them count if `counted`; counts: see `certify.Scratch`.
     """
     slots = candidates.shape[1]
-    _choose_kernel[(8 * multiprocessors(x.device),)](
+    _choose_kernel[(programs(x.device, 8),)](
         x,
         centers,
         labels,
@@ -211,7 +211,7 @@ def choose(
 
 def settle(x: Tensor, centers: Tensor, labels: Tensor, rows: Tensor, counts: Tensor) -> None:
     """Label listed rows by the nearest of all centers; counts[2]: how many rows there are."""
-    _settle_kernel[(4 * multiprocessors(x.device),)](
+    _settle_kernel[(programs(x.device, 4),)](
         x,
         centers,
         labels,

@@ -234,6 +234,7 @@ def prepare_centers(centers: Tensor, shift: Tensor) -> Centers:
             padded_d,
             BLOCK_K=8,
             BLOCK_D=min(128, next_power_of_2(padded_d)),
+            enable_fp_fusion=True,
         )
     # A center that lies almost on the shift loses a larger share than others; what it lost counts
     # instead of its length, or all bounds would be as loose as its own.
@@ -278,6 +279,7 @@ def prepare_rows(x: Tensor, centers: Centers, bad: Tensor, first_row: int = 0) -
                 x.stride(0),
                 BLOCK_N=block_n,
                 BLOCK_D=block_d,
+                enable_fp_fusion=True,
             )
     return Rows(x, half, scale, error, length)
 

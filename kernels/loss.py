@@ -323,7 +323,9 @@ def token_nll(
             PART=PART,
             **launch.options(),
         )
-        _merge_kernel[(triton.cdiv(t, 128),)](top, total, logit, kept, nll, t, parts, BLOCK_T=128)
+        _merge_kernel[(triton.cdiv(t, 128),)](
+            top, total, logit, kept, nll, t, parts, BLOCK_T=128, enable_fp_fusion=True
+        )
     return nll
 
 
@@ -372,6 +374,7 @@ def blocked_token_nll(
                     HAS_SOFTCAP=softcap is not None,
                     BLOCK_V=min(2048, next_power_of_2(len(rows))),
                     num_warps=4,
+                    enable_fp_fusion=True,
                 )
         nll[tokens] = (top + total.log2()) * LN_2 - logit
     return nll
@@ -395,6 +398,7 @@ def example_nll(
                 ignore_index,
                 BLOCK_T=256,
                 num_warps=4,
+                enable_fp_fusion=False,
             )
     return mean, count
 
@@ -416,5 +420,6 @@ def cluster_nll(
                 len(labels),
                 HAS_COUNT=example_count is not None,
                 BLOCK_B=256,
+                enable_fp_fusion=False,
             )
     return total.double() * MEAN_QUANTUM, count

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Launch, fixed, multiprocessors, next_power_of_2, power_of_2
+from .common import Launch, fixed, next_power_of_2, power_of_2, programs
 from .distance import distances
 
 # CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
@@ -240,6 +240,7 @@ def add_rows(
             BLOCK_N=launch.blocks["BLOCK_N"],
             BLOCK_D=block_d,
             num_warps=launch.num_warps,
+            enable_fp_fusion=False,
         )
 
 
@@ -254,16 +255,20 @@ def move_rows(
 ) -> None:
     """Take the rows whose label changed out of the old sums and into the new. No host sync.
 
-    scratch: (N + 1,) int32; the first element receives how many rows moved.
+    scratch: (N + 4,) int32; the first element receives how many rows moved.
     """
     n, d = x.shape
     if n == 0 or d == 0:
         return
-    count, moved = scratch[:1], scratch[1:]
+    # The list begins at 16 bytes, as all that kernels read: for another start they would be
+    # compiled again.
+    count, moved = scratch[:1], scratch[4:]
     count.zero_()
     with torch.cuda.device_of(x):
-        _moved_kernel[(triton.cdiv(n, 1024),)](old, new, moved, count, n, BLOCK_N=1024)
-        _move_kernel[(8 * multiprocessors(x.device),)](
+        _moved_kernel[(triton.cdiv(n, 1024),)](
+            old, new, moved, count, n, BLOCK_N=1024, enable_fp_fusion=False
+        )
+        _move_kernel[(programs(x.device, 8),)](
             x,
             scale.mass if weights is None else weights,
             scale.columns,
@@ -279,6 +284,7 @@ def move_rows(
             WEIGHTED=weights is not None,
             BLOCK_D=min(1024, max(16, next_power_of_2(d))),
             num_warps=4,
+            enable_fp_fusion=False,
         )
 
 
@@ -294,6 +300,15 @@ def largest_values(x: Tensor) -> Tensor:
     if len(x) == 0:
         return x.new_zeros(x.shape[1], dtype=torch.float64)
     return torch.linalg.vector_norm(x, torch.inf, dim=0).double()
+
+
+def _first_bad_row(x: Tensor) -> int:
+    step = max(1, (1 << 24) // max(1, x.shape[1]))
+    for start in range(0, len(x), step):
+        bad = ~x[start : start + step].isfinite().all(1)
+        if bool(bad.any()):
+            return start + int(bad.int().argmax())
+    raise AssertionError("every row is finite")
 
 
 def sum_by_cluster(values: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -314,13 +329,22 @@ def update(
     sample_weight: Tensor | None,
     centers: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sums (K, D), weights (K,) and inertia (K,) of the clusters, float64."""
+    """Return sums (K, D), weights (K,) and inertia (K,) of the clusters, float64.
+
+    Raises
+    ------
+    ValueError
+        A row of x is not finite; the first is named.
+    """
     if x.stride(-1) != 1:
         x = x.contiguous()
     labels = labels.int()
     weights = None if sample_weight is None else sample_weight.double()
     heaviest = 1.0 if weights is None or len(weights) == 0 else weights.amax()
-    scale = FixedScale.of(largest_values(x), heaviest, len(x))
+    largest = largest_values(x)
+    if not bool(largest.isfinite().all()):
+        raise ValueError(f"x: row {_first_bad_row(x)} has a NaN or an infinity")
+    scale = FixedScale.of(largest, heaviest, len(x))
     total = Sums.zeros(n_clusters, x.shape[1], x.device)
     add_rows(x, labels, weights, scale, total)
     sums, counts = total.sums.double() / scale.columns, total.mass.double() / scale.mass

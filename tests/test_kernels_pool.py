@@ -64,13 +64,17 @@ def naive_pool(hidden, mask, mode, normalize):
 
 
 @pytest.mark.parametrize("mode", ["mean", "weighted_mean", "last_token", "cls"])
-def test_pool_bits_depend_on_the_tokens_alone(mode):
+def test_pool_bits_depend_on_the_tokens_alone(mode, monkeypatch):
     lengths = [1, 7, 256, 300, 513, 0]
     rows = [tensor(rng(i).normal(size=(n, 40)), torch.bfloat16) for i, n in enumerate(lengths)]
     bounds = torch.tensor(np.cumsum([0, *lengths]), device=DEVICE)
     packed = pool.pool_packed(torch.cat(rows), bounds, mode=mode, normalize=True)
-    for side in ("left", "right"):
-        for width in (513, 700):
+    # One program a sequence, and one a chunk of it.
+    for processors, width in ((1, 513), (100, 700)):
+        monkeypatch.setattr(pool, "multiprocessors", lambda device, number=processors: number)
+        again = pool.pool_packed(torch.cat(rows), bounds, mode=mode, normalize=True)
+        assert torch.equal(again, packed)
+        for side in ("left", "right"):
             hidden = torch.full((len(rows), width, 40), torch.nan, dtype=torch.bfloat16).to(DEVICE)
             mask = torch.zeros(len(rows), width, dtype=torch.bool, device=DEVICE)
             for i, row in enumerate(rows):
@@ -80,6 +84,29 @@ def test_pool_bits_depend_on_the_tokens_alone(mode):
             assert torch.equal(padded, packed)
             alone = pool.pool(hidden[3:4], mask[3:4], mode=mode, normalize=True)
             assert torch.equal(alone, packed[3:4])
+
+
+@pytest.mark.parametrize(
+    "lengths", [[256] * 5, [1] * 40 + [2000], [0, 0, 257, 0, 255, 256, 1, 0], [1300, 0]]
+)
+def test_packed_chunks_have_rows_of_their_own_and_no_more(lengths, monkeypatch):
+    monkeypatch.setattr(pool, "multiprocessors", lambda device: 1000)
+    states = tensor(rng(1).normal(size=(sum(lengths), 8)))
+    bounds = torch.tensor(np.cumsum([0, *lengths]), device=DEVICE)
+    made, new_empty = [], torch.Tensor.new_empty
+
+    def spy(self, *shape, **options):
+        new = new_empty(self, *shape, **options)
+        if new.is_floating_point():
+            made.append(new.fill_(torch.nan))
+        return new
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", spy)
+    got = pool.pool_packed(states, bounds, mode="mean", normalize=False)
+    want = reference.pool_packed(wide(states), bounds.cpu().numpy(), mode="mean", normalize=False)
+    np.testing.assert_allclose(wide(got), want, atol=1e-6)
+    assert len(made) == 2
+    assert len(made[1]) <= sum(lengths) // pool.CHUNK + len(lengths)
 
 
 @few

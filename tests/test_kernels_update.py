@@ -59,7 +59,7 @@ def test_update_gives_the_same_bits_in_any_order_and_grouping(weighted):
     assert torch.equal(whole.sums, parts.sums)
     # Only the rows that moved, taken out of one sum and put into another.
     new = torch.where(tensor(rng(4).random(n)) < 0.2, (labels + 1) % k, labels)
-    scratch = torch.empty(n + 1, dtype=torch.int32, device=DEVICE)
+    scratch = torch.empty(n + 4, dtype=torch.int32, device=DEVICE)
     update.move_rows(x, labels, new, weights, scale, parts, scratch)
     moved = integer_sums(x, new, weights, scale, k)
     assert int(scratch[0]) == int((labels != new).sum())

@@ -115,10 +115,11 @@ def launch_all(kernels: Any) -> None:
     scale = update.FixedScale.of(update.largest_values(x), 1.0, 512)
     sums = update.Sums.zeros(300, 768, x.device)
     update.add_rows(x, labels, None, scale, sums)
-    moved = torch.zeros(513, dtype=torch.int32)
+    moved = torch.zeros(516, dtype=torch.int32)
     update.move_rows(x, labels, labels, None, scale, sums, moved)
-    hidden = torch.zeros(4, 512, 1024, dtype=torch.bfloat16)
-    mask = torch.ones(4, 512, dtype=torch.int64)
+    # Two sequences are split into chunks, many are not.
+    hidden, mask = torch.zeros(2, 512, 1024, dtype=torch.bfloat16), torch.ones(2, 512)
     for mode in ("mean", "weighted_mean", "cls"):
-        pool.pool(hidden, mask, mode=mode, normalize=True)
-    pool.pool(hidden.repeat(64, 1, 1), mask.repeat(64, 1), mode="mean", normalize=True)
+        pool.pool(hidden, mask.long(), mode=mode, normalize=True)
+    pool.pool(hidden.repeat(4, 1, 1), mask.long().repeat(4, 1), mode="mean", normalize=True)
+    pool.pool_packed(hidden.view(-1, 1024), 512 * torch.arange(3), mode="mean", normalize=True)

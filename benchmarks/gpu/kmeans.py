@@ -174,7 +174,7 @@ def update_shape(bench: Bench, update: Any, n: int, k: int, d: int, *, sweep: bo
         bench.sweep_launches(ours, update.LAUNCHES, run)
     few = torch.rand(n, generator=generator, device=bench.device) < 0.05
     moved = torch.where(few, (labels + 1) % k, labels)
-    scratch = torch.empty(n + 1, dtype=torch.int32, device=bench.device)
+    scratch = torch.empty(n + 4, dtype=torch.int32, device=bench.device)
     bench.ours(
         shape,
         "ours, the 5% that moved",

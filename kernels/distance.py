@@ -70,7 +70,8 @@ def _choose_kernel(
         for d0 in tl.range(0, D, 16):
             d = d0 + lane
             mask = used[:, :, None] & (d < D)[None, None, :]
-            x = tl.load(x_rows + d[None, None, :], mask=mask, other=0.0).to(tl.float64)
+            x_mask = inside[:, None, None] & (d < D)[None, None, :]
+            x = tl.load(x_rows + d[None, None, :], mask=x_mask, other=0.0).to(tl.float64)
             c = tl.load(c_rows + d[None, None, :], mask=mask, other=0.0).to(tl.float64)
             difference = x - c
             lanes += difference * difference

@@ -58,8 +58,8 @@ def test_a_fit_is_the_core_s(dtype):
     "options",
     [
         {"devices": [DEVICE, DEVICE]},
-        {"memory_bytes": 4000},
-        {"devices": [DEVICE] * 2, "memory_bytes": 900},
+        {"memory_bytes": 8000},
+        {"devices": [DEVICE] * 2, "memory_bytes": 2400},
     ],
     ids=["two devices", "streamed", "two devices, streamed"],
 )
@@ -115,7 +115,7 @@ def test_a_row_that_is_not_finite_is_named():
     with pytest.raises(ValueError, match="row 41 has a NaN"):
         lloyd.fit([x[:30], x[30:]], centers, max_iter=3, tol=0.0, devices=[DEVICE])
     with pytest.raises(ValueError, match="row 41 has a NaN"):
-        lloyd.fit([x], centers, max_iter=3, tol=0.0, devices=[DEVICE], memory_bytes=200)
+        lloyd.fit([x], centers, max_iter=3, tol=0.0, devices=[DEVICE], memory_bytes=800)
 
 
 def test_the_estimator_runs_on_it(monkeypatch):

@@ -2,8 +2,7 @@
 
 They hold the kernels against the float64 definitions, interpreted on a CPU, compiled on a GPU.
 
-A GPU machine needs neither the wheel nor the C++ core, only torch, triton, numpy, pytest and
-hypothesis:
+A GPU machine needs neither the wheel nor the C++ core, only torch, triton, numpy and pytest:
 
     python -m pytest -c /dev/null --noconftest tests/test_kernels_*.py
 
@@ -20,11 +19,11 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -46,6 +45,8 @@ try:
     from pyids import kernels, reference
 except ImportError:
     # Not installed, as on a GPU machine, or the source tree was found: straight from the checkout.
+    if importlib.util.find_spec("xxhash") is None:
+        sys.modules["xxhash"] = ModuleType("xxhash")  # the definitions of kernels do not hash
     kernels = from_checkout("pyids_kernels", ROOT / "kernels" / "__init__.py")
     reference = from_checkout("pyids_reference", ROOT / "pyids" / "reference.py")
 
@@ -57,7 +58,25 @@ assign, certify, common, half, loss, pool, update = (
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no CUDA device")
 HALVES = (torch.float32, torch.bfloat16, torch.float16)
-few = settings(max_examples=6, deadline=None, derandomize=True)
+
+
+def any_of(**strategies):
+    """Draw a few examples of arguments by hypothesis, where it is installed.
+
+    strategies: a sequence to choose from, or the two ends of a range of integers.
+    """
+    try:
+        from hypothesis import given, settings
+        from hypothesis import strategies as st
+    except ImportError:
+        return pytest.mark.skip(reason="hypothesis is not installed")
+    drawn = {
+        name: st.integers(*values) if isinstance(values, tuple) else st.sampled_from(values)
+        for name, values in strategies.items()
+    }
+    return lambda test: settings(max_examples=6, deadline=None, derandomize=True)(
+        given(**drawn)(test)
+    )
 
 
 def rng(seed: int = 0) -> np.random.Generator:

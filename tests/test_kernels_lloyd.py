@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-clustering = pytest.importorskip("pyids.clustering.lloyd", reason="the C++ core is not built")
+clustering = pytest.importorskip(
+    "pyids.clustering.lloyd", reason="the C++ core is not built", exc_type=ImportError
+)
 from pyids.kernels import lloyd  # noqa: E402
 
 from pyids.clustering.kmeans import KMeans  # noqa: E402  only where the core is built

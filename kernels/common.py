@@ -33,7 +33,7 @@ if INTERPRETED:
 
     def _patch_index(tensor: Any, *scope: Any) -> None:
         # Triton 3.6 makes a loop bound of an array of one element by int(array), which NumPy has
-        # refused since 2.4; Triton 3.9 does what is done here. 3.4 keeps no list of what it patches.
+        # refused since 2.4; Triton 3.9 does what is done here. 3.4 has no list of what it patches.
         _patch_lang_tensor(tensor, *scope)
         set_attr = scope[0].set_attr if scope else setattr
         set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).item()))

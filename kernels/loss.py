@@ -249,17 +249,20 @@ _INTERPRETED = Launch(tiles(T=64, V=256, H=128, flatten=False))
 _FLOAT32 = Launch(tiles(T=64, V=64, H=32, flatten=False), num_warps=8, num_stages=3)
 
 
+def hopper_launch(plain: bool) -> Launch:
+    """Return the tiles for Hopper and halves; logits are `plain`: no bias, no soft-cap."""
+    # Flattened, what a bias and a soft-cap need does not fit into the registers as well; by the
+    # compilers after Triton 3.6 a plain fold does not either.
+    return LAUNCHES[0] if plain and VERSION < (3, 7) else LAUNCHES[2]
+
+
 def launch_for(device: torch.device, dtype: torch.dtype, plain: bool) -> Launch:
-    """Return the tiles for a device, a dtype and logits that are `plain`: no bias, no soft-cap."""
+    """Return the tiles for a device and a dtype."""
     if device.type == "cpu":
         return _INTERPRETED
     if dtype == torch.float32:
         return _FLOAT32
-    if not has_tma(device):
-        return _SMALL
-    # Flattened, what a bias and a soft-cap need does not fit into the registers as well; by the
-    # compilers after Triton 3.6 a plain fold does not either.
-    return LAUNCHES[0] if plain and VERSION < (3, 7) else LAUNCHES[2]
+    return hopper_launch(plain) if has_tma(device) else _SMALL
 
 
 def _aligned(matrix: Tensor) -> bool:

@@ -22,33 +22,23 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 # Seconds that an op may take, in the order in which they run.
-OPS = {
-    "tests": 170.0,
-    "limits": 40.0,
-    "assign": 150.0,
-    "loss": 110.0,
-    "update": 60.0,
-    "pool": 60.0,
-    "lloyd": 80.0,
-    "run": 90.0,
-}
+OPS = {"tests": 170, "limits": 40, "assign": 150, "loss": 110, "update": 60, "pool": 60,
+       "lloyd": 80, "run": 90}  # fmt: skip
 # What is printed in all: a short answer is a whole one.
-PRINT_BYTES = 7800
-PACKAGES = "torch triton numpy flash-kmeans sentence-transformers liger-kernel cut-cross-entropy"
+PRINT_BYTES = 7700
+PACKAGES = "torch triton numpy flash-kmeans liger-kernel cut-cross-entropy sentence-transformers"
 GAUGES = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
 
 
@@ -56,39 +46,35 @@ class Report:
     """What is known so far, on disk at any time and on the terminal in brief."""
 
     def __init__(self, path: Path | None, device: str) -> None:
-        self.path, self.printed, self.cut = path, 0, 0
-        self.start = time.monotonic()
-        self.data: dict[str, Any] = {
-            "device": device, "versions": versions(), "limits": {}, "ops": {}, "records": [],
-        }  # fmt: skip
+        self.path, self.printed, self.cut, self.start = path, 0, 0, time.monotonic()
+        found = {d.name.lower(): d.version for d in distributions() if d.name in PACKAGES.split()}
+        self.data: dict[str, Any] = {"device": device, "versions": found, "limits": {}, "ops": {}}
+        self.records: list[dict[str, Any]] = []
 
     def line(self, text: str) -> None:
         """Print a line while there is room."""
         size = len(text.encode()) + 1
-        if self.printed + size > PRINT_BYTES:
-            self.cut += 1
-            return
-        self.printed += size
-        print(text, flush=True)
+        room = self.printed + size <= PRINT_BYTES
+        self.printed, self.cut = self.printed + size * room, self.cut + (not room)
+        if room:
+            print(text, flush=True)
 
-    def save(self) -> None:
-        """Write the report; what was there before stays whole until the new one is."""
-        self.data["seconds"] = round(time.monotonic() - self.start, 1)
+    def take(self, record: dict[str, Any] | None = None) -> None:
+        """Add a record, or put it in the place of an earlier state of itself; write the report."""
+        if record is not None:
+            names = [[old[key] for key in ("op", "shape", "who")] for old in self.records]
+            name = [record[key] for key in ("op", "shape", "who")]
+            if name in names:
+                self.records[names.index(name)] = record
+            else:
+                self.records.append(record)
+                self.line(row(record))
         if self.path is not None:
+            seconds = round(time.monotonic() - self.start, 1)
             aside = self.path.with_suffix(".tmp")
-            aside.write_text(json.dumps(self.data, indent=1) + "\n")
+            whole = self.data | {"seconds": seconds, "records": self.records}
+            aside.write_text(json.dumps(whole, indent=1) + "\n")
             os.replace(aside, self.path)
-
-    def take(self, record: dict[str, Any]) -> None:
-        """Add a record; the same one again, with more in it, takes its own place."""
-        records, key = self.data["records"], ("op", "shape", "who")
-        same = [i for i, old in enumerate(records) if all(old[k] == record[k] for k in key)]
-        if same:
-            records[same[-1]] = record
-        else:
-            records.append(record)
-            self.line(row(record))
-        self.save()
 
 
 def row(record: dict[str, Any]) -> str:
@@ -103,98 +89,76 @@ def row(record: dict[str, Any]) -> str:
     return line.rstrip()[:150]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what takes part."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES.split():
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-class Gauges:
-    """Clocks, power and temperature while an op runs; nothing where there is no nvidia-smi."""
-
-    def __init__(self) -> None:
-        self.seen: list[list[float]] = []
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-
-    def _watch(self) -> None:
-        command = ["nvidia-smi", f"--query-gpu={GAUGES}", "--format=csv,noheader,nounits", "-i0"]
-        while not self.done.wait(0.7):
-            try:
-                text = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
-                self.seen.append([float(value) for value in text.split(",")])
-            except (OSError, ValueError, subprocess.SubprocessError):
-                return
-
-    def stop(self) -> dict[str, dict[str, float]]:
-        """Return least and most of each."""
-        self.done.set()
-        self.thread.join(6)
-        columns = zip(GAUGES.split(","), zip(*self.seen, strict=True), strict=False)
-        return {name: {"least": min(v), "most": max(v)} for name, v in columns}
-
-
-def run_op(report: Report, op: str, options: argparse.Namespace, seconds: float) -> bool:
+def run_op(report: Report, op: str, dry: bool, seconds: float) -> bool:
     """Run one op in a process of its own and take its records; say whether it ended well."""
-    command = [sys.executable, str(Path(__file__).parent / "worker.py"), op, str(seconds)]
-    command += ["--dry-run"] * options.dry_run + ["--no-sweep"] * options.no_sweep
-    command += ["--limits", json.dumps(report.data["limits"])]
-    start, gauges = time.monotonic(), Gauges()
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    late = threading.Timer(seconds, stop, [child])
-    late.start()
-    said: list[str] = []
-    assert child.stdout is not None
-    assert child.stderr is not None
+    own = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    command = [sys.executable, __file__, "--op", op, "--seconds", str(seconds)]
+    command += ["--limits", json.dumps(report.data["limits"]), *["--dry-run"] * dry]
+    start, said, gauges, watch = time.monotonic(), list[str](), list[list[float]](), None
+    with contextlib.suppress(FileNotFoundError):
+        query = ["nvidia-smi", f"--query-gpu={GAUGES}", "--format=csv,noheader,nounits", "-lms700"]
+        watch = subprocess.Popen([*query, "-i0"], stderr=subprocess.DEVNULL, **own)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, **own)
+    late = threading.Timer(seconds, end, [child])
     listener = threading.Thread(target=lambda: said.extend(child.stderr), daemon=True)
+    late.start()
     listener.start()
     for line in child.stdout:
         if line.startswith('{"limits"'):
-            report.data["limits"] = json.loads(line)["limits"]
-            figures = (f"{k} {v:.4g}" for k, v in report.data["limits"].items())
-            report.line("limits " + ", ".join(figures))
+            report.data |= json.loads(line)
+            report.line(line.strip())
         elif line.startswith('{"op"'):
             report.take(json.loads(line))
-    code = child.wait()
-    listener.join(5)
-    timed_out = not late.is_alive()
+    code, timed_out = child.wait(), not late.is_alive()
     late.cancel()
-    stop(child)
-    report.data["ops"][op] = {
-        "seconds": round(time.monotonic() - start, 1), "exit": code, "gauges": gauges.stop(),
-    }  # fmt: skip
+    end(child)
+    listener.join(5)
+    if watch is not None:
+        end(watch)
+        for line in watch.communicate()[0].splitlines():
+            with contextlib.suppress(ValueError):
+                gauges.append([float(value) for value in line.split(",")])
+    ranges = {
+        name: [min(v), max(v)]
+        for name, v in zip(GAUGES.split(","), zip(*gauges, strict=False), strict=False)
+    }
+    report.data["ops"][op] = {"seconds": round(time.monotonic() - start, 1), "exit": code, **ranges}
     if code:
         last = next((line.strip() for line in reversed(said) if line.strip()), "")
         why = f"not done in {seconds:.0f} s" if timed_out else f"exit {code}: {last[:90]}"
         record = {"op": op, "shape": "", "who": "FAILED", "error": why, "wrong": True}
         report.take(record | {"stderr": "".join(said)[-4000:]})
-    report.save()
+    report.take()
     return code == 0
 
 
-def stop(child: subprocess.Popen[str]) -> None:
+def end(child: subprocess.Popen[str]) -> None:
     """End a process and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def device_name(dry: bool) -> str:
-    """Return the name of the GPU; an empty string if there is none."""
-    if dry:
-        return "interpreter"
-    program = (
-        "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    return done.stdout.strip()
+def work(options: argparse.Namespace) -> None:
+    """Run one op in this process; whoever started it reads a JSON object a line."""
+    import harness
+    import kmeans
+    import loss
+    import pooling
+    import torch
+    import whole
+
+    # Sweeps end when half of the op's time is over: anchors are worth more than they.
+    deadline = time.monotonic() + 0.5 * options.seconds
+    bench = harness.Bench(options.op, options.dry_run, options.limits, deadline)
+    if options.op in ("tests", "run"):
+        return (whole.run_tests if options.op == "tests" else whole.run_driver)(bench)
+    torch.manual_seed(0)
+    modules = {"loss": loss, "pool": pooling}
+    with torch.inference_mode():
+        if options.op == "limits":
+            return bench.measure_limits()
+        function = getattr(modules.get(options.op, kmeans), f"bench_{options.op}")
+        return function(bench, harness.load_kernels())
 
 
 def main() -> int:
@@ -202,43 +166,47 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, interpreted")
     parser.add_argument("--compile", type=int, metavar="CAPABILITY", help="90 for Hopper")
     parser.add_argument("--only", default=",".join(OPS), help="ops, separated by commas")
-    parser.add_argument("--no-sweep", action="store_true", help="only the launches in use")
     parser.add_argument("--seconds", type=float, default=470.0, help="for all of it")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results)")
+    parser.add_argument("--op", choices=OPS, help=argparse.SUPPRESS)
+    parser.add_argument("--limits", type=json.loads, default={}, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # Triton decides when it is imported whether it interprets.
+    os.environ["TRITON_INTERPRET"] = str(int(options.dry_run))
     if options.compile:
-        os.environ["TRITON_INTERPRET"] = "0"
         from compile import compile_all
 
-        return int(compile_all(options.compile))
-    only = options.only.split(",")
-    if unknown := set(only) - set(OPS):
+        return compile_all(options.compile)
+    if options.op:
+        return work(options) or 0
+    only = set(options.only.split(","))
+    if unknown := only - set(OPS):
         parser.error(f"no such op: {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    name = device_name(options.dry_run)
+    program = (
+        "import torch; print(torch.cuda.is_available() and torch.cuda.get_device_name() or '')"
+    )
+    ask = [sys.executable, "-c", program]
+    name = "interpreter"
+    if not options.dry_run:
+        name = subprocess.run(ask, stdout=subprocess.PIPE, text=True).stdout.strip()
     if not name:
         print("no CUDA device: use --dry-run, or a machine with one", file=sys.stderr)
         return 2
-    folder = options.output or (None if options.dry_run else RESULTS)
-    path = None
+    folder, path = options.output or (None if options.dry_run else RESULTS), None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    report = Report(path, name)
+    report, failed = Report(path, name), []
     report.line(f"{name}, " + ", ".join(f"{k} {v}" for k, v in report.data["versions"].items()))
-    failed = []
-    for op in OPS:
-        if op not in only and not (op == "limits" and set(only) - {"tests", "run"}):
-            continue
+    for op in [op for op in OPS if op in only or (op == "limits" and only - {"tests", "run"})]:
         left = options.seconds - (time.monotonic() - report.start)
         if left < 10.0:
             report.take({"op": op, "shape": "", "who": "NOT RUN", "error": "no time was left"})
-        elif not run_op(report, op, options, min(OPS[op], left)):
+        elif not run_op(report, op, options.dry_run, min(OPS[op], left)):
             failed.append(op)
-    wrong = sum(bool(record.get("wrong")) for record in report.data["records"])
-    end = f"{report.cut} lines more in the JSON; " if report.cut else ""
-    end += f"{wrong} wrong" if wrong else "nothing wrong"
-    end += f"; failed: {', '.join(failed)}" if failed else ""
-    print(f"{report.data['seconds']:.0f} s; {end}" + (f"; {path.name}" if path else ""))
+    wrong = sum(bool(record.get("wrong")) for record in report.records)
+    cut = f"; {report.cut} lines more in the JSON" if report.cut else ""
+    print(f"{time.monotonic() - report.start:.0f} s; {wrong} wrong; failed: {failed or None}{cut}")
     return 1 if wrong or failed else 0
 
 

@@ -8,8 +8,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,13 +53,12 @@ class Record:
 class Bench:
     """Where the records of one op go, and how time is taken."""
 
-    def __init__(self, op: str, dry: bool, sweep: bool, deadline: float) -> None:
-        self.op, self.dry, self.sweep, self.deadline = op, dry, sweep, deadline
+    def __init__(self, op: str, dry: bool, limits: dict[str, float], deadline: float) -> None:
+        self.op, self.dry, self.limits, self.deadline = op, dry, limits, deadline
         self.device = torch.device("cpu" if dry else "cuda")
         self.wash = torch.empty(0 if dry else 1 << 27, dtype=torch.uint8, device=self.device)
-        self.limits: dict[str, float] = {}
 
-    def median_ms(self, function: Callable[[], Any], *, target_ms: float = 150.0) -> float:
+    def median_ms(self, function: Callable[[], Any], target_ms: float = 150.0) -> float:
         """Median time of one call, after warming up."""
         function()
         if self.dry:
@@ -72,9 +70,8 @@ class Bench:
         return statistics.median(self._events_ms(function, repetitions))
 
     def _events_ms(self, function: Callable[[], Any], repetitions: int) -> list[float]:
-        events = [
-            [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repetitions)
-        ]
+        event = partial(torch.cuda.Event, enable_timing=True)
+        events = [(event(), event()) for _ in range(repetitions)]
         # The device sleeps while the host queues the first calls, or a short call's time would be
         # the host's; and the L2 cache is washed out before each.
         torch.cuda._sleep(20_000_000)
@@ -86,24 +83,15 @@ class Bench:
         torch.cuda.synchronize()
         return [begin.elapsed_time(end) for begin, end in events]
 
-    def transient_mb(self, function: Callable[[], Any]) -> float:
-        """Memory that a call takes beyond its inputs, at its peak."""
-        if self.dry:
-            return 0.0
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-
     def add(self, record: Record) -> Record:
         """Hand a record to whoever reads this process's output; again, if it has changed."""
         print(json.dumps(asdict(record)), flush=True)
         return record
 
-    def ours(self, shape: str, who: str, function: Callable[[], Any], **more: Any) -> Record:
-        return self.add(Record(self.op, shape, who, self.median_ms(function), **more))
+    def ours(
+        self, shape: str, who: str, run: Callable[[], Any], floor: float | None = None, **more: Any
+    ) -> Record:
+        return self.add(Record(self.op, shape, who, self.median_ms(run), floor, **more))
 
     def anchor(
         self, ours: Record, who: str, make: Callable[[], Callable[[], Any]], check: Any = None
@@ -114,45 +102,40 @@ class Bench:
             function = make()
             record.error = check(function()) if check else ""
             record.ms = self.median_ms(function)
+            record.ratio_to_ours = record.ms / (ours.ms or record.ms)
         except ImportError as missing:
             record.note = f"not installed: {missing.name}"
         except Exception as failure:  # noqa: BLE001  an anchor's failure is a result of the run
             record.note = f"failed: {type(failure).__name__}: {str(failure).splitlines()[:1]}"[:120]
-        if record.ms is not None and ours.ms:
-            record.ratio_to_ours = record.ms / ours.ms
         self.add(record)
 
     def sweep_launches(self, record: Record, table: Any, run: Callable[..., Any]) -> None:
         """Time run(launch=...) for every entry of a launch table, while there is time."""
         for launch in table[:2] if self.dry else table:
-            if not self.sweep or time.monotonic() > self.deadline:
+            if time.monotonic() > self.deadline:
                 return
             try:
-                ms = self.median_ms(partial(run, launch=launch), target_ms=60.0)
+                record.launches[launch.describe()] = self.median_ms(partial(run, launch=launch), 60)
             except Exception as failure:  # noqa: BLE001  too large for this chip, say
                 record.note += f"; {launch.describe()}: {type(failure).__name__}"
-                continue
-            record.launches[launch.describe()] = ms
             self.add(record)
 
     def measure_limits(self) -> None:
         """Measure copy bandwidth, matrix rates and upload bandwidth of this machine."""
-        source = torch.empty(1 << (16 if self.dry else 31), dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        self.limits["copy_tb_s"] = (
-            2 * len(source) / self.median_ms(partial(target.copy_, source)) / 1e9
-        )
-        host = torch.empty(1 << (16 if self.dry else 28), dtype=torch.uint8)
-        host = host if self.dry else host.pin_memory()
-        there = source[: len(host)]
-        upload = self.median_ms(partial(there.copy_, host, non_blocking=True))
-        self.limits["upload_gb_s"] = len(host) / upload / 1e6
-        n = 64 if self.dry else 8192
-        a, b = (torch.randn(n, n, device=self.device) for _ in range(2))
+        small, on = self.dry, {"device": self.device}
+        source = torch.empty(1 << (16 if small else 31), dtype=torch.uint8, **on)
+        target, n = torch.empty_like(source), 64 if small else 8192
+        host = torch.empty(len(source) >> 3, dtype=torch.uint8, pin_memory=not small)
+        a, b = torch.randn(n, n, **on), torch.randn(n, n, **on)
         half_a, half_b = a.bfloat16(), b.bfloat16()
-        self.limits["bf16_tflops"] = 2 * n**3 / self.median_ms(lambda: half_a @ half_b) / 1e9
-        with allow_tf32():
-            self.limits["tf32_tflops"] = 2 * n**3 / self.median_ms(lambda: a @ b) / 1e9
+        upload = partial(source[: len(host)].copy_, host, non_blocking=True)
+        torch.backends.cuda.matmul.allow_tf32 = True
+        self.limits = {
+            "copy_tb_s": 2e-9 * len(source) / self.median_ms(partial(target.copy_, source)),
+            "upload_gb_s": 1e-6 * len(host) / self.median_ms(upload),
+            "bf16_tflops": 2e-9 * n**3 / self.median_ms(lambda: half_a @ half_b),
+            "tf32_tflops": 2e-9 * n**3 / self.median_ms(lambda: a @ b),
+        }
         print(json.dumps({"limits": self.limits}), flush=True)
 
     def bytes_ms(self, n_bytes: float) -> float:
@@ -160,13 +143,3 @@ class Bench:
 
     def product_ms(self, operations: float, rate: str = "bf16_tflops") -> float:
         return operations / self.limits[rate] / 1e9
-
-
-@contextmanager
-def allow_tf32() -> Iterator[None]:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyids.clustering import kmeans, lloyd, seeding
+from pyids.clustering import lloyd, nearest, seeding
 
 N, D, K = 20_000, 384, 512
 
@@ -44,5 +44,5 @@ def test_ten_iterations(benchmark, rows) -> None:
 
 
 def test_nearest_two(benchmark, rows) -> None:
-    indices, _ = benchmark.pedantic(kmeans.nearest_centers, (rows, rows[:K], 2), rounds=3)
+    indices, _ = benchmark.pedantic(nearest.nearest_centers, (rows, rows[:K], 2), rounds=3)
     assert indices.shape == (N, 2)

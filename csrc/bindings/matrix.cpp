@@ -7,6 +7,9 @@ namespace pyids::bindings {
 Matrix matrix_of(const py::array& array) {
   if (array.ndim() != 2) throw py::value_error("expected a 2-D array");
   if (array.dtype().kind() != 'f') throw py::type_error("expected a floating-point array");
+  if (array.dtype().byteorder() == '>') {
+    throw py::type_error("expected the machine's byte order: x.astype(x.dtype.newbyteorder('='))");
+  }
   Matrix matrix;
   switch (array.itemsize()) {
     case 2:

@@ -41,17 +41,12 @@ py::array_t<T> to_array(const std::vector<T>& values) {
 GreedyOptions options_of(int n_threads) {
   GreedyOptions options;
   options.n_threads = n_threads;
-  options.poll = [] {  // so that Ctrl-C ends a long run
-    const py::gil_scoped_acquire acquire;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
   return options;
 }
 
-// Runs the core without the GIL.
 template <class Body>
 auto released(Body body) {
-  const py::gil_scoped_release release;
+  const Released released;
   return body();
 }
 

@@ -58,7 +58,7 @@ py::tuple sample(const Array<std::int32_t>& labels, const Array<std::int64_t>& q
   const std::span<const std::int64_t> quota(quotas.data(), static_cast<std::size_t>(quotas.size()));
   Sample drawn;
   {
-    py::gil_scoped_release release;
+    const Released released;
     drawn = sample_by_cluster(rows, quota, {seed, n_threads, allow_fewer, return_keys});
   }
   if (!return_keys) return py::make_tuple(to_numpy(std::move(drawn.row_ids)));
@@ -73,7 +73,7 @@ py::array_t<std::int64_t> best(const Array<std::int64_t>& row_ids,
   static_assert(sizeof(SampleKey) == 2 * sizeof(double));
   std::vector<std::int64_t> positions;
   {
-    py::gil_scoped_release release;
+    const Released released;
     positions = best_keys({row_ids.data(), n}, {labels.data(), n},
                           {reinterpret_cast<const SampleKey*>(keys.data()), n},
                           {quotas.data(), static_cast<std::size_t>(quotas.size())});

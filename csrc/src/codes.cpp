@@ -54,7 +54,12 @@ RowCode encode_row(const Coding& coding, const Rows& rows, std::size_t i, float*
     return {kernels().encode(values, d, coding.bytes(), levels, levels + 1, code), square};
   }
   const float length = round_up(std::sqrt(square + kTiny) * (1 + kSquareError));
-  return {{1.0f, length, length * 0x1p-22f}, square};
+  return {{1.0f, length, length * 0x1.01p-24f}, square};
+}
+
+ScanRow scan_row(const RowCode& code, std::size_t n_cols, float best, float margin, float floor) {
+  const double round = 2.1 * canonical_error(n_cols) * code.square * (1 + 2 * kSquareError);
+  return {code.info.unit, code.info.length, code.info.rest, best, margin, floor, round_up(round)};
 }
 
 void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* sorted,
@@ -74,11 +79,13 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
   narrow_.resize(n_ * d_);
   codes_.resize(n_ * bytes_);
   info_.resize(n_);
-  length_.resize(n_);
+  square_.resize(n_);
   correction_.resize(n_);
   std::atomic<bool> fits{true};
   parallel_blocks((n_ + 31) / 32, n_threads, [&](std::size_t block, int) {
     std::vector<float> shifted(d_);
+    std::vector<double> exact(d_);
+    const std::vector<double> origin(d_);
     for (std::size_t j = block * 32; j < std::min(n_, block * 32 + 32); ++j) {
       const double* from = values + j * d_;
       bool same = true;
@@ -88,43 +95,62 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
       }
       if (!same) fits = false;
       kernels().center(from, Scalar::f64, d_, coding.unit(), coding.shift().data(), shifted.data());
-      length_[j] = std::sqrt(kernels().square_f32(shifted.data(), d_) + kTiny) * (1 + kSquareError);
+      for (std::size_t t = 0; t < d_; ++t) {
+        exact[t] = from[t] * coding.unit() - static_cast<double>(coding.shift()[t]);
+      }
+      square_[j] = squared_distance(exact.data(), origin.data(), d_);
       std::uint8_t* code = codes_.data() + j * bytes_;
       if (!int8_) {
+        // The centre's own rounding, that of the products, of P + S and of L.
         std::memcpy(code, shifted.data(), d_ * sizeof(float));
-        info_[j] = {1.0f, round_up(length_[j]), round_up(length_[j] * dot_error(d_))};
+        info_[j] = {1.0f, round_up(length(j)), round_up(length(j) * dot_error(d_))};
         continue;
       }
       info_[j] = kernels().encode(shifted.data(), d_, bytes_, 127, 0, code);
       std::int32_t sum = 0;
+      double rest = 0;  // against the centre itself: there are few of them
       for (std::size_t t = 0; t < bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
+      for (std::size_t t = 0; t < d_; ++t) {
+        const double difference =
+            exact[t] - static_cast<double>(info_[j].unit) * static_cast<std::int8_t>(code[t]);
+        rest += difference * difference;
+      }
       correction_[j] = -(kernels().row_levels + 1) * sum;
-      info_[j].rest = round_up(info_[j].rest + kRounding * info_[j].length);
+      info_[j].rest =
+          round_up(std::sqrt(rest) * (1 + 0x1p-20) + kIntRounding * info_[j].length + 0x1p-60);
     }
   });
   if (!fits) narrow_.clear();
 }
 
-float CentreTable::upper(const std::uint8_t* code, const CodeInfo& row, std::int32_t j) const {
+double CentreTable::length(std::size_t j) const {
+  return std::sqrt(square_[j] + kTiny) * (1 + kDistanceError);
+}
+
+float CentreTable::upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const {
   const auto at = static_cast<std::size_t>(j);
   const auto* centre = reinterpret_cast<const std::int8_t*>(codes_.data() + at * bytes_);
   const double dot = static_cast<double>(kernels().dot_i8(code, centre, bytes_) + correction_[at]) *
-                     row.unit * info_[at].unit;
-  const double slack = static_cast<double>(row.length) * info_[at].rest +
-                       static_cast<double>(row.rest) * length_[at];
-  const double square = length_[at] * length_[at];
-  return round_up(square - 2 * (dot - slack) + kRounding * (square + std::fabs(dot)) + kTiny);
+                     row.info.unit * info_[at].unit;
+  const double slack = static_cast<double>(row.info.length) * info_[at].rest +
+                       static_cast<double>(row.info.rest) * length(at);
+  const double distance = square_[at] - 2 * (dot - slack);
+  return round_up(distance + kDistanceError * (square_[at] + std::fabs(dot) + slack + row.square) +
+                  kTiny);
 }
 
 CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
   Pack pack;
   const std::size_t n = round_up_to(which.size(), 16);
   const std::size_t unit = int8_ ? 4 : sizeof(float);  // bytes of a code that stay together
+  pack.n = which.size();
+  pack.bytes = bytes_;
   pack.packed.assign(n * bytes_, 0);
   pack.offset.assign(n, kInfinity);  // the padding can never win
   pack.scale.assign(n, 0.0f);
   pack.code.assign(n, 0.0f);
   pack.rest.assign(n, 0.0f);
+  pack.gap.assign(n, 0.0f);
   // Only a row that is no number reports the padding: as any centre, which rules out nothing.
   pack.index.assign(n, which.empty() ? -1 : which[0]);
   pack.correction.assign(n, 0);
@@ -135,11 +161,14 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
       const auto j = static_cast<std::size_t>(which[to]);
       pack.index[to] = which[to];
       pack.correction[to] = correction_[j];
-      // The length was rounded up by kSquareError: a square surely below the true one.
-      pack.offset[to] = round_down(length_[j] * length_[j] * (1 - 4 * kSquareError) - 4 * kTiny);
+      // Rounding to float32 takes one of the units; the proof in simd.hpp needs another.
+      pack.offset[to] = static_cast<float>(square_[j] * (1 - 2.5 * kUnit) - 2 * kTiny);
+      const double offset = pack.offset[to];
+      pack.gap[to] =
+          round_up((square_[j] - offset + kUnit * std::fabs(offset)) * (1 + 0x1p-8) + 2 * kTiny);
       pack.scale[to] = 2 * info_[j].unit;
-      pack.code[to] = 2 * info_[j].rest;
-      pack.rest[to] = round_up(2 * length_[j]);
+      pack.code[to] = round_up(2 * info_[j].rest * (1 + 0x1p-20));
+      pack.rest[to] = round_up(2 * length(j) * (1 + 0x1p-20));
       const std::uint8_t* from = codes_.data() + j * bytes_;
       std::uint8_t* base = pack.packed.data() + 16 * group * bytes_ + unit * lane;
       for (std::size_t t = 0; t < bytes_; t += unit) std::memcpy(base + 16 * t, from + t, unit);

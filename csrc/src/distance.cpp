@@ -24,6 +24,7 @@ Rows::Rows(std::vector<Matrix> shards, std::vector<double> factors)
   if (shards_.empty()) throw std::invalid_argument("Rows: no shard");
   n_cols_ = shards_[0].n_cols;
   scalar_ = shards_[0].scalar;
+  if (n_cols_ > kMostColumns) throw std::invalid_argument("Rows: more than 4,194,304 columns");
   for (const Matrix& shard : shards_) {
     if (shard.n_cols != n_cols_ || shard.scalar != scalar_) {
       throw std::invalid_argument("Rows: shards differ in width or type");
@@ -169,7 +170,7 @@ void nearest(const Rows& rows, const double* others, std::size_t n_others, std::
       std::vector<double> sorted = about;
       std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(m - 1),
                        sorted.end());
-      const double limit = sorted[m - 1] + 2 * slack + 0x1p-40 * (square + longest);
+      const double limit = sorted[m - 1] + 2 * slack + 0x1p-32 * (square + longest);
       kept.clear();
       for (std::size_t j = 0; j < n_others; ++j) {
         if (about[j] > limit) continue;
@@ -185,6 +186,9 @@ void nearest(const Rows& rows, const double* others, std::size_t n_others, std::
   });
 }
 
-double dot_error(std::size_t d) { return (static_cast<double>(d) + 4.0) * 0x1p-24; }
+double dot_error(std::size_t d) {
+  const double roundings = (static_cast<double>(d) + 4.0) * 0x1p-24;
+  return roundings / (1 - roundings);
+}
 
 }  // namespace pyids

@@ -70,7 +70,6 @@ class Coverage {
         served_(served),
         n_threads_(resolve_threads(options.n_threads)),
         max_pairs_(facility.list_bytes / sizeof(Pair)),
-        poll_(options.poll),
         best_(served.size(), 0) {}
 
   bool is_listed() const { return !lists_.empty(); }
@@ -108,7 +107,7 @@ class Coverage {
       for (const auto& sums : partial) {
         for (std::size_t j = 0; j < n; ++j) total[from + j] += sums[j];
       }
-      poll_();
+      check_interrupt();
     }
     return total;
   }
@@ -177,19 +176,19 @@ class Coverage {
                        counts[static_cast<std::size_t>(thread)] += above;
                      });
       count += std::accumulate(counts.begin(), counts.end(), std::size_t{0});
-      poll_();
+      check_interrupt();
     }
     return count * step;
   }
 
   void make_lists() {
     lists_.resize(ceil_div(rows_.size(), kPanelRows));
-    // A few panels a thread at a time, so that `poll` is called.
+    // A few panels a thread at a time, so that Ctrl-C is heard.
     const std::size_t n_at_once = 4 * static_cast<std::size_t>(n_threads_);
     for (std::size_t from = 0; from < lists_.size(); from += n_at_once) {
       parallel_blocks(std::min(n_at_once, lists_.size() - from), n_threads_,
                       [&](std::size_t p, int) { lists_[from + p] = list_panel(from + p); });
-      poll_();
+      check_interrupt();
     }
   }
 
@@ -230,7 +229,6 @@ class Coverage {
   const Rows& served_;
   int n_threads_;
   std::size_t max_pairs_;
-  std::function<void()> poll_;
   std::vector<std::int32_t> best_;
   std::vector<PairLists> lists_;
   std::size_t n_picks_ = 0;
@@ -282,7 +280,7 @@ Picks farthest_first(const Rows& rows, std::size_t budget, std::size_t first,
     const auto top = std::max_element(nearest.begin(), nearest.end());
     pick = static_cast<std::size_t>(top - nearest.begin());
     farthest = std::max(0.0, *top);
-    options.poll();
+    check_interrupt();
   }
   picks.values.push_back(std::sqrt(farthest));
   return picks;
@@ -416,7 +414,7 @@ Picks filter_near(const Rows& rows, std::span<const std::int64_t> order, std::si
         nearest[i] = std::max(nearest[i], products[j * ld + i]);
       }
     }
-    options.poll();
+    check_interrupt();
   }
   return picks;
 }
@@ -445,7 +443,7 @@ std::vector<double> neighbour_distances(const Rows& rows, const Rows& reference,
             }
           }
         });
-    options.poll();
+    check_interrupt();
   }
   std::vector<double> sums(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -524,7 +522,7 @@ Picks novel_select(const Rows& rows, std::size_t budget, std::size_t first,
       if (!picked[i] && (best == n || novelty[i] > novelty[best])) best = i;
     }
     pick = best;
-    options.poll();
+    check_interrupt();
   }
   return picks;
 }

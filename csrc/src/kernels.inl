@@ -367,8 +367,9 @@ CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset,
   }
   const float slack = 1.0f + 0x1p-12f;  // of sums of up to 2^16 terms in float32
   const float length = unit * __builtin_sqrtf(sum16(squares)) * slack;
-  // 2^-60: squares that vanish.
-  const float rest = __builtin_sqrtf(sum16(rests)) * slack + length * 0x1p-22f + 0x1p-60f;
+  // 2^-23: x was rounded to float32, and the product `rounded * unit` is. 2^-60: squares that
+  // vanish.
+  const float rest = __builtin_sqrtf(sum16(rests)) * slack + length * 0x1p-23f + 0x1p-60f;
   return {unit, length + 0x1p-60f, rest};
 }
 
@@ -393,6 +394,18 @@ inline unsigned not_above(Float16 v, float limit) {
 }
 
 enum { kTileGroups = 4 };  // groups whose products are held at a time
+
+// The next float32 above the nearest one.
+inline float round_up_f32(double v) {
+  const float nearest = static_cast<float>(v);
+  int bits;
+  memcpy(&bits, &nearest, 4);
+  if (bits == 0x7f800000 || nearest != nearest) return nearest;
+  bits = nearest == 0 ? 1 : bits + (nearest > 0 ? 1 : -1);
+  float next;
+  memcpy(&next, &bits, 4);
+  return next;
+}
 
 // Reports what may win of one tile of products: n_rows x 16 * GROUPS, groups from `group` on.
 template <int GROUPS, typename Dot>
@@ -426,9 +439,12 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
       const size_t j = at + static_cast<size_t>(lane);
       if (lowers[lane] > best + row.margin) continue;
       hits[count++] = {static_cast<uint32_t>(i), centres.index[j], lowers[lane]};
-      // 2^-19: more than these few operations round.
-      const float upper = lowers[lane] + 2.0f * slacks[lane];
-      const float above = upper + 0x1p-19f * (__builtin_fabsf(upper) + centres.offset[j]);
+      // In float64, which rounds nothing that counts; 2^-22: the sum S itself was rounded; 2^-33:
+      // of row.round, the part that D has in it.
+      const double upper = static_cast<double>(lowers[lane]) +
+                           2 * (1 + 0x1p-22) * static_cast<double>(slacks[lane]) +
+                           static_cast<double>(centres.gap[j]) + static_cast<double>(row.round);
+      const float above = round_up_f32(upper + 0x1p-33 * __builtin_fabs(upper));
       if (above < best) best = above > row.floor ? above : row.floor;
     }
     state[i].best = best;

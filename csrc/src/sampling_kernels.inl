@@ -146,8 +146,11 @@ inline bool limit_rows(const std::int32_t* labels, const Weight* weights, std::s
   constexpr std::size_t chunk = 64, ahead = 512;
   bool good = true;
   const auto limit = [&](std::size_t i) {
-    const auto label = static_cast<std::uint32_t>(labels[i]);
-    const double w = weights[i];
+    // Once: another thread may write them meanwhile.
+    const auto label = static_cast<std::uint32_t>(__atomic_load_n(labels + i, __ATOMIC_RELAXED));
+    Weight weight;
+    __atomic_load(weights + i, &weight, __ATOMIC_RELAXED);
+    const double w = weight;
     std::uint64_t bits;
     memcpy(&bits, &w, sizeof bits);
     good &= bits <= largest;  // a set sign bit makes a large number

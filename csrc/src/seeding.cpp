@@ -27,7 +27,7 @@ struct Near {
 class Seeder {
  public:
   Seeder(const Rows& rows, const std::vector<double>& weights, double reach, std::uint64_t seed,
-         int n_threads)
+         int n_threads, std::size_t max_memory_bytes)
       : rows_(rows),
         weights_(weights),
         reach_(reach),
@@ -35,7 +35,9 @@ class Seeder {
         n_threads_(n_threads),
         nearest_(rows.size(), std::numeric_limits<double>::infinity()),
         cumulative_(rows.size()) {
-    code_rows(Coding::int8_pays(rows.n_cols()));
+    const bool pays = Coding::int8_pays(rows.n_cols());
+    const std::size_t bytes = rows.size() * (rows.n_cols() + kCodeAlignment + sizeof(RowCode));
+    code_rows(pays && bytes <= max_memory_bytes);
   }
 
   std::vector<std::size_t> run(std::size_t k);
@@ -128,7 +130,7 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
                                             : info_[first + i];
         // Every candidate nearer than the rows taken counts, not the nearest alone.
         const float limit = above(nearest_[first + i] * coding.unit() * coding.unit(), code);
-        state[i] = {code.info.unit, code.info.length, code.info.rest, limit, 0.0f, limit};
+        state[i] = scan_row(code, rows_.n_cols(), limit, 0.0f, limit);
       }
       const std::uint8_t* codes = codes_.empty() ? local.data() : codes_.data() + first * bytes;
       const std::size_t n_hits = scan(coding, codes, n, pack.view(), state, hits.data());
@@ -177,6 +179,7 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
   std::vector<std::size_t> taken = {draw()};
   lower_to_distance(rows_, load(taken).data(), nearest_.data(), n_threads_);
   while (taken.size() < k) {
+    check_interrupt();
     accumulate([&](std::size_t i) { return weight(i) * nearest_[i]; });
     if (!(cumulative_.back() > 0)) {
       accumulate([&](std::size_t i) { return weight(i); });
@@ -223,8 +226,9 @@ std::vector<std::size_t> Seeder::run(std::size_t k) {
 }  // namespace
 
 std::vector<std::size_t> seed_rows(const Rows& rows, const std::vector<double>& weights,
-                                   double reach, std::size_t k, std::uint64_t seed, int n_threads) {
-  return Seeder(rows, weights, reach, seed, n_threads).run(k);
+                                   double reach, std::size_t k, std::uint64_t seed, int n_threads,
+                                   std::size_t max_memory_bytes) {
+  return Seeder(rows, weights, reach, seed, n_threads, max_memory_bytes).run(k);
 }
 
 }  // namespace pyids

@@ -269,13 +269,13 @@ void test_what_has_no_nearest_centre() {
     std::vector<double> centers = start;
     centers[2 * d + 1] = value;
     const std::string got = refusal(assigner, centers);
-    check(got == std::string("centre 2, column 1 is ") + word, got.c_str());
+    check(got == std::string("center 2, column 1 is ") + word, got.c_str());
     check(assigner.labels() == labels, "a refusal changes no label");
   }
   x[7 * d] = static_cast<float>(nan);  // after it was measured
   Assigner other(rows, {}, scale, k, {});
   const std::string got = refusal(other, start);
-  check(got.starts_with("row 7 has no nearest centre"), got.c_str());
+  check(got.starts_with("row 7 has no nearest center"), got.c_str());
 }
 
 void test_seeds_do_not_depend_on_threads() {

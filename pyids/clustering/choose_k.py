@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids import _core
+from pyids.clustering.extent import Metric, as_shards
 from pyids.clustering.kmeans import KMeans
-from pyids.clustering.lloyd import Metric
 from pyids.errors import ConfigError
 from pyids.neighbors import take_rows
 from pyids.sampling import sample_by_cluster
@@ -151,6 +151,7 @@ def simplified_silhouette(
     """
     n_threads = _core.resolve_threads(threads or 0)
     others = np.ascontiguousarray(centers, np.float64)
+    rows = as_shards(rows)[0]
     values = np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]

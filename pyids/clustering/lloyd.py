@@ -2,84 +2,45 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids import _core, checks
+from pyids import _core
 from pyids._typing import Float64
+from pyids.clustering.extent import (
+    Extent,
+    Labels,
+    Metric,
+    as_shards,
+    checked_weights,
+    in_classes,
+    in_units,
+    measure,
+    memory_limit,
+    row_at,
+    scale_by_power,
+    scale_factors,
+    thread_count,
+)
+from pyids.progress import report
 
-Labels: TypeAlias = NDArray[np.int32]
-
-
-Metric: TypeAlias = Literal["euclidean", "cosine"]
-
-
-Shards: TypeAlias = Sequence[NDArray[np.floating]]
-
+__all__ = [
+    "Extent",
+    "Fit",
+    "Partial",
+    "Pass",
+    "ShardPass",
+    "assign_partial",
+    "finish_update",
+    "lloyd",
+    "measure",
+]
 
 # ---- one iteration, cut where it may be spread ---------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Extent:
-    """What must be known of all rows before their sums can be exact; `merge` is associative.
-
-    Attributes
-    ----------
-    largest : (D,) float64
-        Largest magnitude of each column (of the unit rows, for the cosine metric).
-    largest_weight : float
-        Largest sample weight; 1 where there are none.
-    n_rows : int
-        Number of rows.
-    """
-
-    largest: Float64
-    largest_weight: float
-    n_rows: int
-
-    def merge(self, other: Extent) -> Extent:
-        """Return the extent of both sets of rows together."""
-        return Extent(
-            np.maximum(self.largest, other.largest),
-            max(self.largest_weight, other.largest_weight),
-            self.n_rows + other.n_rows,
-        )
-
-    def weight_exponent(self) -> int:
-        """Return e such that the largest weight is 1 to 2 in units of 2^e, which all are held in.
-
-        So neither tiny nor huge weights take products out of float64's range.
-        """
-        return math.frexp(self.largest_weight)[1] - 1 if self.largest_weight > 0 else 0
-
-    def scale(self) -> Any:
-        """Return the powers of two that make sums exact.
-
-        ``columns * x * weight`` is rounded to an integer, at most half away, and any sum of them
-        fits an int64. A mean of unweighted rows is off by at most ``max(2**-51, n_rows * 2**-62)``
-        of its column's largest value.
-        """
-        return _core.FixedScale(self.largest, self._largest_weight_held(), self.n_rows)
-
-    def inertia_shift(self, centers: Float64) -> int:
-        """Return s such that the inertia about `centers` in units of 2^-s fits 120 bits."""
-        reach = self.largest + np.abs(centers).max(axis=0)
-        exponent = math.frexp(reach.max(initial=0.0))[1]
-        squares = math.fsum(np.ldexp(reach, -exponent) ** 2)
-        bound = squares * self._largest_weight_held() * max(1, self.n_rows)
-        if bound == 0:
-            return 0
-        return 120 - math.frexp(bound)[1] - 2 * exponent - self.weight_exponent()
-
-    def _largest_weight_held(self) -> float:
-        return math.ldexp(self.largest_weight, -self.weight_exponent())
 
 
 @dataclass(frozen=True)
@@ -89,8 +50,9 @@ class Partial:
     Attributes
     ----------
     sums : (K, D) int64
-        Sum of the weighted rows in units of ``1 / scale.columns``.
-    mass : (K,) int64
+        Sum of the weighted rows in units of ``1 / scale.columns``. Where weights lie so far apart
+        that they are summed in classes, (P, K, D): see ``pyids/fixed.hpp``.
+    mass : (K,) or (P, K) int64
         Sum of the weights in units of ``1 / scale.mass``. Weights count in units of
         ``2**extent.weight_exponent()``, here as in `sums`.
     """
@@ -101,6 +63,11 @@ class Partial:
     def __add__(self, other: Partial) -> Partial:
         return Partial(self.sums + other.sums, self.mass + other.mass)
 
+    def empty(self) -> NDArray[np.bool_]:
+        """Return which clusters have no weight at all, (K,)."""
+        nothing: NDArray[np.bool_] = (self.mass == 0).reshape(-1, self.mass.shape[-1]).all(axis=0)
+        return nothing
+
 
 class FarRow(NamedTuple):
     """A row that may re-seed an empty cluster; sorts farthest first, then by row."""
@@ -109,94 +76,7 @@ class FarRow(NamedTuple):
     row: int
     label: int
     sums: NDArray[np.int64]
-    mass: int
-
-
-def scale_factors(shards: Shards, metric: Metric) -> Float64 | None:
-    """Return what each row is multiplied by: its inverse length, for the cosine metric."""
-    if metric == "euclidean":
-        return None
-    origin = np.zeros((1, shards[0].shape[1]))
-    lengths = np.sqrt(_core.squared_distances(list(shards), None, origin, 1)[:, 0])
-    zero = np.flatnonzero(lengths == 0)
-    if len(zero):
-        raise ValueError(f"row {zero[0]} is all zeros: it has no direction for metric='cosine'")
-    factors: Float64 = 1.0 / lengths
-    return factors
-
-
-def checked_weights(sample_weight: ArrayLike | None, n_rows: int) -> Float64 | None:
-    """Check the weights of rows, (N,) finite and not negative; None: all are 1."""
-    if sample_weight is None:
-        return None
-    weights = np.asarray(sample_weight, dtype=np.float64, order="C")
-    if weights.ndim == 0:
-        weights = np.full(n_rows, float(weights))
-    if weights.shape != (n_rows,):
-        raise ValueError(
-            f"sample_weight.shape == {weights.shape}, expected ({n_rows},): one weight a row"
-        )
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise ValueError(
-            f"sample_weight of row {bad[0]} is {weights[bad[0]]}: use finite ones >= 0"
-        )
-    return weights
-
-
-def in_units(weights: Float64 | None, n_rows: int, exponent: int) -> Float64 | None:
-    """Return the weights times 2^-exponent; rows without any weigh 1."""
-    if exponent == 0:
-        return weights
-    held: Float64 = np.ldexp(np.ones(n_rows) if weights is None else weights, -exponent)
-    return held
-
-
-def scale_by_power(value: float, exponent: int) -> float:
-    """As `math.ldexp`, but infinity where float64 ends."""
-    try:
-        return math.ldexp(value, exponent)
-    except OverflowError:
-        return math.inf
-
-
-def thread_count(n_threads: int | None) -> int:
-    """Return the number of threads that are meant: None is one per core."""
-    threads: int = _core.resolve_threads(checks.threads(n_threads))
-    return threads
-
-
-def memory_limit(max_memory: int | None) -> int:
-    """Return the bytes that may be taken beyond the rows; None: no limit."""
-    if max_memory is None:
-        return sys.maxsize
-    if max_memory < 0:
-        raise ValueError(f"max_memory is {max_memory}: must not be negative")
-    return min(int(max_memory), sys.maxsize)
-
-
-def measure(
-    shard: ArrayLike,
-    *,
-    sample_weight: ArrayLike | None = None,
-    metric: Metric = "euclidean",
-    n_threads: int | None = None,
-) -> Extent:
-    """Read a shard once for what `Extent` needs.
-
-    Raises
-    ------
-    ValueError
-        Naming the first row with a NaN, an infinity, a magnitude above 1e150 or (cosine) no length.
-    """
-    shards = as_shards(shard)
-    n_rows = sum(map(len, shards))
-    weights = checked_weights(sample_weight, n_rows)
-    threads = thread_count(n_threads)
-    largest = _core.largest_values(list(shards), None, threads)
-    if metric == "cosine":
-        largest = np.ones_like(largest)
-    return Extent(largest, 1.0 if weights is None else float(weights.max(initial=0)), n_rows)
+    mass: Any
 
 
 class ShardPass:
@@ -224,6 +104,7 @@ class ShardPass:
         n_rows = sum(map(len, self._shards))
         weights = checked_weights(sample_weight, n_rows)
         self._weights = in_units(weights, n_rows, extent.weight_exponent())
+        self._in_class, self._classes = in_classes(weights, n_rows, extent.weight_classes())
         self._factors = scale_factors(self._shards, metric)
         self._core = _core.Assigner(
             list(self._shards),
@@ -234,6 +115,8 @@ class ShardPass:
             thread_count(n_threads),
             memory_limit(max_memory),
             not once,
+            self._in_class,
+            self._classes,
         )
         self._centers: Float64 | None = None
 
@@ -264,9 +147,11 @@ class ShardPass:
         for distance, i in self._core.farthest(count):
             weight = 1.0 if self._weights is None else self._weights[i]
             factor = 1.0 if self._factors is None else self._factors[i]
-            row = _row(self._shards, i).astype(np.float64) * factor
-            sums = np.rint(row * weight * self._scale.columns).astype(np.int64)
-            mass = int(np.rint(weight * self._scale.mass))
+            row = row_at(self._shards, i).astype(np.float64) * factor
+            in_class = 0
+            if self._in_class is not None and self._classes is not None:
+                weight, in_class = float(self._in_class[i]), int(self._classes[i])
+            sums, mass = self._scale.row(row, weight, in_class)
             far.append(FarRow(-distance, first_row + i, int(labels[i]), sums, mass))
         return far
 
@@ -321,19 +206,20 @@ def finish_update(
         Sum of the squared distances between old and new centers.
     """
     sums, mass = partial.sums, partial.mass
-    empty = np.flatnonzero(mass == 0)
+    empty = np.flatnonzero(partial.empty())
     if len(empty) and far:
         sums, mass = sums.copy(), mass.copy()
         waiting = list(empty[::-1])
         for row in sorted(far, key=lambda row: row[:2]):
             if not waiting or row.negative_distance == 0:
                 break
-            if row.mass == 0 or mass[row.label] <= row.mass:
+            # Weights are positive: a cluster of the row's mass has no other row.
+            if np.all(np.equal(row.mass, 0)) or np.all(mass[..., row.label] == row.mass):
                 continue
             target = waiting.pop()
-            sums[row.label] -= row.sums
-            mass[row.label] -= row.mass
-            sums[target], mass[target] = row.sums, row.mass
+            sums[..., row.label, :] -= row.sums
+            mass[..., row.label] -= row.mass
+            sums[..., target, :], mass[..., target] = row.sums, row.mass
     wide = np.dtype(dtype) == np.float64
     new, moved = _core.update_centers(sums, mass, extent.scale(), centers, wide, metric == "cosine")
     return new, float(moved)
@@ -378,11 +264,12 @@ def lloyd(
     """
     n_iter, limit = 0, None
     while n_iter < max_iter:
+        report("k-means", n_iter, max_iter, "iterations")
         n_iter += 1
         partial = work.assign(centers)
         if limit is None:
             limit = tol * _mean_variance(partial, centers, extent, work.inertia()) if tol else 0.0
-        n_empty = int((partial.mass == 0).sum())
+        n_empty = int(partial.empty().sum())
         # Every cluster may turn down its last row, so ask for more than there are empty ones.
         far = work.farthest(n_empty + len(centers)) if n_empty else []
         old = centers
@@ -394,6 +281,7 @@ def lloyd(
             break
     else:
         work.assign(centers)
+    report("k-means", max_iter, max_iter, "iterations")
     inertia = scale_by_power(work.inertia(), -extent.inertia_shift(centers))
     return Fit(centers, inertia, n_iter)
 
@@ -404,7 +292,7 @@ def _mean_variance(partial: Partial, centers: Float64, extent: Extent, inertia: 
     sum |x - m|^2 = sum |x - c|^2 + sum_j (2 (S_j - n_j c_j) + n_j (c_j - m)) . (c_j - m)
     """
     scale = extent.scale()
-    sums, mass = partial.sums / scale.columns, partial.mass / scale.mass
+    sums, mass = scale.combine(partial.sums, partial.mass)
     total = mass.sum()
     if total == 0:
         return 0.0
@@ -414,57 +302,3 @@ def _mean_variance(partial: Partial, centers: Float64, extent: Extent, inertia: 
     shift = extent.inertia_shift(centers) + extent.weight_exponent()
     scatter = scale_by_power(inertia, -shift) + between
     return float(max(0.0, scatter / total / centers.shape[1]))
-
-
-def _row(shards: Shards, i: int) -> NDArray[np.floating]:
-    for shard in shards:
-        if i < len(shard):
-            row: NDArray[np.floating] = shard[i]
-            return row
-        i -= len(shard)
-    raise IndexError(i)
-
-
-def take_positions(shards: Shards, rows: NDArray[np.integer], metric: Metric) -> Float64:
-    """Copy rows by their positions over all shards, float64, of unit length under the cosine."""
-    taken = np.array([_row(shards, int(i)) for i in rows], dtype=np.float64)
-    factors = scale_factors([taken], metric)
-    unit: Float64 = taken if factors is None else taken * factors[:, None]
-    return unit
-
-
-def check_finite(name: str, centers: Float64) -> None:
-    """Refuse centers with a NaN or an infinity; the message names the first."""
-    bad = np.flatnonzero(~np.isfinite(centers).all(axis=1))
-    if len(bad):
-        raise ValueError(f"{name}: row {bad[0]} contains NaN or infinity")
-
-
-# ---- the estimator -------------------------------------------------------------------------------
-
-
-def as_shards(x: Any) -> Shards:
-    """See x as a sequence of 2-D floating arrays of one dtype; copies only what must be."""
-    many = isinstance(x, (list, tuple)) and len(x) > 0 and all(np.ndim(s) == 2 for s in x)
-    shards = []
-    for shard in x if many else [x]:
-        if type(shard).__module__.startswith("scipy.sparse"):
-            raise TypeError("sparse input is not supported: pass X.toarray()")
-        array = np.asarray(shard)
-        if np.iscomplexobj(array):
-            raise ValueError("Complex data not supported: pass real numbers")
-        if array.ndim != 2:
-            raise ValueError(
-                f"Expected 2D array, got {array.ndim}D array instead. Reshape your data: "
-                "array.reshape(-1, 1) if it has one column, array.reshape(1, -1) if it is one row"
-            )
-        if array.dtype.kind != "f" or array.itemsize > 8 or not array.dtype.isnative:
-            array = array.astype(np.float64)
-        if array.shape[1] > 1 and array.strides[1] != array.itemsize:
-            array = np.ascontiguousarray(array)
-        shards.append(array)
-    if len({s.shape[1] for s in shards}) > 1:
-        raise ValueError(f"shards differ in width: {sorted({s.shape[1] for s in shards})} columns")
-    if len({s.dtype for s in shards}) > 1:
-        raise TypeError(f"shards differ in dtype: {sorted({str(s.dtype) for s in shards})}")
-    return shards

@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core, checks
 from pyids._typing import Float64
-from pyids.clustering.lloyd import (
+from pyids.clustering.extent import (
     Extent,
     Metric,
     Shards,
+    as_shards,
     checked_weights,
     in_units,
     measure,
+    memory_limit,
     scale_factors,
     take_positions,
     thread_count,
@@ -41,6 +43,7 @@ def seed_centers(
     sample_weight: ArrayLike | None = None,
     metric: Metric = "euclidean",
     n_threads: int | None = None,
+    max_memory: int | None = None,
 ) -> Float64:
     """Choose starting centers among the rows: (K, D) float64.
 
@@ -51,6 +54,7 @@ def seed_centers(
     if init not in INITS:
         raise ValueError(f"init={init!r}: expected one of {INITS}")
     seed = checks.unsigned_seed(seed)
+    shards = as_shards(shards)
     n_rows = sum(map(len, shards))
     weights = checked_weights(sample_weight, n_rows)
     if weights is not None and (weights == weights[:1]).all():
@@ -65,19 +69,27 @@ def seed_centers(
     else:
         factors = scale_factors(shards, metric)
         threads = thread_count(n_threads)
-        sample, weights = _spread_sample(
+        sample, weights = spread_sample(
             n_rows, SEEDING_ROWS_PER_CLUSTER * n_clusters, seed, weights
         )
         if extent is None:
             extent = measure(shards, metric=metric, n_threads=n_threads)
         reach = float(extent.largest.max())
         chosen = _core.seed_rows(
-            list(shards), factors, weights, sample, reach, n_clusters, seed, threads
+            list(shards),
+            factors,
+            weights,
+            sample,
+            reach,
+            n_clusters,
+            seed,
+            threads,
+            memory_limit(max_memory),
         )
     return take_positions(shards, chosen, metric)
 
 
-def _spread_sample(
+def spread_sample(
     n_rows: int, size: int, seed: int, weights: Float64 | None
 ) -> tuple[NDArray[np.int64], Float64 | None]:
     """One row of each of `size` equal stretches, at random; all rows if there are no more.

@@ -16,7 +16,7 @@ from pyids.checks import check, integers
 from pyids.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyids.clustering.lloyd import Metric
+    from pyids.clustering.extent import Metric
     from pyids.store.folder import Store
 
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "pyids/matrix.hpp"
@@ -12,7 +13,8 @@
 
 namespace pyids {
 
-inline constexpr double kRounding = 0x1p-20;     // covers a handful of float32 operations
+inline constexpr double kUnit = 0x1p-24;              // what a float32 operation rounds, relatively
+inline constexpr double kIntRounding = 5.25 * kUnit;  // of |P| in a scan of int8 codes
 inline constexpr double kSquareError = 0x1p-18;  // of Kernels::square_f32, however many columns
 inline constexpr double kTiny = 0x1p-120;        // of such a sum whose terms vanish
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -53,13 +55,19 @@ struct RowCode {
   float square;  // |x|^2 of the shifted and scaled row, within kSquareError and kTiny
 };
 
-// A scaled squared distance as scans see it, less |x|^2: not below it and not above it.
+// A scaled squared distance (as float64 rounds it) as scans see it, less |x|^2: not below it and
+// not above it. kDistanceError leaves room for the rounding of the distance that it is compared
+// with.
+inline constexpr double kDistanceError = 0x1p-33;  // > 3 canonical_error(kMostColumns)
 inline float above(double distance, const RowCode& code) {
-  return round_up(distance * (1 + 0x1p-40) - code.square * (1 - 2 * kSquareError) + kTiny);
+  return round_up(distance * (1 + kDistanceError) - code.square * (1 - 2 * kSquareError) + kTiny);
 }
 inline float below(double distance, const RowCode& code) {
-  return round_down(distance * (1 - 0x1p-40) - code.square * (1 + 2 * kSquareError) - kTiny);
+  return round_down(distance * (1 - kDistanceError) - code.square * (1 + 2 * kSquareError) - kTiny);
 }
+
+// What a scan starts from; best, margin and floor as ScanRow has them.
+ScanRow scan_row(const RowCode& code, std::size_t n_cols, float best, float margin, float floor);
 
 // Codes row i into code[0 .. coding.bytes()); scratch has room for n_cols floats.
 RowCode encode_row(const Coding& coding, const Rows& rows, std::size_t i, float* scratch,
@@ -95,23 +103,37 @@ class CentreTable {
                            : kernels().squared_distance_f32(row, narrow_.data() + at, d_);
   }
 
-  // At least the squared distance of an int8-coded row to centre j, less the row's |x|^2.
-  float upper(const std::uint8_t* code, const CodeInfo& row, std::int32_t j) const;
+  // At least the squared distance of an int8-coded row to centre j, less the row's |x|^2, and so
+  // much more that a centre beyond it is farther as float64 rounds distances, too.
+  float upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const;
 
   // Some centres, regrouped for a scan.
   class Pack {
    public:
     std::size_t size() const { return index.size(); }  // with the padding
-    CentreCodes view() const {
-      return {packed.data(), correction.data(), offset.data(), scale.data(),
-              code.data(),   rest.data(),       index.data(),  index.size() / 16};
+    // Numbers of the centres, without the padding.
+    std::span<const std::int32_t> centres() const { return {index.data(), n}; }
+    CentreCodes view() const { return view(0, index.size() / 16); }
+    // Some groups of 16.
+    CentreCodes view(std::size_t group, std::size_t n_groups) const {
+      const std::size_t at = 16 * group;
+      return {packed.data() + at * bytes,
+              correction.data() + at,
+              offset.data() + at,
+              scale.data() + at,
+              code.data() + at,
+              rest.data() + at,
+              gap.data() + at,
+              index.data() + at,
+              n_groups};
     }
 
    private:
     friend class CentreTable;
+    std::size_t n = 0, bytes = 0;  // centres without the padding; bytes of a code
     std::vector<std::uint8_t> packed;
     std::vector<std::int32_t> correction, index;
-    std::vector<float> offset, scale, code, rest;
+    std::vector<float> offset, scale, code, rest, gap;
   };
   Pack pack(const std::vector<std::int32_t>& which, int n_threads) const;
 
@@ -123,7 +145,8 @@ class CentreTable {
   std::vector<std::uint8_t> codes_;
   std::vector<CodeInfo> info_;
   std::vector<std::int32_t> correction_;
-  std::vector<double> length_;  // of the shifted centre, rounded up
+  std::vector<double> square_;         // of the shifted centre, rounded to float64
+  double length(std::size_t j) const;  // at least the square's root
 };
 
 }  // namespace pyids

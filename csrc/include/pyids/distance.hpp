@@ -17,6 +17,9 @@ namespace pyids {
 // sum over t of (x[t] - y[t])^2, each difference, square and sum rounded to float64: term t goes to
 // lane t % 16, lanes are added in a fixed tree. Relative error <= (d / 16 + 7) 2^-53.
 double squared_distance(const double* x, const double* y, std::size_t d);
+constexpr double canonical_error(std::size_t d) {
+  return (static_cast<double>(d) / 16 + 8) * 0x1p-53;
+}
 
 // out[(i - begin) * n_others + j] = squared_distance(row i, others + j * d), i in [begin, end).
 void squared_distances(const Rows& rows, std::size_t begin, std::size_t end, const double* others,
@@ -54,7 +57,8 @@ void dots(const Rows& rows, std::size_t begin, std::size_t end, const PackedRows
 void nearest(const Rows& rows, const double* others, std::size_t n_others, std::size_t m,
              std::int32_t* indices, double* distances, int n_threads);
 
-// (d + 4) 2^-24, rounded up: both inputs' rounding to float32 and any order of d multiply-adds.
+// g / (1 - g) with g = (d + 4) 2^-24: both inputs' rounding to float32, any order of d
+// multiply-adds (each term is rounded at most d times), and two operations more.
 double dot_error(std::size_t d);
 
 }  // namespace pyids

@@ -8,7 +8,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
@@ -17,8 +16,7 @@
 namespace pyids {
 
 struct GreedyOptions {
-  int n_threads = 0;                   // 0: one per core
-  std::function<void()> poll = [] {};  // called now and then on the calling thread; may throw
+  int n_threads = 0;  // 0: one per core
 };
 
 struct Picks {

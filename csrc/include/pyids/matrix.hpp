@@ -7,6 +7,9 @@
 
 namespace pyids {
 
+// More would need other bounds on what is rounded (codes.hpp).
+inline constexpr std::size_t kMostColumns = std::size_t{1} << 22;
+
 enum class Scalar : std::uint8_t { f16, f32, f64 };
 
 // n_rows x n_cols, each row contiguous, rows `stride_bytes` apart (any sign, any size: the product

@@ -43,6 +43,9 @@ struct SampleOptions {
   int n_threads = 0;         // 0: one per core
   bool allow_fewer = false;  // a cluster with fewer rows than its quota gives what it has
   bool return_keys = false;  // else `labels` and `keys` stay empty
+  // One a cluster, or empty: rows with lower keys are not drawn (a cluster then gives fewer).
+  std::span<const SampleKey> floors = {};
+  std::size_t max_memory_bytes = SIZE_MAX;  // beside the rows drawn, about; at least one thread's
 };
 
 // Ascending by row id.
@@ -53,7 +56,8 @@ struct Sample {
 };
 
 // Draws quotas[c] rows from every cluster c. Throws std::invalid_argument naming the first row or
-// cluster that does not fit.
+// cluster that does not fit, or a row id that occurs twice. Another thread that writes the arrays
+// meanwhile makes the draw anybody's guess or an error, nothing worse.
 Sample sample_by_cluster(const SampleRows& rows, std::span<const std::int64_t> quotas,
                          const SampleOptions& options);
 

@@ -18,8 +18,10 @@ namespace pyids {
 // its turn comes with probability (distance now) / (distance then): the same distribution, but the
 // distances to all rows are computed for many candidates in one pass.
 //
-// weights: one a row, or empty; reach: the largest magnitude of any value.
+// weights: one a row, or empty; reach: the largest magnitude of any value; max_memory_bytes: what
+// codes of the rows may take (else they are coded again in each pass).
 std::vector<std::size_t> seed_rows(const Rows& rows, const std::vector<double>& weights,
-                                   double reach, std::size_t k, std::uint64_t seed, int n_threads);
+                                   double reach, std::size_t k, std::uint64_t seed, int n_threads,
+                                   std::size_t max_memory_bytes = SIZE_MAX);
 
 }  // namespace pyids

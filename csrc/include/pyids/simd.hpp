@@ -24,6 +24,25 @@ const char* simd_name(SimdLevel level);
 // Rows and centres are seen through codes whose products are cheap. For a row x and a centre c with
 // codes x~ and c~, Cauchy-Schwarz bounds what the codes leave out:
 //   |x.c - x~.c~| <= |x~| |c - c~| + |x - x~| |c|.
+//
+// What a scan compares is D = |x - c|^2 - |x|^2 = |c|^2 - 2 x.c. It computes in float32, u = 2^-24,
+//   L = offset - (P + S),  P = 2 x~.c~,  S = code * row.code + rest * row.rest.
+// Proof that L <= D <= `above` (scan_groups). Every operation rounds by u of its result, and by
+// 2^-149 where that vanishes:
+//   P: int8 products are exact integers; their conversion and two scalings round 3 times. (What the
+//      sum of float32 products rounds is in `code`, and their scalings are by powers of two.)
+//   S: each of two products is rounded, then their sum: 2 u S.
+//   P + S and L: u (|P| + S) and u |L| <= u (offset + |P| + S).
+// In all |L - (offset - P - S)| <= u offset + 5 u |P| + 4 u S, up to 1 + 2^-20. (For float32 codes
+// 2 u |P| stands for 5 u |P|.) So L <= D if
+//   offset <= |c|^2 (1 - u), which leaves room for u offset, and
+//   S >= 2 |x~| |c - c~| + 2 |x - x~| |c| + 5 u |P| + 4 u S, which `code` sees to.
+// Both given, D <= |c|^2 - P + (S - 5 u |P| - 4 u S) <= L + 2 S + (|c|^2 - offset + u offset): the
+// last bracket is `gap`. All that vanishes is below kTiny (codes.hpp), part of offset and gap.
+//
+// Distances that decide (Kernels::squared_distance) are off by up to e = canonical_error(D) of
+// themselves. So that a centre left out is farther by these as well, `above` adds row.round:
+//   L' > D + 2 e / (1 - e) (|x|^2 + D)  =>  (1 - e) (|x|^2 + D') > (1 + e) (|x|^2 + D).
 
 // 16 * n_groups centres (padding has offset infinity), regrouped by 16. Codes are float32
 // [group][column][16] or int8 [group][column / 4][16][4] with the columns padded to a multiple
@@ -31,10 +50,11 @@ const char* simd_name(SimdLevel level);
 struct CentreCodes {
   const void* packed;
   const std::int32_t* correction;  // int8 only: what the rows' codes, which are unsigned, add
-  const float* offset;             // |c|^2, rounded down
+  const float* offset;             // at most (1 - u) |c|^2
   const float* scale;              // 2 * (unit of the code)
-  const float* code;               // 2 * (|c - c~| + rounding)
+  const float* code;               // 2 * (|c - c~| + what products and sums round), rounded up
   const float* rest;               // 2 |c|, rounded up
+  const float* gap;                // at least |c|^2 - offset + u offset
   const std::int32_t* index;       // the centre's number
   std::size_t n_groups;
 };
@@ -47,6 +67,7 @@ struct ScanRow {
   float best;    // no nearest centre is farther than this; lowered by the scan
   float margin;  // centres up to best + margin are reported
   float floor;   // what best is not lowered below
+  float round;   // what float64 may round the row's squared distances by, see above
 };
 
 struct Hit {

@@ -1,0 +1,161 @@
+// What an Assigner holds.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "pyids/codes.hpp"
+#include "pyids/kmeans.hpp"
+#include "pyids/parallel.hpp"
+
+namespace pyids {
+
+inline constexpr std::size_t kBlockRows = 256;   // rows that one thread handles at a time
+inline constexpr std::size_t kTrialRows = 4096;  // rows of the very first chunk
+inline constexpr std::size_t kPanelGroups = 64;  // groups of 16 centres scanned at a time
+inline constexpr std::size_t kMostHits = 65536;  // that are kept between two panels
+inline constexpr std::size_t kCrowd = 512;       // hits of one row, beyond which they are not kept
+// Of the largest weight, which is held as 1 to 2: rows below it take no empty cluster.
+inline constexpr double kLightest = 0x1p-51;
+inline constexpr std::size_t kBytesAThread = 3 << 20;
+inline constexpr std::size_t kLeastMemory = 16 << 20;  // of all threads
+inline constexpr std::size_t kChunkRows =
+    65536;  // rows assigned before their sums are brought up to date
+
+// What is known of a row between one assignment and the next. Squared distances are less |x|^2.
+struct RowState {
+  RowCode code = {};
+  float upper = kInfinity;   // squared distance to the own centre, at most
+  float lower = -kInfinity;  // squared distance to any other centre, at least
+};
+
+// The nearest of some centres, ties to the lowest index, and the next distance.
+struct Nearest {
+  std::int32_t centre = -1;
+  double distance = std::numeric_limits<double>::infinity();
+  double second = std::numeric_limits<double>::infinity();
+
+  void meet(std::int32_t other, double its) {
+    if (its < distance || (its == distance && other < centre)) {
+      second = distance;
+      distance = its;
+      centre = other;
+    } else {
+      second = std::min(second, its);
+    }
+  }
+};
+
+struct Assigner::State {
+  Rows rows;
+  RowWeights weights;
+  FixedScale scale;
+  std::size_t n_clusters;
+  LloydOptions options;
+
+  Coding coding;
+  std::vector<std::int32_t> labels;
+  std::vector<RowState> known;
+  // Of all rows, where there is room for them. The thread that codes a row touches its page first.
+  std::unique_ptr<std::uint8_t[]> codes;
+  std::vector<std::int64_t> sums, mass;
+  CentreTable centers;
+  bool first = true;    // no assign yet
+  bool broken = false;  // the last assign did not end
+  bool fresh = true;    // the rows are not coded yet
+
+  State(Rows r, RowWeights w, FixedScale s, std::size_t k, LloydOptions o)
+      : rows(std::move(r)),
+        weights(std::move(w)),
+        scale(std::move(s)),
+        n_clusters(k),
+        options(o),
+        coding(rows, Coding::int8_pays(rows.n_cols()), scale.reach),
+        labels(rows.size(), -1),
+        known(rows.size()),
+        sums(scale.n_planes() * k * rows.n_cols()),
+        mass(scale.n_planes() * k),
+        centers(k, rows.n_cols()) {
+    make_room();
+    const std::size_t fixed = rows.size() * sizeof(RowState);
+    const std::size_t left = options.max_memory_bytes - std::min(options.max_memory_bytes, fixed);
+    const std::size_t each = kBytesAThread + (kBlockRows + 2 * kScanRows) * coding.bytes();
+    const std::size_t fit = std::max<std::size_t>(1, std::max(kLeastMemory, left) / each);
+    options.n_threads = static_cast<int>(
+        std::min<std::size_t>(fit, static_cast<std::size_t>(std::max(1, options.n_threads))));
+  }
+
+  // As before the first assign.
+  void forget() {
+    first = fresh = true;
+    std::fill(labels.begin(), labels.end(), -1);
+    known.assign(rows.size(), RowState{});
+    std::fill(sums.begin(), sums.end(), 0);
+    std::fill(mass.begin(), mass.end(), 0);
+  }
+
+  void recode(bool int8, double reach) {
+    coding = Coding(rows, int8, reach);
+    make_room();
+  }
+
+  // Codes are kept where they fit, and where they are small beside the rows themselves.
+  void make_room() {
+    const std::size_t bytes = (rows.size() + kScanRows) * coding.bytes();
+    const std::size_t others = rows.size() * (sizeof(RowState) + 2 * sizeof(std::int32_t));
+    const bool small = coding.bytes() <= rows.row_bytes() / 2;
+    const bool keep =
+        coding.int8() && options.keep_codes && small && bytes + others <= options.max_memory_bytes;
+    codes.reset();
+    if (!keep) return;
+    codes = std::make_unique_for_overwrite<std::uint8_t[]>(bytes);
+    // Read by the last scan, never used: the rest is written before.
+    std::fill_n(codes.get() + rows.size() * coding.bytes(), kScanRows * coding.bytes(), 0);
+  }
+
+  // One assign: the centres regrouped and what is known of their movement.
+  struct Work {
+    CentreTable::Pack all, moved;
+    std::vector<double> drift;  // how far each centre moved; infinity the first time
+  };
+
+  // One thread's buffers.
+  struct Scratch {
+    std::vector<std::uint8_t> block, group;
+    std::vector<float> values;
+    std::vector<double> row;
+    std::vector<ScanRow> scan;
+    std::vector<Hit> hits, sorted;
+    std::vector<std::uint32_t> full, part;
+    std::size_t scanned = 0;    // rows compared to all centres
+    std::size_t evaluated = 0;  // exact distances that was left to compute for them
+  };
+  std::vector<Scratch> buffers;  // by thread; kept, as fresh memory is cleared page by page
+
+  std::size_t assign(const double* values);
+  bool too_coarse() const;
+  void assign_block(std::size_t first_row, std::size_t count, const Work& work, Scratch& scratch);
+  void lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
+                         const Work& work);
+  void scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
+                 const std::uint8_t* block, bool all, const Work& work, Scratch& scratch);
+  std::size_t scan_panels(const std::uint8_t* codes, std::size_t n, const CentreTable::Pack& pack,
+                          Scratch& scratch);
+  std::size_t drop_hits(std::size_t n_hits, std::size_t n, Scratch& scratch);
+  double distance_to(std::int32_t centre, const Scratch& scratch) const {
+    return centers.squared_distance_to(scratch.row.data(), centre);
+  }
+  void decide_crowded(std::size_t id, const CentreTable::Pack& pack, bool all, Scratch& scratch);
+  void decide(std::size_t id, const ScanRow& scanned, const Hit* hits, std::size_t n_hits, bool all,
+              Scratch& scratch);
+  void update_chunk(std::size_t begin, std::size_t end, const std::vector<std::int32_t>& before);
+  template <typename Visit>
+  void each_distance(Visit&& visit) const;
+};
+
+}  // namespace pyids

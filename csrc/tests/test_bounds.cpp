@@ -1,0 +1,394 @@
+// The bounds that rule centres out (the proof is in simd.hpp), on inputs made to come close to
+// them, against long double. Each term of the bound, halved, must be caught by some of these
+// inputs. Then whole assignments against brute force on what is hard: grids, ties, neighbours of a
+// few units in the last place. `test_bounds N` runs N of those; PYIDS_SIMD chooses the level.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "pyids/codes.hpp"
+#include "pyids/distance.hpp"
+#include "pyids/kmeans.hpp"
+#include "pyids/simd.hpp"
+
+namespace {
+
+using namespace pyids;
+using Values = std::vector<double>;
+
+void check(bool condition, const std::string& what) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s at %s\n", what.c_str(), simd_name(simd_level()));
+  std::exit(1);
+}
+
+Rows view(const Values& values, std::size_t d) {
+  return Rows({Matrix{values.data(), values.size() / d, d,
+                      static_cast<std::ptrdiff_t>(d * sizeof(double)), Scalar::f64}});
+}
+
+// The arrays of a scan, which a test may weaken.
+struct Arrays {
+  std::vector<float> offset, code, rest, gap;
+  std::vector<ScanRow> rows;
+  std::vector<double> square, coded_length;  // of each centre: |c|^2 and about |c~|
+};
+using Weaken = std::function<void(Arrays&)>;
+
+struct Input {
+  std::size_t d;
+  bool int8;
+  Values rows, centres;  // below 1 in magnitude
+};
+
+// How often a bound is on the wrong side of the distance.
+std::size_t violations(const Input& input, const Weaken& weaken) {
+  const std::size_t d = input.d, n = input.rows.size() / d, k = input.centres.size() / d;
+  Values both = input.rows;  // and their opposites, so that the shift is zero
+  for (double v : input.rows) both.push_back(-v);
+  const Rows rows = view(both, d);
+  const Coding coding(rows, input.int8, 0.75);
+  CentreTable table(k, d);
+  table.set(input.centres.data(), coding, 1);
+  std::vector<std::int32_t> every(k);
+  std::iota(every.begin(), every.end(), 0);
+  const CentreTable::Pack pack = table.pack(every, 1);
+  const CentreCodes plain = pack.view();
+  const std::size_t m = pack.size();
+  Arrays arrays{{plain.offset, plain.offset + m},
+                {plain.code, plain.code + m},
+                {plain.rest, plain.rest + m},
+                {plain.gap, plain.gap + m},
+                {},
+                {},
+                {}};
+  for (std::size_t j = 0; j < k; ++j) {
+    double square = 0;
+    for (std::size_t t = 0; t < d; ++t) square += std::pow(input.centres[j * d + t], 2);
+    arrays.square.push_back(square);
+    arrays.coded_length.push_back(std::sqrt(square));
+  }
+  std::vector<std::uint8_t> codes((n + kScanRows) * coding.bytes());
+  std::vector<float> scratch(d);
+  for (std::size_t i = 0; i < n; ++i) {
+    const RowCode code =
+        encode_row(coding, rows, i, scratch.data(), codes.data() + i * coding.bytes());
+    arrays.rows.push_back(scan_row(code, d, kInfinity, 0, -kInfinity));
+  }
+  weaken(arrays);
+  std::vector<long double> exact(n * k);
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < k; ++j) {
+      long double sum = 0;
+      for (std::size_t t = 0; t < d; ++t) {
+        const long double c = input.centres[j * d + t];
+        sum += c * (c - 2.0L * input.rows[i * d + t]);
+      }
+      exact[i * k + j] = sum;
+    }
+  }
+  std::size_t count = 0;
+  std::vector<float> offset(m);
+  std::vector<Hit> hits(kScanRows * 16);
+  for (std::size_t j = 0; j < k; ++j) {  // one centre at a time: `best` is then its own bound
+    std::fill(offset.begin(), offset.end(), kInfinity);
+    offset[j] = arrays.offset[j];
+    const std::size_t g = j / 16;
+    const std::size_t group_bytes = 16 * coding.bytes();
+    const CentreCodes one = {static_cast<const std::uint8_t*>(plain.packed) + g * group_bytes,
+                             plain.correction + 16 * g,
+                             offset.data() + 16 * g,
+                             plain.scale + 16 * g,
+                             arrays.code.data() + 16 * g,
+                             arrays.rest.data() + 16 * g,
+                             arrays.gap.data() + 16 * g,
+                             plain.index + 16 * g,
+                             1};
+    for (std::size_t begin = 0; begin < n; begin += kScanRows) {
+      const std::size_t some = std::min(kScanRows, n - begin);
+      std::vector<ScanRow> state(arrays.rows.begin() + static_cast<std::ptrdiff_t>(begin),
+                                 arrays.rows.begin() + static_cast<std::ptrdiff_t>(begin + some));
+      const std::size_t found =
+          scan(coding, codes.data() + begin * coding.bytes(), some, one, state.data(), hits.data());
+      check(found >= some, "all are reported while nothing is known");
+      for (std::size_t h = 0; h < found; ++h) {
+        if (hits[h].lower == kInfinity) continue;
+        count += static_cast<long double>(hits[h].lower) > exact[(begin + hits[h].row) * k + j];
+      }
+      for (std::size_t i = 0; i < some; ++i) {
+        count += static_cast<long double>(state[i].best) < exact[(begin + i) * k + j];
+      }
+    }
+  }
+  return count;
+}
+
+std::mt19937_64 generator(1);
+
+double between(double low, double high) {
+  return std::uniform_real_distribution<double>(low, high)(generator);
+}
+
+template <typename T>
+T step(T value, int units) {
+  for (; units > 0; --units) value = std::nextafter(value, std::numeric_limits<T>::infinity());
+  for (; units < 0; ++units) value = std::nextafter(value, -std::numeric_limits<T>::infinity());
+  return value;
+}
+
+// The first product is large, each of the others less than half its last place: all are lost.
+Input lost_products() {
+  const std::size_t d = 4096;
+  Input input{d, false, Values(2 * d, 0x1p-13), Values(d, 0x1.ffp-14)};
+  input.rows[0] = input.centres[0] = 0.5;
+  input.rows[d] = -0.5;
+  for (std::size_t t = 1; t < d; ++t) input.rows[d + t] = -input.rows[t];
+  return input;
+}
+
+// Products that hardly matter beside the centre's square.
+Input lonely_centres(bool int8) {
+  Input input{1, int8, {}, {}};
+  for (int i = 0; i < 8; ++i) {
+    input.rows.push_back(std::ldexp(between(-1, 1), -14 - 2 * i));
+  }
+  for (int j = 0; j < 512; ++j) input.centres.push_back(std::sqrt(between(0.5, 0.53)));
+  return input;
+}
+
+// Rows half a unit off their codes, along centres that codes hold; or the other way round.
+Input along_the_rest(bool of_rows) {
+  const std::size_t d = 64;
+  Input input{d, true, Values(d), Values(d)};
+  Values& off = of_rows ? input.rows : input.centres;
+  Values& held = of_rows ? input.centres : input.rows;
+  const int levels = of_rows ? kernels().row_levels : 127;
+  const double unit = 0x1p-9;
+  for (std::size_t t = 0; t < d; ++t) {
+    const int sign = generator() % 2 == 0 ? 1 : -1;
+    const int whole = static_cast<int>(generator() % static_cast<unsigned>(levels / 2));
+    off[t] = unit * (t == 0 ? levels : whole + 0.49 * sign);
+    held[t] = sign * 63 * 0x1p-9;
+  }
+  return input;
+}
+
+// Constant rows and centres, which codes hold but for what float32 rounds; as many columns as make
+// the integer product an odd number just above 2^24. Rows are those of many that roundings hit
+// hardest: to float32, and of the largest code times the unit.
+Input roundings_alone() {
+  const int levels = kernels().row_levels;
+  const std::size_t d = levels == 127 ? 1041 : 2097;
+  std::vector<std::pair<double, double>> scored;
+  for (int i = 0; i < 4000; ++i) {
+    const float narrow = static_cast<float>(between(0.5, 0.52));
+    const float unit = narrow / static_cast<float>(levels);
+    const double x = narrow + 0.499 * (step(narrow, 1) - narrow);
+    const double coded = static_cast<double>(unit) * levels;
+    const double measured = std::fabs(narrow - static_cast<float>(coded));
+    scored.emplace_back(measured - (x - coded), x);
+  }
+  std::sort(scored.begin(), scored.end());
+  Input input{d, true, {}, {}};
+  for (int i = 0; i < 32; ++i) {
+    for (std::size_t t = 0; t < d; ++t)
+      input.rows.push_back(scored[static_cast<std::size_t>(i)].second);
+  }
+  for (int j = 0; j < 256; ++j) {
+    const double c = std::ldexp(between(0.5, 0.52), -9);
+    for (std::size_t t = 0; t < d; ++t) input.centres.push_back(c);
+  }
+  return input;
+}
+
+void test_bounds_hold_and_each_term_is_needed() {
+  struct Term {
+    const char* name;
+    std::function<Input()> input;
+    Weaken weaken;
+    int tries;
+  };
+  const auto halve = [](std::vector<float>& values) {
+    for (float& v : values) v /= 2;
+  };
+  std::vector<Term> terms = {
+      {"rounding of products", lost_products, [&](Arrays& a) { halve(a.code); }, 1},
+      {"room of the offset", [] { return lonely_centres(false); },
+       [](Arrays& a) {
+         for (std::size_t j = 0; j < a.square.size(); ++j) {
+           a.offset[j] = static_cast<float>(a.square[j] * (1 - 1.25 * kUnit));
+         }
+       },
+       4},
+      {"gap", [] { return lonely_centres(false); }, [&](Arrays& a) { halve(a.gap); }, 4},
+  };
+  if (kernels().scan_i8 != nullptr) {
+    terms.push_back({"rest of a row", [] { return along_the_rest(true); },
+                     [](Arrays& a) {
+                       for (ScanRow& row : a.rows) row.rest /= 2;
+                     },
+                     8});
+    terms.push_back({"rest of a centre", [] { return along_the_rest(false); },
+                     [&](Arrays& a) { halve(a.code); }, 8});
+    terms.push_back({"rounding of int8 products", roundings_alone,
+                     [](Arrays& a) {
+                       for (std::size_t j = 0; j < a.square.size(); ++j) {
+                         a.code[j] -= static_cast<float>(kIntRounding * a.coded_length[j]);
+                       }
+                     },
+                     1});
+    terms.push_back({"rounding of a row", roundings_alone,
+                     [](Arrays& a) {
+                       for (ScanRow& row : a.rows) row.rest -= row.code * 0x1p-23f;
+                     },
+                     1});
+  }
+  for (const Term& term : terms) {
+    std::size_t caught = 0;
+    for (int i = 0; i < term.tries; ++i) {
+      const Input input = term.input();
+      check(violations(input, [](Arrays&) {}) == 0, std::string("a bound lies: ") + term.name);
+      caught += violations(input, term.weaken);
+    }
+    check(caught > 0, std::string("weakened and not noticed: ") + term.name);
+    std::printf("%s: %zu caught\n", term.name, caught);
+  }
+}
+
+// Two centres that float64 cannot tell apart from the row, though one is nearer: neither may rule
+// the other out.
+void test_ties_of_float64() {
+  std::size_t caught = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const Values both = {1, -1};
+    const Values centres = {between(-1, 1) * 0x1p-53, between(-1, 1) * 0x1p-53};
+    const Rows rows = view(both, 1);
+    const Coding coding(rows, false, 1);
+    CentreTable table(2, 1);
+    table.set(centres.data(), coding, 1);
+    float code[16] = {};
+    const RowCode row = encode_row(coding, rows, 0, nullptr, reinterpret_cast<std::uint8_t*>(code));
+    float lower[2], upper[2], naive[2];
+    for (std::int32_t j = 0; j < 2; ++j) {
+      Hit hits[64];
+      const CentreTable::Pack pack = table.pack({j}, 1);
+      ScanRow state = scan_row(row, 1, kInfinity, 0, -kInfinity);
+      scan(coding, reinterpret_cast<std::uint8_t*>(code), 1, pack.view(), &state, hits);
+      lower[j] = hits[0].lower;
+      upper[j] = state.best;
+      state = scan_row(row, 1, kInfinity, 0, -kInfinity);
+      state.round = 0;
+      scan(coding, reinterpret_cast<std::uint8_t*>(code), 1, pack.view(), &state, hits);
+      naive[j] = state.best;
+    }
+    const double one = 1;
+    const double first = squared_distance(&one, &centres[0], 1);
+    const double second = squared_distance(&one, &centres[1], 1);
+    if (first <= second) check(lower[0] <= upper[1], "a tie of float64");
+    if (second <= first) check(lower[1] <= upper[0], "a tie of float64");
+    caught += (first == second) && (lower[0] > naive[1] || lower[1] > naive[0]);
+  }
+  check(caught > 0, "weakened and not noticed: float64's own rounding");
+}
+
+// ---- whole assignments
+// ---------------------------------------------------------------------------
+
+double random_value(int kind, bool wide) {
+  switch (kind) {
+    case 0:  // a grid
+      return static_cast<double>(static_cast<int>(generator() % 5) - 2);
+    case 1: {  // a few units off a grid
+      const int units[] = {0, 1, -1, 2, -2, 4, -4};
+      const double base = static_cast<double>(static_cast<int>(generator() % 3) + 1);
+      const int off = units[generator() % 7];
+      return wide ? step(base, off) : step(static_cast<float>(base), off);
+    }
+    case 2:  // the same, about zero
+      return std::ldexp(static_cast<double>(static_cast<int>(generator() % 9) - 4), -50);
+    case 3: {  // int8 holds these
+      return static_cast<double>(static_cast<int>(generator() % 255) - 127) * 0x1p-7;
+    }
+    default:
+      return wide ? between(-1, 1) : static_cast<float>(between(-1, 1));
+  }
+}
+
+void hostile_case(std::size_t number) {
+  generator.seed(number);
+  const std::size_t widths[] = {1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 40, 64, 88, 100, 129, 384, 4096};
+  const std::size_t d = widths[generator() % (number % 16 == 0 ? 17 : 15)];
+  const std::size_t k = 1 + generator() % 40, n = d > 256 ? 24 : 70;
+  const bool wide = generator() % 3 == 0;
+  const int kind = static_cast<int>(generator() % 5);
+  Values values(n * d), centres(k * d);
+  for (double& v : values) v = random_value(kind, wide);
+  for (std::size_t j = 0; j < k; ++j) {
+    const bool a_row = generator() % 2 == 0;
+    const std::size_t from = generator() % n;
+    for (std::size_t t = 0; t < d; ++t) {
+      double v = a_row ? values[from * d + t] : random_value(kind, wide);
+      if (generator() % d == 0) v = random_value(1, wide);
+      centres[j * d + t] = v;
+    }
+  }
+  std::vector<float> narrow(values.begin(), values.end());
+  const Rows rows =
+      wide ? view(values, d)
+           : Rows({Matrix{narrow.data(), n, d, static_cast<std::ptrdiff_t>(d * 4), Scalar::f32}});
+  const FixedScale scale(largest_values(rows, 1), 1, n);
+  LloydOptions options;
+  options.max_memory_bytes = generator() % 2 == 0 ? 0 : SIZE_MAX;
+  Assigner assigner(rows, {}, scale, k, options);
+  Values row(d);
+  for (int iteration = 0; iteration < 4; ++iteration) {
+    assigner.assign(centres.data());
+    for (std::size_t i = 0; i < n; ++i) {
+      rows.load(i, row.data());
+      std::size_t best = 0;
+      double nearest = std::numeric_limits<double>::infinity();
+      long double exact_nearest = nearest, exact_own = 0;
+      for (std::size_t j = 0; j < k; ++j) {
+        const double distance = squared_distance(row.data(), &centres[j * d], d);
+        if (distance < nearest) best = j, nearest = distance;
+        long double exact = 0;
+        for (std::size_t t = 0; t < d; ++t) {
+          const long double difference = static_cast<long double>(row[t]) - centres[j * d + t];
+          exact += difference * difference;
+        }
+        exact_nearest = std::min(exact_nearest, exact);
+        if (j == static_cast<std::size_t>(assigner.labels()[i])) exact_own = exact;
+      }
+      check(assigner.labels()[i] == static_cast<std::int32_t>(best),
+            "labels of case " + std::to_string(number));
+      check(exact_own <= exact_nearest * (1 + 2.1L * static_cast<long double>(canonical_error(d))),
+            "nearest of case " + std::to_string(number));
+    }
+    if (iteration == 1) {  // some centres move by a little only
+      for (double& v : centres) {
+        if (generator() % 8 == 0) v = wide ? step(v, 1) : step(static_cast<float>(v), 1);
+      }
+      continue;
+    }
+    update_centers(assigner.sums().data(), assigner.mass().data(), scale, k, wide, false,
+                   centres.data());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  test_bounds_hold_and_each_term_is_needed();
+  test_ties_of_float64();
+  const std::size_t n_cases = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 400;
+  for (std::size_t number = 0; number < n_cases; ++number) hostile_case(number);
+  std::printf("%zu cases ok at %s\n", n_cases, simd_name(simd_level()));
+}

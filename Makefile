@@ -81,8 +81,9 @@ bench-encoders: build ## rows a second of the encoders beside sentence-transform
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
 	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
 
-bench-gpu: ## the Triton kernels beside their anchors (DRY=1: tiny shapes, no GPU needed)
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(if $(DRY),--dry-run)
+bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny shapes, COMPILE=1 machine code, SIMULATE=1 shares)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \
+	  $(if $(DRY),--dry-run) $(if $(COMPILE),--compile 90) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
 bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
 	$(BIN)/python benchmarks/scale.py

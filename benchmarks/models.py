@@ -35,8 +35,7 @@ ROWS_A_CLUSTER = 4
 
 
 def names() -> list[str]:
-    from pyids.scoring.scorers import SCORERS
-    from pyids.scoring.signals import SIGNALS
+    from pyids.registry import SCORERS, SIGNALS
 
     encoders = (
         "all-MiniLM-L6-v2",
@@ -47,8 +46,8 @@ def names() -> list[str]:
         "endpoint",
     )
     return [
-        *(f"scorer:{name}" for name in SCORERS),
-        *(f"quality:{name}" for name in SIGNALS),
+        *(f"scorer:{name}" for name in SCORERS.names()),
+        *(f"quality:{name}" for name in SIGNALS.names()),
         *(f"encoder:{name}" for name in encoders),
     ]
 

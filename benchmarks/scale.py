@@ -150,7 +150,7 @@ def select(pool: Path, run: Path, workers: int, clusters: int) -> None:
     for stage, until in (("read", "read"), ("vectors", "embed"), ("cluster", "cluster")):
         prepare.prepare(config, until).close()
         lap(stage)
-    with Selection.from_config(config) as selection:
+    with Selection.open(config.output_path, config) as selection:
         selection.draw()
         lap("draw")
         selection.export()

@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+# Of Triton, for what its compilers do differently.
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+
 
 @triton.jit
 def _probe() -> None:
@@ -28,11 +31,12 @@ if INTERPRETED:
 
     _patch_lang_tensor = interpreter._patch_lang_tensor
 
-    def _patch_index(tensor: Any, scope: Any) -> None:
+    def _patch_index(tensor: Any, *scope: Any) -> None:
         # Triton 3.6 makes a loop bound of an array of one element by int(array), which NumPy has
-        # refused since 2.4; Triton 3.9 does what is done here.
-        _patch_lang_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).item()))
+        # refused since 2.4; Triton 3.9 does what is done here. 3.4 has no list of what it patches.
+        _patch_lang_tensor(tensor, *scope)
+        set_attr = scope[0].set_attr if scope else setattr
+        set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).item()))
 
     interpreter._patch_lang_tensor = _patch_index
 
@@ -56,6 +60,23 @@ def fixed(x):
     return (x + magic).to(tl.int64, bitcast=True) - 4843621399236968448
 
 
+@triton.jit
+def inverse(scale):
+    """1 / scale of a power of two, exactly."""
+    return (2130706432 - scale.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def append(rows, wanted, list_ptr, count_ptr):
+    """Put the wanted rows at the end of a list; in which order programs come is left open."""
+    here = wanted.to(tl.int32)
+    number = tl.sum(here, 0)
+    if number > 0:
+        # The next kernel reads the list, and a kernel's end orders all that it wrote.
+        start = tl.atomic_add(count_ptr, number.to(tl.int64), sem="relaxed").to(tl.int32)
+        tl.store(list_ptr + start + tl.cumsum(here, 0) - 1, rows, mask=wanted)
+
+
 @dataclass(frozen=True)
 class Launch:
     """Tile sizes and launch options of one kernel; `blocks` are passed as they are named."""
@@ -64,9 +85,11 @@ class Launch:
     num_warps: int = 4
     num_stages: int = 3
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Return the keyword arguments of a launch."""
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        # Said in so many words: the default is about to change, and the folds are made of them.
+        fused = {"enable_fp_fusion": True}
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, **fused}
 
     def describe(self) -> str:
         """Return it on one line."""
@@ -97,10 +120,15 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a CUDA device; a few for the CPU, so that loops over programs are run."""
+    """Multiprocessors of a CUDA device; one for the CPU, where programs run one after the other."""
     if device.type != "cuda":
-        return 3
+        return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(device: torch.device, each: int) -> int:
+    """Programs of a kernel that loops over its work: `each` a multiprocessor; two on the CPU."""
+    return each * multiprocessors(device) if device.type == "cuda" else 2
 
 
 def has_tma(device: torch.device) -> bool:

@@ -1,21 +1,23 @@
-"""Lloyd's algorithm on one or more devices, with the C++ core's labels and centres, bit for bit.
+"""Lloyd's algorithm on one or more devices, with the C++ core's labels and centers, bit for bit.
 
-    repeat   label_i = nearest centre of x_i       assign.nearest, exact
+    repeat   label_i = nearest center of x_i       assign.nearest, exact
              S_j, M_j = integer sums by cluster    update.add_rows, or move_rows when few moved
              c_j = S_j / M_j
-    until the centres move by no more than tol
+    until the centers move by no more than tol
 
 The device never waits for the host: what decides whether to go on is copied out while the next
 pass runs, and looked at when that has been queued. The pass that turns out to be one too many is
-not lost: it gives the labels of the final centres, which are wanted anyway.
+not lost: it gives the labels of the final centers, which are wanted anyway.
 
 Rows that fit stay on the device, prepared once. Others stream: two pinned buffers a device, one
-being filled and copied while the rows of the other are worked on.
+being filled and copied while the rows of the other are worked on, by a thread a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -83,13 +85,13 @@ class Source:
             if low >= high:
                 continue
             part = chunk[low - begin : high - begin]
-            target = out[low - start : high - start]
-            if isinstance(part, Tensor):
-                target.copy_(part)
-            elif target.device.type == "cpu":
-                np.copyto(target.numpy(), part)
-            else:
-                target.copy_(torch.from_numpy(np.ascontiguousarray(part)))
+            if not isinstance(part, Tensor):
+                with warnings.catch_warnings():
+                    # Nothing here writes to its input: a read-only memory map is welcome.
+                    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                    part = torch.from_numpy(np.ascontiguousarray(part))
+            # Torch copies with several threads.
+            out[low - start : high - start].copy_(part)
 
     def on(self, device: torch.device, start: int, stop: int) -> Tensor | None:
         """Return these rows without a copy, if one chunk holds them on that device."""
@@ -159,7 +161,10 @@ class Share:
     ) -> None:
         self.device, self.start, self.size = device, start, stop - start
         self.weights = None if weights is None else weights[start:stop].to(device)
-        self.labels = torch.full((2, self.size), -1, dtype=torch.int32, device=device)
+        # Two, not one of two rows: kernels are compiled again for what begins at no 16 bytes.
+        self.labels = [
+            torch.full((self.size,), -1, dtype=torch.int32, device=device) for _ in range(2)
+        ]
         self.sums = Sums.zeros(k, source.width, device)
         self.bad = torch.full((), NONE_BAD, dtype=torch.int64, device=device)
         self.prepared: Rows | None = None
@@ -168,8 +173,8 @@ class Share:
             if device.type == "cuda":
                 memory_bytes = int(0.85 * torch.cuda.mem_get_info(device)[0])
         item = source.dtype.itemsize
-        # As given, in half precision, two lists, and what sorting the labels takes.
-        needed = self.size * (source.width * (item + 2) + 64)
+        # As given, in half precision, lists of rows to settle, and what sorting the labels takes.
+        needed = self.size * (source.width * (item + 2) + 128)
         self.resident = source.on(device, start, stop)
         self.streamed: _Streamed | None = None
         if self.resident is None and needed <= memory_bytes:
@@ -177,10 +182,12 @@ class Share:
             source.read(start, self.resident)
         elif self.resident is None:
             block_rows = min(_STREAM_BYTES, memory_bytes // 4) // (source.width * item)
-            self.streamed = _Streamed(source, device, start, stop, max(1, block_rows))
+            # A multiple of 16, where it is that many, so that what is cut by blocks is aligned.
+            block_rows = block_rows // 16 * 16 or max(1, block_rows)
+            self.streamed = _Streamed(source, device, start, stop, block_rows)
         block = self.size if self.streamed is None else self.streamed.block_rows
         self.scratch = Scratch.of(block, device)
-        self.moved = torch.empty(block + 1, dtype=torch.int32, device=device)
+        self.moved = torch.empty(block + 4, dtype=torch.int32, device=device)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the share's rows: all at once if they stay, a block at a time if they stream."""
@@ -236,7 +243,7 @@ class Share:
         return inertia
 
     def inertia(self, centers: Tensor, turn: int) -> Tensor:
-        """Weighted sum of the squared distances to the own centres, float64."""
+        """Weighted sum of the squared distances to the own centers, float64."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.on_device():
             for first, x in self.blocks():
@@ -259,7 +266,7 @@ class Share:
     def farthest(
         self, centers: Tensor, turn: int, count: int, unit: float
     ) -> list[tuple[float, int, int, np.ndarray, float]]:
-        """Return (distance, row, label, values, weight) of the rows farthest from their centres.
+        """Return (distance, row, label, values, weight) of the rows farthest from their centers.
 
         Rows whose weight times `unit` rounds to no mass are left out.
         """
@@ -338,28 +345,39 @@ class _Fit:
         self.home = self.shares[0].device
         self.centers = self.centers.to(self.home)
         self.shift = shift_of(self.centers)
-        largest = torch.stack([share.largest().to(self.home) for share in self.shares]).amax(0)
+        largest = torch.stack(self.on_all(lambda share: share.largest().to(self.home))).amax(0)
         heaviest = 1.0 if weights is None else float(weights.max())
         self.scale = FixedScale.of(largest, heaviest, self.n)
         # Streaming reads every row anyway: its inertia costs nothing more then.
         self.streams = any(share.streamed is not None for share in self.shares)
 
+    def on_all(self, work: Callable[[Share], Any]) -> list[Any]:
+        """Do the work on every share; a thread a share where rows stream to several devices.
+
+        A device that streams keeps its thread waiting for copies: in one thread, devices would take
+        turns. The interpreter is one for the whole process.
+        """
+        streamed = sum(share.streamed is not None for share in self.shares)
+        if streamed < 2 or self.home.type != "cuda":
+            return [work(share) for share in self.shares]
+        with ThreadPoolExecutor(len(self.shares)) as threads:
+            return list(threads.map(work, self.shares))
+
     def assign(self, turn: int, *, few_moved: bool, with_inertia: bool) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=self.home)
-        for share in self.shares:
+        def one(share: Share) -> Tensor:
             device = share.device
             with share.on_device():
                 prepared = prepare_centers(self.centers.to(device), self.shift.to(device))
-            inertia = share.assign(
+            return share.assign(
                 prepared,
                 self._scale_on(device),
                 turn,
                 few_moved=few_moved,
                 with_inertia=with_inertia,
                 precision=self.precision,
-            )
-            total += inertia.to(self.home)
-        return total
+            ).to(self.home)
+
+        return torch.stack(self.on_all(one)).sum()
 
     def _scale_on(self, device: torch.device) -> FixedScale:
         return FixedScale(self.scale.columns.to(device), self.scale.mass.to(device))
@@ -386,7 +404,7 @@ class _Fit:
         return torch.stack([share.bad.to(self.home) for share in self.shares]).amin()
 
     def mean_variance(self, total: Sums, centers: Tensor, inertia: Tensor) -> Tensor:
-        """Mean over the columns of the variance of all rows, from the sums about the centres.
+        """Mean over the columns of the variance of all rows, from the sums about the centers.
 
         sum |x - m|^2 = sum |x - c|^2 + sum_j (2 (S_j - n_j c_j) + n_j (c_j - m)) . (c_j - m)
         """
@@ -399,8 +417,7 @@ class _Fit:
 
     def reseed(self, old: Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """Give every cluster without weight the farthest row that its own cluster can spare."""
-        for share in self.shares:
-            share.recount(self._scale_on(share.device), turn)
+        self.on_all(lambda share: share.recount(self._scale_on(share.device), turn))
         total = self.merged()
         sums, mass = total.sums.cpu().numpy(), total.mass.cpu().numpy()
         waiting = list(np.flatnonzero(mass == 0)[::-1])
@@ -457,7 +474,7 @@ def fit(
     Returns
     -------
     labels : (N,) int32
-        Of the centres returned.
+        Of the centers returned.
     centers : (K, D) float32, or float64 for float64 rows
     inertia : float
     n_iter : int
@@ -470,7 +487,7 @@ def fit(
 
     Notes
     -----
-    With precision "exact", labels and centres are the C++ core's, bit for bit, for any number of
+    With precision "exact", labels and centers are the C++ core's, bit for bit, for any number of
     devices, shards and blocks: labels are those of the same float64 distances, sums are the same
     integers. A cluster without weight takes the farthest row, also as there.
     """
@@ -516,7 +533,8 @@ def fit(
         )
         turn += 1
     if not work.streams:
-        parts = [s.inertia(work.centers.to(s.device), turn).to(work.home) for s in work.shares]
+        centers = work.centers
+        parts = [s.inertia(centers.to(s.device), turn).to(work.home) for s in work.shares]
         inertia = torch.stack(parts).sum()
     _raise_if_bad(float(work.bad()))
     labels = [share.labels[turn % 2].cpu() for share in work.shares]

@@ -6,7 +6,7 @@
 `token_nll` cuts the vocabulary into parts of PART columns, one program a block of tokens and a
 part, each with a running maximum and sum in base 2 and, where the target falls into the part, its
 logit from the float32 accumulator. `_merge_kernel` folds the parts in order. Parts do not depend on
-how many tokens there are, and a row of a matrix product not on its neighbours, so a token's bits
+how many tokens there are, and a row of a matrix product not on its neighbors, so a token's bits
 depend on the token alone. Then one program an example adds up its tokens in order, and clusters are
 summed as integers.
 
@@ -22,31 +22,34 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import Launch, dot, fixed, has_tma, multiprocessors, next_power_of_2, tiles
+from .common import VERSION, Launch, dot, fixed, has_tma, next_power_of_2, tiles
 
-PART = 8192
+PART = 2048
+# Blocks of tokens whose programs run at the same time as those of all parts.
+GROUP = 8
 LN_2 = 0.6931471805599453
 MEAN_QUANTUM = 2.0**-32
 
 
 @triton.jit
-def _logits(product, bias, softcap, columns, V, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
-    """Logits in base 2 of a tile; minus infinity past the vocabulary."""
+def _logits(product, bias, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):
+    """Logits of a tile."""
     z = product
     if HAS_BIAS:
         z = z + bias[None, :]
     if HAS_SOFTCAP:
         # tanh y = 1 - 2 / (1 + exp 2y), which saturates as it should
         z = softcap * (1.0 - 2.0 / (1.0 + tl.exp2(z * (2.0 * 1.4426950408889634 / softcap))))
-    return tl.where((columns < V)[None, :], z * 1.4426950408889634, float("-inf"))
+    return z
 
 
 @triton.jit
 def _fold(z, top, total):
-    """Take a tile of base-2 logits into each row's running maximum and sum of powers."""
-    new_top = tl.maximum(top, tl.max(z, 1))
-    total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(z - new_top[:, None]), 1)
-    return new_top, total
+    """Take a tile of logits into each row's maximum (of logits in base 2) and sum of powers."""
+    # The maximum is found before the scaling, which is then part of the subtraction: one fma.
+    new_top = tl.maximum(top, tl.max(z, 1) * 1.4426950408889634)
+    powers = tl.exp2(z * 1.4426950408889634 - new_top[:, None])
+    return new_top, total * tl.exp2(top - new_top) + tl.sum(powers, 1)
 
 
 @triton.jit
@@ -64,7 +67,7 @@ def _part_kernel(
     softcap,
     stride_xt,
     stride_wv,
-    GROUP,
+    GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     USE_TMA: tl.constexpr,
@@ -85,11 +88,12 @@ def _part_kernel(
     part = place // group_blocks
     rows = t0 + tl.arange(0, BLOCK_T)
     inside = rows < T
-    target = tl.load(target_ptr + rows, mask=inside, other=-1)
+    first = part * PART
+    # Counted from the part's first column, a target fits 32 bits, and so does the comparison.
+    target = (tl.load(target_ptr + rows, mask=inside, other=-1) - first).to(tl.int32)
     top = tl.full([BLOCK_T], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     logit = tl.zeros([BLOCK_T], tl.float32)
-    first = part * PART
     for v0 in tl.range(first, tl.minimum(first + PART, V), BLOCK_V, flatten=FLATTEN):
         product = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
         for h0 in tl.range(0, H, BLOCK_H):
@@ -114,9 +118,12 @@ def _part_kernel(
         bias = tl.zeros([BLOCK_V], tl.float32)
         if HAS_BIAS:
             bias = tl.load(bias_ptr + columns, mask=columns < V, other=0.0).to(tl.float32)
-        z = _logits(product, bias, softcap, columns, V, HAS_BIAS, HAS_SOFTCAP)
+        z = _logits(product, bias, softcap, HAS_BIAS, HAS_SOFTCAP)
+        here = (v0 - first + tl.arange(0, BLOCK_V))[None, :] == target[:, None]
+        logit += tl.sum(tl.where(here, z, 0.0), 1)
+        if v0 + BLOCK_V > V:
+            z = tl.where((columns < V)[None, :], z, float("-inf"))
         top, total = _fold(z, top, total)
-        logit += tl.sum(tl.where(columns[None, :] == target[:, None], z, 0.0), 1)
     place = part.to(tl.int64) * T + rows
     tl.store(top_ptr + place, top, mask=inside)
     tl.store(total_ptr + place, total, mask=inside)
@@ -140,7 +147,7 @@ def _merge_kernel(
         new_top = tl.maximum(top, part_top)
         total = total * tl.exp2(top - new_top) + part_total * tl.exp2(part_top - new_top)
         top = new_top
-    nll = (top + tl.log2(total) - logit) * 0.6931471805599453
+    nll = (top + tl.log2(total)) * 0.6931471805599453 - logit
     token = tl.load(kept_ptr + rows, mask=inside, other=0)
     tl.store(nll_ptr + token, nll, mask=inside)
 
@@ -174,9 +181,9 @@ def _block_kernel(
         bias = tl.zeros([BLOCK_V], tl.float32)
         if HAS_BIAS:
             bias = tl.load(bias_ptr + columns, mask=columns < V, other=0.0).to(tl.float32)
-        z = _logits(z[None, :], bias, softcap, columns, V, HAS_BIAS, HAS_SOFTCAP)
-        top, total = _fold(z, top, total)
+        z = _logits(z[None, :], bias, softcap, HAS_BIAS, HAS_SOFTCAP)
         logit += tl.sum(tl.where((columns == target)[None, :], z, 0.0))
+        top, total = _fold(tl.where((columns < V)[None, :], z, float("-inf")), top, total)
     tl.store(top_ptr + row + tl.zeros([1], tl.int32), top)
     tl.store(total_ptr + row + tl.zeros([1], tl.int32), total)
     tl.store(logit_ptr + row, logit)
@@ -220,8 +227,8 @@ def _cluster_kernel(
         scored = tl.load(example_count_ptr + b, mask=scored, other=0) > 0
     mean = tl.load(mean_ptr + b, mask=scored, other=0.0).to(tl.float64)
     label = tl.load(label_ptr + b, mask=scored, other=0).to(tl.int64)
-    tl.atomic_add(sum_ptr + label, fixed(mean * 4294967296.0), mask=scored)
-    tl.atomic_add(count_ptr + label, scored.to(tl.int64), mask=scored)
+    tl.atomic_add(sum_ptr + label, fixed(mean * 4294967296.0), mask=scored, sem="relaxed")
+    tl.atomic_add(count_ptr + label, scored.to(tl.int64), mask=scored, sem="relaxed")
 
 
 # ---- launches ------------------------------------------------------------------------------------
@@ -242,16 +249,20 @@ _INTERPRETED = Launch(tiles(T=64, V=256, H=128, flatten=False))
 _FLOAT32 = Launch(tiles(T=64, V=64, H=32, flatten=False), num_warps=8, num_stages=3)
 
 
+def hopper_launch(plain: bool) -> Launch:
+    """Return the tiles for Hopper and halves; logits are `plain`: no bias, no soft-cap."""
+    # Flattened, what a bias and a soft-cap need does not fit into the registers as well; by the
+    # compilers after Triton 3.6 a plain fold does not either.
+    return LAUNCHES[0] if plain and VERSION < (3, 7) else LAUNCHES[2]
+
+
 def launch_for(device: torch.device, dtype: torch.dtype, plain: bool) -> Launch:
-    """Return the tiles for a device, a dtype and logits that are `plain`: no bias, no soft-cap."""
+    """Return the tiles for a device and a dtype."""
     if device.type == "cpu":
         return _INTERPRETED
     if dtype == torch.float32:
         return _FLOAT32
-    if not has_tma(device):
-        return _SMALL
-    # Flattened, what a bias and a soft-cap need does not fit into the registers as well.
-    return LAUNCHES[0] if plain else LAUNCHES[2]
+    return hopper_launch(plain) if has_tma(device) else _SMALL
 
 
 def _aligned(matrix: Tensor) -> bool:
@@ -308,14 +319,16 @@ def token_nll(
             softcap or 1.0,
             hidden.stride(0),
             lm_head.stride(0),
-            max(1, multiprocessors(hidden.device) // parts),
+            GROUP=GROUP,
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
             USE_TMA=tma,
             PART=PART,
             **launch.options(),
         )
-        _merge_kernel[(triton.cdiv(t, 128),)](top, total, logit, kept, nll, t, parts, BLOCK_T=128)
+        _merge_kernel[(triton.cdiv(t, 128),)](
+            top, total, logit, kept, nll, t, parts, BLOCK_T=128, enable_fp_fusion=True
+        )
     return nll
 
 
@@ -364,8 +377,9 @@ def blocked_token_nll(
                     HAS_SOFTCAP=softcap is not None,
                     BLOCK_V=min(2048, next_power_of_2(len(rows))),
                     num_warps=4,
+                    enable_fp_fusion=True,
                 )
-        nll[tokens] = (top + total.log2() - logit) * LN_2
+        nll[tokens] = (top + total.log2()) * LN_2 - logit
     return nll
 
 
@@ -387,6 +401,7 @@ def example_nll(
                 ignore_index,
                 BLOCK_T=256,
                 num_warps=4,
+                enable_fp_fusion=False,
             )
     return mean, count
 
@@ -408,5 +423,6 @@ def cluster_nll(
                 len(labels),
                 HAS_COUNT=example_count is not None,
                 BLOCK_B=256,
+                enable_fp_fusion=False,
             )
     return total.double() * MEAN_QUANTUM, count

@@ -6,9 +6,10 @@
     cls:           v = x_1
     then v / |v|, if asked for; no token gives zeros
 
-One program a sequence (or, when that leaves the device idle, one a CHUNK of its tokens) holds a
-BLOCK_T x BLOCK_H tile of float32 sums. Chunks are counted from the sequence's first token and added
-in order, by one program or by many: the bits depend on nothing but the sequence's own tokens.
+One program a sequence (or, when there are fewer than multiprocessors, one a CHUNK of its tokens)
+holds a BLOCK_T x BLOCK_H tile of float32 sums. Chunks are counted from the sequence's first token
+and added in order, by one program or by many: the bits depend on nothing but the sequence's own
+tokens.
 """
 
 from __future__ import annotations
@@ -74,6 +75,19 @@ def _span(
 
 
 @triton.jit
+def _first_row(first, b, chunks, PACKED: tl.constexpr, CHUNK: tl.constexpr):
+    """Where the sums of a sequence's chunks begin.
+
+    Packed sequences leave no room for chunks that they do not have: ceil(L / CHUNK) rows from row
+    floor(first / CHUNK) + b on end before the next sequence's begin.
+    """
+    if PACKED:
+        return first // CHUNK + b
+    else:
+        return b * chunks
+
+
+@triton.jit
 def _finish(
     total,
     length,
@@ -84,7 +98,7 @@ def _finish(
     NORMALIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """Divide, normalise, store."""
+    """Divide, normalize, store."""
     divisor = length.to(tl.float32)
     if WEIGHTED:
         divisor = (length * (length + 1) // 2).to(tl.float32)
@@ -101,6 +115,7 @@ def _mean_kernel(
     x_ptr,
     mask_ptr,
     bounds_ptr,
+    owner_ptr,
     out_ptr,
     partial_ptr,
     T,
@@ -120,11 +135,19 @@ def _mean_kernel(
     STAGES: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
+    if SPLIT and PACKED:
+        b = tl.load(owner_ptr + b).to(tl.int64)
     first, end, length = _span(mask_ptr, bounds_ptr, b, T, stride_mb, PACKED, LONG, BLOCK_M)
     start = first
     stop = end
     if SPLIT:
-        start = first + tl.program_id(1).to(tl.int64) * CHUNK
+        row = tl.program_id(0).to(tl.int64)
+        chunk = tl.program_id(1).to(tl.int64)
+        if PACKED:
+            chunk = row - _first_row(first, b, 0, PACKED, CHUNK)
+        else:
+            row = _first_row(first, b, tl.num_programs(1), PACKED, CHUNK) + chunk
+        start = first + chunk * CHUNK
         stop = tl.minimum(start + CHUNK, end)
     x_ptr += b * stride_xb
     h = tl.arange(0, BLOCK_H)
@@ -174,9 +197,7 @@ def _mean_kernel(
                 sums += tile
             total += tl.sum(sums, 0)
     if SPLIT:
-        chunks = tl.num_programs(1)
-        row = b * chunks + tl.program_id(1)
-        tl.store(partial_ptr + row * H + h, total, mask=h < H)
+        tl.store(partial_ptr + row * H + h, total, mask=h < tl.where(start < stop, H, 0))
     else:
         _finish(total, length, out_ptr, b, H, WEIGHTED, NORMALIZE, BLOCK_H)
 
@@ -203,8 +224,9 @@ def _merge_kernel(
     first, end, length = _span(mask_ptr, bounds_ptr, b, T, stride_mb, PACKED, LONG, BLOCK_M)
     h = tl.arange(0, BLOCK_H)
     total = tl.zeros([BLOCK_H], tl.float32)
+    row = _first_row(first, b, chunks, PACKED, CHUNK)
     for chunk in tl.range(0, tl.cdiv(end - first, CHUNK)):
-        total += tl.load(partial_ptr + (b * chunks + chunk) * H + h, mask=h < H, other=0.0)
+        total += tl.load(partial_ptr + (row + chunk) * H + h, mask=h < H, other=0.0)
     _finish(total, length, out_ptr, b, H, WEIGHTED, NORMALIZE, BLOCK_H)
 
 
@@ -284,13 +306,13 @@ def _launch(
     # A pointer that is not used must still be one.
     mask_or, bounds_or = (out if mask is None else mask), (out if bounds is None else bounds)
     block_h = next_power_of_2(h)
-    block_m = min(_MASK_BLOCK, max(16, next_power_of_2(t)))
     shared = {
         "PACKED": packed,
-        "LONG": t > _MASK_BLOCK,
+        "LONG": not packed and t > _MASK_BLOCK,
         "NORMALIZE": normalize,
         "BLOCK_H": block_h,
-        "BLOCK_M": block_m,
+        "BLOCK_M": 16 if packed else min(_MASK_BLOCK, max(16, next_power_of_2(t))),
+        "enable_fp_fusion": True,
     }
     strides = (stride_xb, hidden.stride(1), stride_mb)
     with torch.cuda.device_of(hidden):
@@ -304,13 +326,23 @@ def _launch(
         row_bytes = block_h * hidden.element_size()
         block_t = max(1, min(32, launch.blocks["TILE_BYTES"] // row_bytes))
         chunks = triton.cdiv(t, CHUNK)
-        # Packed sequences have no common length: t is only the bound of the longest.
-        split = chunks > 1 and b < 2 * multiprocessors(hidden.device) and b * chunks < 65536
-        partial = out.new_empty(b * chunks, h) if split else out
-        _mean_kernel[(b, chunks if split else 1)](
+        # With a program for every multiprocessor, enough loads are under way.
+        split = chunks > 1 and b < multiprocessors(hidden.device)
+        grid, owner, partial = (b, 1), out, out
+        if split:
+            grid, partial = (b, chunks), out.new_empty(b * chunks, h)
+        if split and bounds is not None:
+            # Never more rows than this, whatever the sequences' lengths; which sequence has one.
+            items = t // CHUNK + b
+            grid, partial = (items, 1), out.new_empty(items, h)
+            begin = bounds[:-1] // CHUNK + torch.arange(b, device=out.device)
+            item = torch.arange(items, device=out.device)
+            owner = torch.searchsorted(begin, item, right=True, out_int32=True) - 1
+        _mean_kernel[grid](
             hidden,
             mask_or,
             bounds_or,
+            owner,
             out,
             partial,
             t,

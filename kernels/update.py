@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .assign import distances
-from .common import Launch, fixed, multiprocessors, next_power_of_2, power_of_2
+from .common import Launch, fixed, next_power_of_2, power_of_2, programs
+from .distance import distances
 
 # CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
 # The first is what is launched; `make bench-gpu` times them all and prints the order.
@@ -126,9 +126,9 @@ def _add_kernel(
         mass = tl.where(lane == 0, fixed(unit) * number, 0)
     k = k.to(tl.int64)
     width = tl.where(end > start, D, 0)
-    tl.atomic_add(sums_ptr + k * D + d, tl.sum(total, 0), mask=d < width)
+    tl.atomic_add(sums_ptr + k * D + d, tl.sum(total, 0), mask=d < width, sem="relaxed")
     if tl.program_id(1) == 0:
-        tl.atomic_add(mass_ptr + k, tl.sum(mass, 0))
+        tl.atomic_add(mass_ptr + k, tl.sum(mass, 0), sem="relaxed")
 
 
 @triton.jit
@@ -140,7 +140,7 @@ def _moved_kernel(old_ptr, new_ptr, list_ptr, count_ptr, N, BLOCK_N: tl.constexp
     here = moved.to(tl.int32)
     number = tl.sum(here, 0)
     if number > 0:
-        start = tl.atomic_add(count_ptr, number)
+        start = tl.atomic_add(count_ptr, number, sem="relaxed")
         tl.store(list_ptr + start + tl.cumsum(here, 0) - 1, rows, mask=moved)
 
 
@@ -178,11 +178,15 @@ def _move_kernel(
                 x = x * weight
             term = fixed(x * column)
             # A label of -1 is no cluster: of a row that was not yet, or is not finite.
-            tl.atomic_add(sums_ptr + old * D + d, -term, mask=d < tl.where(old >= 0, D, 0))
-            tl.atomic_add(sums_ptr + new * D + d, term, mask=d < tl.where(new >= 0, D, 0))
+            tl.atomic_add(
+                sums_ptr + old * D + d, -term, mask=d < tl.where(old >= 0, D, 0), sem="relaxed"
+            )
+            tl.atomic_add(
+                sums_ptr + new * D + d, term, mask=d < tl.where(new >= 0, D, 0), sem="relaxed"
+            )
         mass = fixed(weight * unit)
-        tl.atomic_add(mass_ptr + old, -mass, mask=old >= 0)
-        tl.atomic_add(mass_ptr + new, mass, mask=new >= 0)
+        tl.atomic_add(mass_ptr + old, -mass, mask=old >= 0, sem="relaxed")
+        tl.atomic_add(mass_ptr + new, mass, mask=new >= 0, sem="relaxed")
 
 
 def add_rows(
@@ -194,7 +198,7 @@ def add_rows(
     *,
     launch: Launch = LAUNCHES[0],
 ) -> None:
-    """Add every row of x (N, D) to its cluster's sum; rows labelled -1 to none. No host sync.
+    """Add every row of x (N, D) to its cluster's sum; rows labeled -1 to none. No host sync.
 
     weights: (N,) float64 or None.
     """
@@ -236,6 +240,7 @@ def add_rows(
             BLOCK_N=launch.blocks["BLOCK_N"],
             BLOCK_D=block_d,
             num_warps=launch.num_warps,
+            enable_fp_fusion=False,
         )
 
 
@@ -250,16 +255,20 @@ def move_rows(
 ) -> None:
     """Take the rows whose label changed out of the old sums and into the new. No host sync.
 
-    scratch: (N + 1,) int32; the first element receives how many rows moved.
+    scratch: (N + 4,) int32; the first element receives how many rows moved.
     """
     n, d = x.shape
     if n == 0 or d == 0:
         return
-    count, moved = scratch[:1], scratch[1:]
+    # The list begins at 16 bytes, as all that kernels read: for another start they would be
+    # compiled again.
+    count, moved = scratch[:1], scratch[4:]
     count.zero_()
     with torch.cuda.device_of(x):
-        _moved_kernel[(triton.cdiv(n, 1024),)](old, new, moved, count, n, BLOCK_N=1024)
-        _move_kernel[(8 * multiprocessors(x.device),)](
+        _moved_kernel[(triton.cdiv(n, 1024),)](
+            old, new, moved, count, n, BLOCK_N=1024, enable_fp_fusion=False
+        )
+        _move_kernel[(programs(x.device, 8),)](
             x,
             scale.mass if weights is None else weights,
             scale.columns,
@@ -275,11 +284,12 @@ def move_rows(
             WEIGHTED=weights is not None,
             BLOCK_D=min(1024, max(16, next_power_of_2(d))),
             num_warps=4,
+            enable_fp_fusion=False,
         )
 
 
 def means(sums: Sums, scale: FixedScale, centers: Tensor) -> Tensor:
-    """Sum / mass of each cluster, (K, D) float64; a cluster without mass keeps its centre."""
+    """Sum / mass of each cluster, (K, D) float64; a cluster without mass keeps its center."""
     weight = sums.mass.double() / scale.mass
     mean = sums.sums.double() / scale.columns / torch.where(weight > 0, weight, 1.0)[:, None]
     return torch.where((sums.mass > 0)[:, None], mean, centers.double())
@@ -290,6 +300,15 @@ def largest_values(x: Tensor) -> Tensor:
     if len(x) == 0:
         return x.new_zeros(x.shape[1], dtype=torch.float64)
     return torch.linalg.vector_norm(x, torch.inf, dim=0).double()
+
+
+def _first_bad_row(x: Tensor) -> int:
+    step = max(1, (1 << 24) // max(1, x.shape[1]))
+    for start in range(0, len(x), step):
+        bad = ~x[start : start + step].isfinite().all(1)
+        if bool(bad.any()):
+            return start + int(bad.int().argmax())
+    raise AssertionError("every row is finite")
 
 
 def sum_by_cluster(values: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -310,13 +329,22 @@ def update(
     sample_weight: Tensor | None,
     centers: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sums (K, D), weights (K,) and inertia (K,) of the clusters, float64."""
+    """Return sums (K, D), weights (K,) and inertia (K,) of the clusters, float64.
+
+    Raises
+    ------
+    ValueError
+        A row of x is not finite; the first is named.
+    """
     if x.stride(-1) != 1:
         x = x.contiguous()
     labels = labels.int()
     weights = None if sample_weight is None else sample_weight.double()
     heaviest = 1.0 if weights is None or len(weights) == 0 else weights.amax()
-    scale = FixedScale.of(largest_values(x), heaviest, len(x))
+    largest = largest_values(x)
+    if not bool(largest.isfinite().all()):
+        raise ValueError(f"x: row {_first_bad_row(x)} has a NaN or an infinity")
+    scale = FixedScale.of(largest, heaviest, len(x))
     total = Sums.zeros(n_clusters, x.shape[1], x.device)
     add_rows(x, labels, weights, scale, total)
     sums, counts = total.sums.double() / scale.columns, total.mass.double() / scale.mass

@@ -24,6 +24,7 @@ from pydantic import (
 
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
+from pyids.registry import SCORERS, WEIGHT_UPDATES
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -184,7 +185,9 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
     max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
-    scorer: str = _option("Scoring", "what a round's score is", "sound-learnability")
+    scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
+        "Scoring", "what a round's score is", "sound-learnability"
+    )
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
@@ -196,8 +199,10 @@ class RunConfig(BaseModel):
         "Scoring", "most requests to the judge in a run", 10_000, ge=1
     )
     probes_per_cluster: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
-    weight_update: Literal["exponential", "linear", "ucb", "none"] = _option(
-        "Scoring", "how scores change the cluster weights", "exponential"
+    weight_update: Annotated[str, AfterValidator(WEIGHT_UPDATES.check)] = _option(
+        "Scoring",
+        "how scores change the cluster weights: exponential, linear, ucb, none",
+        "exponential",
     )
     temperature: float | None = _option(
         "Scoring",
@@ -315,6 +320,25 @@ class RunConfig(BaseModel):
     def to_yaml(self) -> str:
         """Return the configuration as the YAML that `load_config` reads."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def group_of(name: str) -> str:
+    """Return the group of options that a field belongs to."""
+    extra = RunConfig.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return str(extra["group"])
+
+
+# What a trainer of one's own decides, and what only rounds look at; the model is also that of a
+# quality signal.
+TRAINER_FIELDS = frozenset(
+    name for name in RunConfig.model_fields if group_of(name) == "Training" and name != "model"
+) | {"scorer", "reward_model", "judge_url", "judge_model", "judge_max_requests"}
+ROUND_FIELDS = (
+    frozenset(name for name in RunConfig.model_fields if group_of(name) == "Scoring")
+    | TRAINER_FIELDS
+    | {"rounds", "oversample", "allocation"}
+)
 
 
 def make_config(**options: Any) -> RunConfig:

@@ -1,13 +1,12 @@
-"""The iterative refinement: draw, train, score, re-weight (Yu et al., Algorithm 1).
+"""Algorithm 1 of Yu et al. (arXiv 2409.11378): draw, train, score, re-weight.
 
-`Selection` is the loop turned inside out, for trainers of any kind: `ask` gives the rows selected
-so far, `tell` takes the scores. `run` is the same loop with the trainer that pyids brings.
+`run` is the loop with the trainer that pyids brings. `Selection` is the same loop turned inside
+out, for trainers of any kind: `ask` gives the rows selected so far, `tell` takes the scores.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,24 +15,23 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.config import SCREENING_OVERSAMPLE, RunConfig, make_config
+from pyids.callbacks import Callback, Callbacks, LogRounds
+from pyids.config import RunConfig
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.device import device
-from pyids.errors import ConfigError, DataError
-from pyids.models.finetune import training_options
 from pyids.models.hub import resolve_model
-from pyids.models.raters import rater
+from pyids.pipeline.draw import clusters_of, draw_rows, log_weights_of, selected_rows
 from pyids.pipeline.identity import saved_config
+from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
-from pyids.pipeline.stages import row_weights
-from pyids.sampling import allocate, merge_samples, sample_by_cluster
-from pyids.scoring.cluster_weights import update_weights
-from pyids.scoring.overlap import mismatch, words_of
-from pyids.scoring.statistics import between_cluster_z, cluster_moments, not_significant, paired_t
-from pyids.store.files import read_json, write_json
-from pyids.store.folder import Shard, Store
+from pyids.progress import reporter
+from pyids.result import Result
+from pyids.sampling import allocate
+from pyids.scoring.cluster_weights import columns_of, reweight
+from pyids.scoring.overlap import oversample_where_mismatched
+from pyids.store.folder import Store
 from pyids.store.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -44,19 +42,7 @@ if TYPE_CHECKING:
     from pyids.scoring.probes import Scores
 
 
-logger = logging.getLogger("pyids")
-
-
-# Where answers look mismatched beyond this share, candidates are looked at; chosen, as is their
-# number, on development rows (docs/log.md).
-_MISMATCH = 0.03
-
-
-# What that share is estimated from: at most so many rows of so many clusters.
-_MISMATCH_ROWS, _MISMATCH_CLUSTERS = 64, 256
-
-
-def run(config: RunConfig) -> Path:
+def run(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
     """Select with the trainer that pyids brings; return the path of the selected rows.
 
     In every round: draw from the clusters by their weights, fine-tune the base model on everything
@@ -64,12 +50,8 @@ def run(config: RunConfig) -> Path:
     ends with its training: the checkpoint that all selected rows make.
     """
     check_model(config)
-    with Selection.from_config(config) as selection:
-        while selection.draw(selection.candidates()):
-            checkpoint = selection.train()
-            if selection.round == config.rounds - 1:
-                break  # no draw would follow from more scores
-            selection.tell(selection.score(checkpoint))
+    with Selection(prepare(config), config, callbacks) as selection:
+        selection.run_rounds()
         return selection.finish()
 
 
@@ -82,42 +64,59 @@ class Selection:
         A run folder whose rows are read, embedded and clustered (`pyids.pipeline.prepare.prepare`).
     config
         The configuration that the folder was made with.
+    callbacks
+        What sees the rounds as they happen.
+
+    Examples
+    --------
+    >>> import pyids
+    >>> selection = pyids.Selection.open("run", data="pool.jsonl", budget=1000)  # doctest: +SKIP
     """
 
-    def __init__(self, store: Store, config: RunConfig) -> None:
+    def __init__(self, store: Store, config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:
         self.store = store
         self.config = config
+        self.callbacks = Callbacks((LogRounds(), *callbacks))
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
         self.rounds = Rounds(store, store.cluster_sizes)
 
     @classmethod
-    def open(cls, path: str | Path, **options: Any) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        **fields: Any,
+    ) -> Self:
         """Start a selection in a run folder, or go on with the one that it holds.
 
         Parameters
         ----------
         path
             The run folder.
-        **options
-            Fields of `RunConfig`, `data` and `budget` among them; none to go on with the
-            configuration that the folder holds, which then needs neither the data nor the vectors
-            that it was made from.
+        config
+            A configuration, a mapping of its fields, or the path of a YAML file.
+        callbacks
+            What sees the rounds as they happen.
+        **fields
+            Fields of `RunConfig`, which win over those of `config`: ``data`` and ``budget`` among
+            them. ``data`` may be paths, a ``datasets.Dataset``, a pandas, polars or Arrow table or
+            an iterable of dicts, and ``embeddings_file`` an array or a tensor. Neither `config` nor
+            fields: go on with the configuration that the folder holds, which then needs neither the
+            data nor the vectors that it was made from.
 
         Raises
         ------
         ConfigError
             The folder holds no selection, or another one.
         """
-        if not options:
-            config = saved_config(Path(path))
-            return cls(reopen(config), config)
-        return cls.from_config(make_config(**options | {"output_dir": str(path)}))
-
-    @classmethod
-    def from_config(cls, config: RunConfig) -> Self:
-        """Read, embed and cluster what `config` names, as far as not done, and open its folder."""
-        return cls(prepare(config), config)
+        if config is None and not fields:
+            saved = saved_config(Path(path))
+            return cls(reopen(saved), saved, callbacks)
+        made = config_of(config, {**fields, "output_dir": str(path)})
+        return cls(prepare(made), made, callbacks)
 
     def close(self) -> None:
         """Give the run folder back."""
@@ -134,20 +133,18 @@ class Selection:
         """How many rounds have been told; the number of the present round, from 0."""
         return self.rounds.told
 
-    def _asked_round(self) -> int:
-        """Return the present round if its rows are drawn; else say what is to be done first."""
-        n, rounds, folder = self.round, self.config.rounds, self.store.path
-        if n == rounds:
-            raise ConfigError(
-                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
-                "Selection.finish, writes the selection"
-            )
-        if self.rounds.drawn == n:
-            raise ConfigError(
-                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
-                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
-            )
-        return n
+    def _seed(self, purpose: bytes, n: int) -> int:
+        """Return a seed for one purpose in round `n`."""
+        return xxhash.xxh3_64_intdigest(b"%b of round %d" % (purpose, n), self.config.seed) >> 1
+
+    def run_rounds(self) -> None:
+        """Do the rounds that are left with the trainer that pyids brings; see `run`."""
+        while self.draw(self.oversample()):
+            checkpoint = self.train()
+            if self.round == self.config.rounds - 1:
+                self.callbacks.on_round_end(self, self.round)
+                break  # no draw would follow from more scores
+            self.tell(self.score(checkpoint))
 
     # -- draw --
 
@@ -163,100 +160,87 @@ class Selection:
             return None
         return to_dataset(self.store.read_rows(self.rounds.selected()))
 
-    def draw(self, candidates: int | None = None) -> bool:
+    def draw(self, oversample: int | None = None) -> bool:
         """Draw this round's rows, once; False when all rounds have been told.
 
         Parameters
         ----------
-        candidates
-            Rows looked at for each row drawn; by default what `config` says, or 1: no look, which
-            takes no model.
+        oversample
+            Candidates drawn for each row kept; by default what `config` says, or 1: no screening,
+            which takes no model.
         """
-        n = self.round
-        if n == self.config.rounds:
+        n, config = self.round, self.config
+        if n == config.rounds:
             return False
         if self.rounds.drawn == n:
-            quotas = self.quotas(self.rounds.weights(n), self.rounds.left(n))
-            if (candidates := candidates or self.config.oversample or 1) > 1:
-                selected = self._screen(quotas, candidates)
+            left = self.rounds.left(n)
+            quotas = self.quotas(self.rounds.weights(n), left)
+            if (per_row := oversample or config.oversample or 1) > 1:
+                candidates = self._draw(np.minimum(quotas * per_row, left), config.seed)
+                selected = self._screen(candidates, quotas)
             else:
-                selected = self._sample(quotas, self.config.seed, self._log_weights)
+                selected = self._draw(quotas, config.seed)
             self.rounds.save_draw(n, quotas, selected)
-            logger.info(
-                "round %d: drew %d rows from %d of %d clusters",
-                *(n + 1, len(selected), np.count_nonzero(quotas), len(quotas)),
-            )
+            self.callbacks.on_draw(self, n)
         return True
-
-    def candidates(self) -> int:
-        """Return how many rows to look at for each row drawn: what `config` says, or the pool asks.
-
-        The share of mismatched answers is estimated once (`pyids.scoring.overlap.mismatch`) and
-        kept in ``mismatch.json``.
-        """
-        if self.config.oversample is not None:
-            return self.config.oversample
-        path = self.store.path / "mismatch.json"
-        if not path.exists():
-            seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
-            clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
-            quotas = np.zeros_like(sizes)
-            quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
-            row_ids = self._sample(quotas, seed, lambda shard: None)
-            words = [words_of(messages) for messages in self.conversations(row_ids)]
-            share = mismatch(words, self.clusters_of(row_ids))
-            write_json(path, {"rows": len(row_ids), "mismatched": share})
-            logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
-        return SCREENING_OVERSAMPLE if read_json(path)["mismatched"] > _MISMATCH else 1
-
-    def _screen(self, quotas: Int64, per_row: int) -> Int64:
-        """Draw several candidates for each row, then of these by how odd they look."""
-        from pyids.models.load import load_model
-        from pyids.scoring import screening
-        from pyids.scoring.screening import OUTLIER_PENALTY, measure
-
-        n, config = self.round, self.config
-        candidates = self._sample(
-            np.minimum(quotas * per_row, self.rounds.left(n)),
-            config.seed,
-            self._log_weights,
-        )
-        where = device(config)
-        model, tokenizer = load_model(resolve_model(config.round_model), where, config.dtype)
-        columns = measure(
-            model,
-            tokenizer,
-            self.conversations(candidates),
-            max_length=config.max_length,
-            device=where,
-        )
-        clusters = self.clusters_of(candidates)
-        outlier_score = screening.outlier_score(columns, clusters)
-        table: dict[str, NDArray[Any]] = {"row_id": candidates, "cluster": clusters}
-        table |= {**columns, "outlier_score": outlier_score}
-        self.rounds.save_candidates(n, table)
-        return sample_by_cluster(
-            clusters,
-            quotas,
-            # The quality decides again: where a cluster is small, all of it are candidates.
-            log_weights=self._log_weights_of(candidates) - OUTLIER_PENALTY * outlier_score,
-            row_ids=candidates,
-            seed=self._seed(b"candidates"),
-            allow_fewer=True,
-            n_threads=config.threads,
-        )
-
-    def _seed(self, purpose: bytes) -> int:
-        """Return a seed for one purpose in this round."""
-        key = b"%b of round %d" % (purpose, self.round)
-        return xxhash.xxh3_64_intdigest(key, self.config.seed) >> 1
 
     def quotas(self, weights: Float64, left: Int64) -> Int64:
         """Share this round's part of the budget among the clusters, summing to it exactly."""
         n, rounds = self.round, self.config.rounds
         budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
         shares = weights * left if self.config.allocation == "proportional" else weights
-        return allocate(budget, shares, left, seed=self._seed(b"quotas"))
+        return allocate(budget, shares, left, seed=self._seed(b"quotas", n))
+
+    def _draw(self, quotas: Int64, seed: int, *, weighted: bool = True) -> Int64:
+        """Draw from the clusters what no round has drawn."""
+        return draw_rows(
+            self.store,
+            self.labels,
+            quotas,
+            exclude=self.rounds.selected(),
+            seed=seed,
+            weighted_by=self.config if weighted else None,
+            threads=self.config.threads,
+        )
+
+    def oversample(self) -> int:
+        """Return how many candidates to draw for each row: what `config` says, or the pool asks.
+
+        The share of mismatched answers is estimated once (`pyids.scoring.overlap`), from the
+        whole pool, and kept in ``mismatch.json``.
+        """
+        if self.config.oversample is not None:
+            return self.config.oversample
+        seed, sizes = self._seed(b"mismatch", 0), self.store.cluster_sizes
+
+        def sample(quotas: Int64) -> tuple[list[list[Message]], NDArray[np.int32]]:
+            row_ids = draw_rows(
+                self.store, self.labels, quotas, exclude=np.empty(0, np.int64), seed=seed
+            )
+            return self.conversations(row_ids), self.clusters_of(row_ids)
+
+        path = self.store.path / "mismatch.json"
+        return oversample_where_mismatched(path, sizes, seed, sample)
+
+    def _screen(self, candidates: Int64, quotas: Int64) -> Int64:
+        """Draw among candidates, the less likely the more of an outlier in its cluster a row is."""
+        from pyids.scoring import screening
+
+        n, clusters = self.round, self.clusters_of(candidates)
+        screened = screening.screen(
+            self.conversations(candidates), clusters, self.config, device(self.config)
+        )
+        self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
+        return screening.draw_screened(
+            candidates,
+            clusters,
+            quotas,
+            screened["outlier_score"],
+            # The quality decides again: where a cluster is small, all of it are candidates.
+            log_weights=log_weights_of(self.store, self.config, candidates),
+            seed=self._seed(b"candidates", n),
+            threads=self.config.threads,
+        )
 
     def probes(self) -> Int64:
         """Draw the unseen rows to score in this round, once: some of each cluster.
@@ -266,48 +250,13 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        n = self._asked_round()
+        n = self.rounds.asked(self.config.rounds)
         row_ids = self.rounds.probes(n)
         if row_ids is None:
             quotas = np.minimum(self.config.probes_per_cluster, self.rounds.left(n + 1))
-            row_ids = self._sample(quotas, self._seed(b"probes"), lambda shard: None)
+            row_ids = self._draw(quotas, self._seed(b"probes", n), weighted=False)
             self.rounds.save_probes(n, row_ids)
         return row_ids
-
-    def _log_weights(self, shard: Shard) -> Float64 | None:
-        return row_weights(self.store, self.config, shard)
-
-    def _log_weights_of(self, row_ids: Int64) -> Float64:
-        """Log weights of rows inside their clusters; zeros where all are equal."""
-        weights = np.zeros(len(row_ids))
-        for shard in self.store.shards:
-            if (logs := self._log_weights(shard)) is None:
-                break
-            kept = self.store.row_ids(shard)
-            _, at, where = np.intersect1d(row_ids, kept, assume_unique=True, return_indices=True)
-            weights[at] = logs[where]
-        return weights
-
-    def _sample(
-        self, quotas: Int64, seed: int, weights: Callable[[Shard], Float64 | None]
-    ) -> Int64:
-        """Draw from the clusters, shard by shard, what has not been selected."""
-        selected = self.rounds.selected()
-        parts = (
-            sample_by_cluster(
-                labels,
-                quotas,
-                log_weights=weights(shard),
-                row_ids=self.store.row_ids(shard),
-                exclude=selected,
-                seed=seed,
-                allow_fewer=True,
-                return_keys=True,
-                n_threads=self.config.threads,
-            )
-            for shard, labels in zip(self.store.shards, self.labels, strict=True)
-        )
-        return merge_samples(parts, quotas)
 
     # -- train and score --
 
@@ -319,50 +268,41 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        from pyids.models.finetune import finetune, read_record
+        from pyids.models.finetune import train_once, training_options
 
-        folder = self.rounds.path(self._asked_round(), "checkpoint")
-        if folder.exists():
-            return read_record(folder)
-        checkpoint = finetune(
+        n = self.rounds.asked(self.config.rounds)
+        checkpoint = train_once(
             resolve_model(self.config.round_model),
-            self.conversations(self.rounds.selected()),
-            output_dir=folder,
+            lambda: self.conversations(self.rounds.selected()),
+            output_dir=self.rounds.path(n, "checkpoint"),
+            progress=reporter("train"),
             **training_options(self.config),
         )
-        logger.info(
-            "round %d: trained on %d rows in %.0f s, loss %.3f",
-            *(self.round + 1, checkpoint.rows, checkpoint.seconds, checkpoint.loss),
-        )
+        self.callbacks.on_train(self, n, checkpoint)
         return checkpoint
 
     def score(self, checkpoint: Checkpoint) -> Scores:
         """Score this round's probe rows under the base model and the checkpoint."""
-        from pyids.scoring import scorers
-        from pyids.scoring.probes import Models, ScoringOptions
+        from pyids.scoring.probes import score_probes
 
         row_ids = self.probes()
-        models = Models(
-            resolve_model(self.config.round_model),
+        scores = score_probes(
+            self.config,
             checkpoint.path,
-            device=device(self.config),
-            dtype=self.config.dtype,
-        )
-        return scorers.score(
-            self.config.scorer,
-            models,
             self.conversations(row_ids),
             self.clusters_of(row_ids),
-            ScoringOptions(
-                max_length=self.config.max_length,
-                rater=rater(self.store, self.config),
-                seed=self.config.seed,
-            ),
+            cache=self.store.path,
         )
+        self.callbacks.on_score(self, self.round, scores)
+        return scores
 
     def conversations(self, row_ids: Int64) -> list[list[Message]]:
         """Messages of the rows, by ascending row id."""
         return [row.messages for row in self.store.read_rows(row_ids)]
+
+    def clusters_of(self, row_ids: Int64) -> NDArray[np.int32]:
+        """Find the cluster of each row, int32; see `pyids.pipeline.draw.clusters_of`."""
+        return clusters_of(self.store, self.labels, row_ids)
 
     # -- re-weight --
 
@@ -383,88 +323,14 @@ class Selection:
             A score is not finite, or its row is not in the pool.
         """
         # Scores told twice must not pass for those of a round that nobody has trained on.
-        n = self._asked_round()
-        row_ids, columns = self._columns(scores)
+        n = self.rounds.asked(self.config.rounds)
+        row_ids, columns = columns_of(scores, self.rounds.probes(n))
         clusters = self.clusters_of(row_ids)
-        weights = self.rounds.weights(n)
-        means, counts, variances = cluster_moments(columns["score"], clusters, len(weights))
-        update = update_weights(
-            weights,
-            means,
-            counts,
-            variances=variances,
-            rule=self.config.weight_update,
-            temperature=self._temperature(scores),
-            min_weight=self.config.min_weight,
-        )
-        learnt, differs = paired_t(columns), between_cluster_z(columns, clusters)
-        is_noise = not_significant(learnt, differs)
-        if is_noise:
-            logger.warning(
-                "round %d: the checkpoint's loss on the probe rows is %.1f standard errors below "
-                "the base model's, and clusters differ by %.1f: the scores are noise, so the "
-                "weights stay",
-                *(n + 1, learnt, np.nan if differs is None else differs),
-            )
-        summary = {
-            "scored_rows": len(row_ids),
-            "scored_clusters": int(np.count_nonzero(counts)),
-            "improvement_in_standard_errors": learnt,
-            "distinction_in_standard_errors": differs,
-            "weights_changed": not is_noise,
-            "shrinkage": update.shrinkage.tolist(),
-            "cluster_scores": update.shrunk_scores.tolist(),
-        }
+        temperature = None if isinstance(scores, Mapping) else scores.temperature
+        told = reweight(self.rounds.weights(n), columns, clusters, self.config, temperature)
         table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}
-        self.rounds.save_told(n, table, summary, weights if is_noise else update.weights)
-        logger.info(
-            "round %d: scored %d rows of %d clusters",
-            *(n + 1, summary["scored_rows"], summary["scored_clusters"]),
-        )
-
-    def _temperature(self, scores: Scores | Mapping[int, float]) -> float | None:
-        if self.config.temperature is not None or isinstance(scores, Mapping):
-            return self.config.temperature
-        return scores.temperature if self.config.weight_update in ("exponential", "ucb") else None
-
-    def _columns(self, scores: Scores | Mapping[int, float]) -> tuple[Int64, dict[str, Float64]]:
-        """Return the ids of the scored rows and what is known of each, `score` first."""
-        if not isinstance(scores, Mapping):
-            usable = np.isfinite(scores.values)
-            columns = {"score": scores.values, **scores.columns}
-            return self.probes()[usable], {name: x[usable] for name, x in columns.items()}
-        row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
-        values = np.fromiter(scores.values(), dtype=np.float64, count=len(scores))
-        if not np.isfinite(values).all():
-            first = np.flatnonzero(~np.isfinite(values))[0]
-            raise DataError(
-                f"the score of row {row_ids[first]} is {values[first]}: scores are finite numbers, "
-                "so leave out rows that have none"
-            )
-        return row_ids, {"score": values}
-
-    def clusters_of(self, row_ids: Int64) -> NDArray[np.int32]:
-        """Find the cluster of each row.
-
-        Raises
-        ------
-        DataError
-            A row that is not in the pool: never read, unusable, or dropped as a repeat.
-        """
-        clusters = np.full(len(row_ids), -1, dtype=np.int32)
-        for shard, labels in zip(self.store.shards, self.labels, strict=True):
-            kept = self.store.row_ids(shard)
-            if len(kept):
-                at = np.minimum(np.searchsorted(kept, row_ids), len(kept) - 1)
-                found = kept[at] == row_ids
-                clusters[found] = labels[at[found]]
-        if (clusters < 0).any():
-            stray = row_ids[np.flatnonzero(clusters < 0)[0]]
-            raise DataError(
-                f"row {stray} is not in the pool of {self.store.path}: give the _pyids_id of rows "
-                "that were asked for"
-            )
-        return clusters
+        self.rounds.save_told(n, table, told.summary, told.weights)
+        self.callbacks.on_round_end(self, n)
 
     # -- the result --
 
@@ -473,6 +339,14 @@ class Selection:
         path = self.export()
         self.store.write_manifest(facts(self.store, self.config))
         return path
+
+    def result(self, path: str | Path) -> Result:
+        """Return everything selected so far, which was exported to `path`."""
+        rows = self.selected().sorted()
+        weights = np.array([self.rounds.weights(n) for n in range(self.rounds.drawn)])
+        return Result(
+            Path(path), self.store.path, rows.row_ids, rows.clusters, rows.rounds, weights
+        )
 
     def export(self, path: str | Path | None = None, *, format: str = "jsonl") -> Path:
         """Write everything selected so far in the form that a trainer reads (`pyids.data.export`).
@@ -491,15 +365,4 @@ class Selection:
 
     def selected(self) -> Selected:
         """Return everything selected so far, with the reasons: cluster, weight, round, score."""
-        rounds = range(self.rounds.drawn)
-        drawn = [self.rounds.selected(n) for n in rounds]
-        clusters = [self.clusters_of(row_ids) for row_ids in drawn]
-        weights = [self.rounds.weights(n)[clusters[n]] for n in rounds]
-        numbers = [np.full(len(drawn[n]), n + 1) for n in rounds]
-        return Selected(
-            row_ids=np.concatenate([np.empty(0, np.int64), *drawn]),
-            clusters=(everyone := np.concatenate([np.empty(0, np.int32), *clusters])),
-            scores=self.rounds.cluster_scores()[everyone],
-            weights=np.concatenate([np.empty(0), *weights]),
-            rounds=np.concatenate([np.empty(0, np.int64), *numbers]),
-        )
+        return selected_rows(self.rounds, self.clusters_of)

@@ -117,7 +117,7 @@ def test_mistakes_are_answered(pool, tmp_path):
     with pytest.raises(DataError, match="pyids export"):
         compare([rows, tmp_path / "run"])
     with pytest.raises(DataError, match="no column 'language'"):
-        compare([rows, write(tmp_path / "more.jsonl", pool.rows[:4])], by="language")
+        compare([rows, write(tmp_path / "more.jsonl", pool.rows[:4])], group_by="language")
     with pytest.raises(ConfigError, match="no selection has trained a checkpoint"):
         compare([rows, write(tmp_path / "more.jsonl", pool.rows[:4])], data=[rows])
 

@@ -87,8 +87,8 @@ def test_rows_without_the_column_are_one_group(tiny, tmp_path):
     assert [(group.name, group.rows) for group in result.groups] == [("all", 3)]
     assert (result.by, result.skipped) == (None, 1)
     with pytest.raises(DataError, match=r"rows.jsonl line 1: there is no column 'kind'"):
-        evaluate.evaluate(tiny, [str(path)], by="kind")
-    by = evaluate.evaluate(tiny, [held_out_of(tmp_path)], by="n", limit=3)
+        evaluate.evaluate(tiny, [str(path)], group_by="kind")
+    by = evaluate.evaluate(tiny, [held_out_of(tmp_path)], group_by="n", limit=3)
     assert [(group.name, group.rows) for group in by.groups] == [("0", 2), ("1", 1)]
 
 
@@ -131,9 +131,9 @@ def test_an_adapter_whose_base_is_gone_asks_for_it(tiny, held_out, tmp_path):
     config.write_text(json.dumps(changed))
     with pytest.raises(ModelError, match=r"/moved/away.*name it with --base"):
         evaluate.evaluate(str(folder), [held_out])
-    assert evaluate.evaluate(str(folder), [held_out], base=tiny).groups == expected.groups
+    assert evaluate.evaluate(str(folder), [held_out], base_model=tiny).groups == expected.groups
     with pytest.raises(ConfigError, match="no adapter: leave out --base"):
-        evaluate.evaluate(tiny, [held_out], base=tiny)
+        evaluate.evaluate(tiny, [held_out], base_model=tiny)
 
 
 def test_mistakes_are_answered_before_anything_is_loaded(held_out, tmp_path, monkeypatch):

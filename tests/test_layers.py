@@ -37,7 +37,11 @@ LEVEL = {room: level for level, rooms in enumerate(layers()) for room in rooms}
 def rooms_imported(path: Path) -> set[str]:
     """Rooms of pyids that a file imports, anywhere in it, by a statement or by `import_module`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # what is imported for types alone is no dependency
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -214,7 +214,7 @@ def test_other_vectors_are_refused_as_other_data_are(pool, tmp_path):
 
 def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
     config = make_config(**pool.options(output_dir=str(tmp_path / "run")))
-    with pyids.Selection.from_config(config) as selection:
+    with pyids.Selection.open(tmp_path / "run", config) as selection:
         stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
         stages.cluster(selection.store, config)
         selection.draw()

@@ -118,18 +118,18 @@ def mix_up(pool, share):
 def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
     mix_up(pool, 0)
     with pyids.Selection.open(tmp_path / "clean", **pool.options()) as selection:
-        assert selection.candidates() == 1
+        assert selection.oversample() == 1
     mix_up(pool, 0.2)
     with pyids.Selection.open(tmp_path / "mixed", **pool.options()) as selection:
-        assert selection.candidates() == 5
+        assert selection.oversample() == 5
         kept = (tmp_path / "mixed" / "mismatch.json").read_bytes()
-        assert selection.candidates() == 5
+        assert selection.oversample() == 5
         assert (tmp_path / "mixed" / "mismatch.json").read_bytes() == kept
     with pyids.Selection.open(tmp_path / "one", **pool.options(oversample=1)) as selection:
-        assert selection.candidates() == 1
+        assert selection.oversample() == 1
     options = pool.options(threads=1)
     with pyids.Selection.open(tmp_path / "again", **options) as selection:
-        assert selection.candidates() == 5
+        assert selection.oversample() == 5
         assert (tmp_path / "again" / "mismatch.json").read_bytes() == kept
         # Whoever trains elsewhere needs no model here.
         assert selection.draw()

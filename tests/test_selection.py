@@ -306,12 +306,12 @@ def test_narrow_integers_are_taken():
 
 
 def test_a_wrong_method_is_caught():
-    twice = methods.method("twice", source="a test")(lambda pool, budget, *, seed: [0] * budget)
-    few = methods.method("few", source="a test")(lambda pool, budget, *, seed: [0])
+    twice = methods.method()(lambda pool, budget, *, seed: [0] * budget)
+    few = methods.method()(lambda pool, budget, *, seed: [0])
     pool = pool_from_arrays(lengths=np.arange(9))
-    with pytest.raises(ValueError, match="returned a position twice"):
+    with pytest.raises(ConfigError, match="returned a position twice"):
         twice(pool, 3)
-    with pytest.raises(TypeError, match="not 3 positions"):
+    with pytest.raises(ConfigError, match="not 3 positions"):
         few(pool, 3)
 
 
@@ -320,7 +320,7 @@ import numpy as np
 from pyids.methods import method
 
 
-@method("shortest", needs=("lengths",), source="this test")
+@method(needs=("lengths",), source="this test")
 def shortest(pool, budget, *, seed, offset=0):
     """Take the rows with the shortest responses."""
     return np.argsort(pool.lengths, kind="stable")[offset : offset + budget]

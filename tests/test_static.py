@@ -1,7 +1,6 @@
 """`pyids select`: any method, from data or from a run folder."""
 
 import shutil
-from typing import get_args
 
 import numpy as np
 import orjson
@@ -11,9 +10,7 @@ from click.testing import CliRunner
 import pyids
 from pyids.cli import cli
 from pyids.methods import method_names
-from pyids.scoring.cluster_weights import Rule
-from pyids.scoring.scorers import SCORERS
-from pyids.scoring.signals import SIGNALS
+from pyids.registry import SCORERS, SIGNALS, WEIGHT_UPDATES
 
 
 def invoke(*arguments):
@@ -189,7 +186,7 @@ def test_options_of_rounds_are_not_dropped_unseen(pool, tmp_path, option):
     options = [*data_options(pool, tmp_path / "run"), "--budget", 40]
     result = invoke("select", *options, "--method", "random", *option)
     assert result.exit_code == 2
-    assert f"{option[0]} is for rounds" in result.output
+    assert f"No such option '{option[0]}'" in result.output
     assert not (tmp_path / "run").exists()
     config = tmp_path / "c.yaml"  # which may be that of a run
     config.write_text("rounds: 7\nscorer: loss\n")
@@ -246,11 +243,11 @@ def test_everything_is_listed_with_its_source():
         assert line.endswith("]")
         names.setdefault(title, []).append(line.split()[0])
     assert names["methods"] == [*method_names(), "iterative"]
-    assert names["weight rules"] == list(get_args(Rule))
-    assert names["scorers"] == list(SCORERS)
+    assert names["weight updates"] == WEIGHT_UPDATES.names()
+    assert names["scorers"] == SCORERS.names()
     assert names["encoders"]
     signals = [name.removesuffix(":MODEL") for name in names["quality of rows"]]
-    assert signals == ["COLUMN", *SIGNALS]
+    assert signals == ["COLUMN", *SIGNALS.names()]
 
 
 def test_an_unknown_method_is_answered(pool, tmp_path):

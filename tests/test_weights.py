@@ -253,7 +253,10 @@ def test_the_papers_rule_is_equation_6_normalized():
         ({"weights": [0.5, 1.0, 0.5]}, "weights sum to 2.0: must sum to 1"),
         ({"weights": []}, "weights must be 1-D and not empty"),
         ({"variances": [1.0, -1.0, 1.0]}, "variance of cluster 1 is -1.0: must be finite"),
-        ({"rule": "magic"}, "rule is 'magic': must be one of exponential, linear, ucb, none"),
+        (
+            {"rule": "magic"},
+            "there is no weight update 'magic': choose one of exponential, linear, ucb, none",
+        ),
         ({"min_weight": 1.5}, r"min_weight is 1.5: must lie in \[0, 1\]"),
         ({"min_weight": np.nan}, "min_weight is nan"),
         ({"shrinkage": -1.0}, "shrinkage is -1.0: must not be negative"),

@@ -22,6 +22,7 @@ import numpy as np
 from model import NAME
 from pool import Row, read_rows
 
+from pyids.callbacks import Callback
 from pyids.chat.template import encode
 from pyids.config import RunConfig, make_config
 from pyids.models import finetune, hub, load
@@ -161,15 +162,11 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
         stages.cluster(store, config)
         stages.drop_near(store, config)
         stages.rate(store, config)
-        selection = Selection(store, config)
-        score_seconds = 0.0
-        while selection.draw(selection.candidates()):
-            checkpoint = selection.train()
-            if selection.round == config.rounds - 1:
-                break  # scoring once more would change nothing that is measured
-            at = time.monotonic()
-            selection.tell(selection.score(checkpoint))
-            score_seconds += time.monotonic() - at
+        watch = _Watch()
+        selection = Selection(store, config, [watch])
+        selection.run_rounds()
+        checkpoint = watch.checkpoint
+        score_seconds = watch.score_seconds
         chosen = np.concatenate([selection.rounds.selected(n) for n in range(config.rounds)])
         facts["rounds"] = [_garbage(selection, n, garbage) for n in range(config.rounds)]
         facts["select_seconds"] = time.monotonic() - began - checkpoint.seconds
@@ -192,6 +189,22 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
     }
     model, tokenizer = finetune.load_checkpoint(checkpoint.path, ref, shop.device, shop.dtype)
     return {**facts, **evaluate(model, tokenizer, held_out, shop)}
+
+
+class _Watch(Callback):
+    """Keeps the last checkpoint, and how long scoring and re-weighting took."""
+
+    checkpoint: finetune.Checkpoint
+    score_seconds = 0.0
+    _trained_at = 0.0
+
+    def on_train(self, selection: Selection, n: int, checkpoint: finetune.Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._trained_at = time.monotonic()
+
+    def on_round_end(self, selection: Selection, n: int) -> None:
+        if n < selection.config.rounds - 1:
+            self.score_seconds += time.monotonic() - self._trained_at
 
 
 def _prepared(shop: Workshop, cell: Cell, scratch: Path) -> Path:

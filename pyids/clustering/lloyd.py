@@ -26,6 +26,7 @@ from pyids.clustering.extent import (
     scale_factors,
     thread_count,
 )
+from pyids.progress import report
 
 __all__ = [
     "Extent",
@@ -263,6 +264,7 @@ def lloyd(
     """
     n_iter, limit = 0, None
     while n_iter < max_iter:
+        report("k-means", n_iter, max_iter, "iterations")
         n_iter += 1
         partial = work.assign(centers)
         if limit is None:
@@ -279,6 +281,7 @@ def lloyd(
             break
     else:
         work.assign(centers)
+    report("k-means", max_iter, max_iter, "iterations")
     inertia = scale_by_power(work.inertia(), -extent.inertia_shift(centers))
     return Fit(centers, inertia, n_iter)
 

@@ -17,6 +17,7 @@ from pyids.errors import ModelError
 from pyids.models.batching import Progress
 from pyids.models.hub import resolve_model
 from pyids.ops.dispatch import PoolMode
+from pyids.registry import ENCODERS, find_module
 
 Float32 = NDArray[np.float32]
 
@@ -69,6 +70,9 @@ def load_encoder(
         - a causal language model: the mean of its hidden states weighted by position, as RDS+ does
           (arXiv 2503.01807), unless ``:last_token`` is asked for; unit length;
         - any other: the mean of its hidden states; unit length.
+
+        Or an encoder of your own (`pyids.registry.ENCODERS`): a function ``module:function`` of
+        the keywords max_length, device and dtype that returns an `Encoder`.
     max_length
         Longest text in tokens, special tokens included; None, or more than the model takes: its
         own limit.
@@ -93,6 +97,13 @@ def load_encoder(
 
         url, _, model = name.partition("#")
         return EndpointEncoder(Endpoint(url, model))
+    module, _, function = name.partition(":")
+    if name in ENCODERS.names() or (
+        function and function not in get_args(PoolMode) and find_module(module)
+    ):
+        make = ENCODERS.find(name)
+        made: Encoder = make(max_length=max_length, device=device, dtype=dtype)
+        return made
     base, _, pooling = name.rpartition(":")
     if base and pooling in get_args(PoolMode):
         name = base

@@ -127,7 +127,7 @@ class Comparison:
         In the order given.
     overlaps
         Of every pair.
-    by
+    group_by
         What the mix groups rows by: a column, or ``cluster`` (those of the first run).
     mix
         Group -> share of the rows of each selection.
@@ -141,7 +141,7 @@ class Comparison:
 
     selections: tuple[Summary, ...]
     overlaps: tuple[Overlap, ...]
-    by: str
+    group_by: str
     mix: dict[str, list[float]]
     unit: str
     histograms: dict[str, Histogram]
@@ -175,7 +175,7 @@ class Comparison:
         parts = [
             table(header, lengths),
             table(("rows in common", "rows", "Jaccard"), pairs),
-            table((f"by {self.by}", "groups", "effective", "distance from [1]"), diversity),
+            table((f"by {self.group_by}", "groups", "effective", "distance from [1]"), diversity),
             self._mix_table(numbers),
         ]
         for name, histogram in self.histograms.items():
@@ -196,7 +196,7 @@ class Comparison:
         rows = [(group, *(f"{share:.2%}" for share in self.mix[group])) for group in shown]
         more = len(self.mix) - len(shown)
         note = f"\n... and {more} that differ less" if more else ""
-        return table((f"share of {self.by}", *numbers), rows) + note
+        return table((f"share of {self.group_by}", *numbers), rows) + note
 
     def _evaluation_table(self, names: list[str]) -> str:
         found = {
@@ -215,7 +215,7 @@ class Comparison:
 def compare(
     selections: Sequence[str | Path],
     *,
-    by: str | None = None,
+    group_by: str | None = None,
     quality: str | None = None,
     data: Sequence[str] = (),
     model: str | None = None,
@@ -232,7 +232,7 @@ def compare(
     selections
         Run folders, of which ``selected.jsonl`` is read (or the one ``selected-METHOD.jsonl`` of a
         static selection), and exported files.
-    by
+    group_by
         Column whose values are the topics. By default the clusters of the first selection, if that
         is a run folder with clusters, else the column ``source``.
     quality
@@ -248,7 +248,7 @@ def compare(
     Raises
     ------
     PyidsError
-        Fewer than two selections, one that is none, or has not been exported; no column `by`.
+        Fewer than two selections, one that is none, or has not been exported; no column `group_by`.
     """
     if len(selections) < 2:
         raise ConfigError("nothing to compare: name two or more run folders or exported files")
@@ -260,18 +260,22 @@ def compare(
     tokenizer = load_tokenizer(reference) if reference is not None else None
     read = [
         _read(
-            file, by, tokenizer, max_length, lambda store: _quality(store, quality, model, device)
+            file,
+            group_by,
+            tokenizer,
+            max_length,
+            lambda store: _quality(store, quality, model, device),
         )
         for file in files
     ]
 
     first = Path(names[0])
-    if by is None and (first / "centroids.safetensors").is_file():
-        by = "cluster"
+    if group_by is None and (first / "centroids.safetensors").is_file():
+        group_by = "cluster"
         clusters = _clusters(Store(first), set().union(*(one.digests for one in read)))
         topics = [[clusters.get(key, _ELSEWHERE) for key in one.digests] for one in read]
     else:
-        by = by or "source"
+        group_by = group_by or "source"
         topics = [one.groups for one in read]
     mixes = [Counter(groups) for groups in topics]
     shares = {
@@ -291,7 +295,7 @@ def compare(
             _overlap(names[a], names[b], sets[a], sets[b])
             for a, b in combinations(range(len(names)), 2)
         ),
-        by=by,
+        group_by=group_by,
         mix=shares,
         unit="characters" if tokenizer is None else "tokens",
         histograms={
@@ -357,7 +361,7 @@ def _ingested(file: Path) -> Iterator[Store]:
 
 def _read(
     file: Path,
-    by: str | None,
+    group_by: str | None,
     tokenizer: PreTrainedTokenizerBase | None,
     max_length: int,
     quality: Callable[[Store], Float64],
@@ -367,7 +371,9 @@ def _read(
     with _ingested(file) as store:
         for row in (row for shard in store.shards for row in store.iter_rows(shard)):
             digests.append(digest(row.messages))
-            known = by if by is not None else ("source" if "source" in row.record else None)
+            known = (
+                group_by if group_by is not None else ("source" if "source" in row.record else None)
+            )
             groups.append(group_of(row, known))
             score = row.record.get(f"{PREFIX}score")
             scores.append(np.nan if score is None else float(score))
@@ -457,8 +463,8 @@ def _evaluate(
         if not has_checkpoint(Path(name)):
             found.append(None)
             continue
-        base = model if adapter_config(name) is not None else None
-        found.append(evaluate(name, data, base=base, **options))
+        base_model = model if adapter_config(name) is not None else None
+        found.append(evaluate(name, data, base_model=base_model, **options))
     if model is not None:
         found.append(evaluate(model, data, **options))
     if not any(found):

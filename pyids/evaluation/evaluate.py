@@ -83,7 +83,7 @@ class Evaluation:
     ----------
     model
         As the caller named it.
-    by
+    group_by
         The column that groups the rows; None where all are one group.
     groups
         By name.
@@ -94,7 +94,7 @@ class Evaluation:
     """
 
     model: str
-    by: str | None = None
+    group_by: str | None = None
     groups: tuple[Group, ...] = ()
     skipped: int = 0
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -117,8 +117,8 @@ class Evaluation:
     def __str__(self) -> str:
         parts = []
         if self.groups:
-            shown = (*self.groups, self.macro) if self.by else self.groups
-            header = (self.by or "rows", "rows", "tokens", "nll/token", "nll/row")
+            shown = (*self.groups, self.macro) if self.group_by else self.groups
+            header = (self.group_by or "rows", "rows", "tokens", "nll/token", "nll/row")
             parts.append(table(header, [tuple(asdict(group).values()) for group in shown]))
         if self.tasks:
             cells = [
@@ -134,8 +134,8 @@ def evaluate(
     model: str,
     data: Sequence[str] = (),
     *,
-    base: str | None = None,
-    by: str | None = None,
+    base_model: str | None = None,
+    group_by: str | None = None,
     tasks: Sequence[str] = (),
     include_path: str | None = None,
     apply_chat_template: bool = False,
@@ -154,9 +154,9 @@ def evaluate(
         folder, whose last checkpoint is meant.
     data
         Held-out rows: files, folders, globs or a hub name, as for a run. Repeats count.
-    base
+    base_model
         The model under an adapter, unless it is where the adapter says.
-    by
+    group_by
         Column whose values group the rows; ``source`` where every row has it, else none.
     tasks
         Names of tasks of the harness.
@@ -182,7 +182,7 @@ def evaluate(
     """
     if not data and not tasks:
         raise ConfigError("nothing to evaluate on: name DATA, or tasks with --tasks")
-    loader = _find_model(model, base)
+    loader = _find_model(model, base_model)
     sources = open_sources(data, format=format) if data else []
     manager = find_tasks(tasks, include_path) if tasks else None
     device = find_device(device)
@@ -194,13 +194,13 @@ def evaluate(
             store = stack.enter_context(Store.open(folder))
             intake = ingest(store, sources, limit=limit, keep_duplicates=True)
             logger.info("%s", describe(intake))
-            by = _column(store, by)
+            group_by = _column(store, group_by)
         network, tokenizer = loader(device, dtype)
         if sources:
             found["groups"], without = _by_group(
-                network, tokenizer, store, by, max_length=max_length, device=device
+                network, tokenizer, store, group_by, max_length=max_length, device=device
             )
-            found.update(by=by, skipped=intake.skipped + without)
+            found.update(group_by=group_by, skipped=intake.skipped + without)
     if manager is not None:
         found["tasks"] = run_tasks(
             *(network, tokenizer, tasks, manager, limit, max_length),
@@ -224,26 +224,26 @@ def _folder(name: str) -> Path:
     return last_checkpoint(folder) if (folder / "config.yaml").is_file() else folder
 
 
-def _find_model(name: str, base: str | None) -> Any:
+def _find_model(name: str, base_model: str | None) -> Any:
     """Find the weights; return what loads them, given device and dtype."""
     config = adapter_config(name)
     if config is None:
-        if base is not None:
-            raise ConfigError(f"{name} is no adapter: leave out --base")
+        if base_model is not None:
+            raise ConfigError(f"{name} is no adapter: leave out --base-model")
         folder = _folder(name)
         ref = resolve_model(name if folder == Path(name) else str(folder))
         return lambda device, dtype: load_model(ref, device, dtype)
-    if base is None:
+    if base_model is None:
         recorded = json.loads(config.read_text("utf-8")).get("base_model_name_or_path") or ""
         try:
             ref = resolve_model(recorded)
         except ModelError as error:
             raise ModelError(
                 f"{config.parent}: the model that this adapter was trained from is not found "
-                f"({error}): name it with --base"
+                f"({error}): name it with --base-model"
             ) from None
     else:
-        ref = resolve_model(base, kind="base model")
+        ref = resolve_model(base_model, kind="base model")
     return lambda device, dtype: load_adapter(config.parent, ref, device, dtype)
 
 
@@ -254,31 +254,31 @@ def _rows(store: Store) -> Iterator[Row]:
     return (row for shard in store.shards for row in store.iter_rows(shard))
 
 
-def _column(store: Store, by: str | None) -> str | None:
-    """Return the column to group by: `by`, which every row has, or `_BY` if every row has that."""
-    if by is None:
+def _column(store: Store, group_by: str | None) -> str | None:
+    """Return the column to group by: `group_by`, which every row has, or `_BY` if all have that."""
+    if group_by is None:
         return _BY if all(_BY in row.record for row in _rows(store)) else None
     for row in _rows(store):
-        group_of(row, by)
-    return by
+        group_of(row, group_by)
+    return group_by
 
 
-def group_of(row: Row, by: str | None) -> str:
-    """Return the group of a row: the text of its value in the column `by`.
+def group_of(row: Row, group_by: str | None) -> str:
+    """Return the group of a row: the text of its value in the column `group_by`.
 
     Raises
     ------
     DataError
         The row has no such column.
     """
-    if by is None:
+    if group_by is None:
         return _ALL
-    if by not in row.record:
+    if group_by not in row.record:
         raise DataError(
-            f"{row.path} line {row.line}: there is no column {by!r} to group by: name another "
-            "with --by"
+            f"{row.path} line {row.line}: there is no column {group_by!r} to group by: "
+            "name another with --group-by"
         )
-    value = row.record[by]
+    value = row.record[group_by]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -286,7 +286,7 @@ def _by_group(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     store: Store,
-    by: str | None,
+    group_by: str | None,
     **options: Any,
 ) -> tuple[tuple[Group, ...], int]:
     """Return the loss of each group, and how many rows have no response token."""
@@ -294,7 +294,7 @@ def _by_group(
     without = done = 0
     rows = _rows(store)
     while block := list(islice(rows, _ROWS_AT_A_TIME)):
-        names = [group_of(row, by) for row in block]
+        names = [group_of(row, group_by) for row in block]
         means, counts = response_nll(model, tokenizer, [row.messages for row in block], **options)
         for name, mean, count in zip(names, means.tolist(), counts.tolist(), strict=True):
             if not count:

@@ -1,4 +1,4 @@
-"""Selection methods: one function a file, one line each in the table below.
+"""One-shot selection methods: one function a file; `pyids.registry` lists them.
 
 A method from elsewhere is named as ``module:function``, or by a name that its package registers
 under the entry point group ``pyids.methods`` (see docs/extending.md).
@@ -6,12 +6,12 @@ under the entry point group ``pyids.methods`` (see docs/extending.md).
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import entry_points
+from dataclasses import replace
 
 from pyids.errors import ConfigError
 from pyids.methods.method import Method, method
 from pyids.methods.pool import Pool, pool_from_arrays, pool_from_store
+from pyids.registry import METHODS
 
 __all__ = [
     "Method",
@@ -24,31 +24,9 @@ __all__ = [
 ]
 
 
-ENTRY_POINTS = "pyids.methods"
-
-
-_BUILT_IN = {
-    "random": "pyids.methods.random_rows:select",
-    "longest": "pyids.methods.longest:select",
-    "length-stratified": "pyids.methods.length_stratified:select",
-    "uniform": "pyids.methods.uniform:select",
-    "k-center": "pyids.methods.k_center:select",
-    "km-closest": "pyids.methods.km_closest:select",
-    "km-median": "pyids.methods.km_median:select",
-    "km-random": "pyids.methods.km_random:select",
-    "kmq": "pyids.methods.kmq:select",
-    "deita": "pyids.methods.deita:select",
-    "facility-location": "pyids.methods.facility_location:select",
-    "qdit": "pyids.methods.qdit:select",
-    "clusterclip": "pyids.methods.clusterclip:select",
-    "novelselect": "pyids.methods.novelselect:select",
-}
-
-
 def method_names() -> list[str]:
     """Return the names of all methods that are installed, our own first."""
-    others = {entry.name for entry in entry_points(group=ENTRY_POINTS)} - set(_BUILT_IN)
-    return [*_BUILT_IN, *sorted(others)]
+    return METHODS.names()
 
 
 def get_method(name: str) -> Method:
@@ -64,24 +42,9 @@ def get_method(name: str) -> Method:
     ConfigError
         There is none of that name, or what is there is not a `Method`.
     """
-    location = _BUILT_IN.get(name)
-    if location is None:
-        for entry in entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                location = entry.value
-    if location is None and ":" in name:
-        location = name
-    if location is None:
-        raise ConfigError(
-            f"no method {name!r}: choose one of {', '.join(method_names())}, or module:function"
-        )
-    module, _, attribute = location.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"method {name!r} cannot be loaded from {location}: {error}") from error
+    found = METHODS.find(name)
     if not isinstance(found, Method):
         raise ConfigError(
-            f"method {name!r}: {location} is not decorated with @pyids.methods.method"
+            f"method {name!r}: it is not decorated with @pyids.methods.method: decorate it"
         )
-    return found
+    return replace(found, name=name)

@@ -9,7 +9,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "clusterclip",
     needs=("labels",),
     source="Shao et al., Balanced Data Sampling with Clustering, arXiv 2402.14526",
     cost="O(N)",

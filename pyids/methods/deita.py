@@ -14,7 +14,6 @@ from pyids.neighbors import filter_near
 
 
 @method(
-    "deita",
     needs=("embeddings", "quality"),
     source="Liu et al., What Makes Good Data for Alignment?, arXiv 2312.15685",
     cost="O(rows looked at x b D) time, 4 b D bytes",

@@ -9,7 +9,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "facility-location",
     needs=("embeddings",),
     source="Nemhauser et al. 1978; Minoux 1978; Mirzasoleiman et al., arXiv 1409.7938",
     cost="O(N^2 D) time (N m D with `served` = m), about 20 N bytes and `list_bytes`",

@@ -10,7 +10,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "k-center",
     needs=("embeddings",),
     source="Gonzalez 1985; Sener and Savarese, arXiv 1708.00489",
     cost="O(b N D) time, 8 N bytes",

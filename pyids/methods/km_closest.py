@@ -9,7 +9,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "km-closest",
     needs=("embeddings", "labels", "centroids"),
     source="Yu et al., arXiv 2409.11378, section 4.1",
     cost="O(N D)",

@@ -11,7 +11,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "km-median",
     needs=("embeddings", "labels", "centroids"),
     source="Yu et al., arXiv 2409.11378 (a baseline of its code)",
     cost="O(N D + N log N)",

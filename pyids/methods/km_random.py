@@ -9,7 +9,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "km-random",
     needs=("labels",),
     source="Yu et al., arXiv 2409.11378, section 2.1",
     cost="O(N)",

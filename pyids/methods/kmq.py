@@ -12,7 +12,6 @@ from pyids.scoring.row_weights import log_weights
 
 
 @method(
-    "kmq",
     needs=("labels", "quality"),
     source="Yu et al., arXiv 2409.11378, section 2.1",
     cost="O(N)",

@@ -13,7 +13,6 @@ from pyids.sampling import allocate
 
 
 @method(
-    "length-stratified",
     needs=("lengths",),
     source="Xia et al., Rethinking Data Selection at Scale, arXiv 2410.09335",
     cost="O(N log N)",

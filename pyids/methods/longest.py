@@ -10,7 +10,6 @@ from pyids.methods.pool import Pool
 
 
 @method(
-    "longest",
     needs=("lengths",),
     source="Zhao et al., Long Is More for Alignment, arXiv 2402.04833",
     cost="O(N log N)",

@@ -34,7 +34,7 @@ class Method:
     Attributes
     ----------
     name : str
-        As on the command line.
+        What it was found by, as on the command line.
     select : callable
         See `Select`.
     needs : tuple of str
@@ -80,7 +80,8 @@ class Method:
         Raises
         ------
         ConfigError
-            The pool lacks something that the method needs, or an option is unknown or missing.
+            The pool lacks something that the method needs, an option is unknown or missing, or the
+            method returned something else than `budget` distinct positions.
         ValueError
             The budget is negative.
         """
@@ -101,22 +102,38 @@ class Method:
                 getattr(pool, need)  # raises, and says what to do
         positions = np.asarray(self.select(pool, budget, seed=seed, **options))
         if positions.shape != (budget,) or not np.issubdtype(positions.dtype, np.integer):
-            raise TypeError(
-                f"method {self.name!r} returned {positions.dtype}{positions.shape}, "
-                f"not {budget} positions"
+            raise ConfigError(
+                f"method {self.name!r} returned {positions.dtype}{positions.shape}, not {budget} "
+                "positions in the pool: let it return as many as `budget` says"
             )
         if len(np.unique(positions)) != budget or positions.min() < 0:
-            raise ValueError(f"method {self.name!r} returned a position twice, or a negative one")
+            raise ConfigError(
+                f"method {self.name!r} returned a position twice, or a negative one: let it return "
+                "distinct positions, 0 to N - 1"
+            )
+        if positions.max() >= len(pool):
+            raise ConfigError(
+                f"method {self.name!r} returned position {positions.max()} of a pool of "
+                f"{len(pool)} rows: let it return positions in the pool, not row ids"
+            )
         return pool.row_ids[positions]
 
 
 def method(
-    name: str,
     *,
     needs: tuple[str, ...] = (),
-    source: str,
+    source: str = "",
     cost: str = "",
     guarantee: str = "",
 ) -> Callable[[Callable[..., Int64]], Method]:
-    """Turn a `Select` function into a `Method`; the first line of its docstring is its summary."""
-    return lambda select: Method(name, select, needs, source, cost, guarantee)
+    """Turn a `Select` function into a `Method`; the first line of its docstring is its summary.
+
+    It is called what it was found by: its name in `pyids.registry`, its entry point's, or
+    ``module:function``.
+    """
+
+    def decorate(select: Callable[..., Int64]) -> Method:
+        place = f"{select.__module__}:{getattr(select, '__name__', 'select')}"
+        return Method(place, select, needs, source, cost, guarantee)
+
+    return decorate

@@ -13,7 +13,6 @@ from pyids.neighbors import neighbor_distances
 
 
 @method(
-    "novelselect",
     needs=("embeddings",),
     source="Yang et al., Measuring Data Diversity (NovelSum), arXiv 2502.17184",
     cost="O(b N (D + horizon) + N m D) time with m reference rows, 8 N horizon bytes",

@@ -11,7 +11,6 @@ from pyids.scoring.row_weights import rescale
 
 
 @method(
-    "qdit",
     needs=("embeddings", "quality"),
     source="Bukharin et al., Data Diversity Matters, arXiv 2311.14736",
     cost="as facility-location",

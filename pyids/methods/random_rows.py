@@ -10,7 +10,7 @@ from pyids.methods.method import method
 from pyids.methods.pool import Pool
 
 
-@method("random", source="the baseline of every study", cost="O(N)")
+@method(source="the baseline of every study", cost="O(N)")
 def select(pool: Pool, budget: int, *, seed: int) -> Int64:
     """Draw rows uniformly, without replacement."""
     return draw(pool, np.zeros(len(pool), np.int32), [budget], seed)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from pyids.config import RunConfig
+from pyids.config import ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
 from pyids.errors import ConfigError
 from pyids.methods import Method, get_method, pool_from_store
 from pyids.pipeline import stages
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.prepare import Stage, prepare, reopen
+from pyids.result import Result
 from pyids.store.folder import Store
 
 logger = logging.getLogger("pyids")
@@ -23,16 +24,6 @@ logger = logging.getLogger("pyids")
 
 # What may differ from the configuration of the run folder that is selected from.
 _OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
-
-
-# Options that only rounds look at.
-OF_ROUNDS = {"rounds", "oversample", "allocation"} | {
-    name
-    for name, field in RunConfig.model_fields.items()
-    if isinstance(extra := field.json_schema_extra, dict)
-    and extra["group"] in ("Training", "Scoring")
-    and name != "model"  # that of a quality signal, too
-}
 
 
 def select(
@@ -61,6 +52,17 @@ def select(
     ConfigError
         There is no such method or option, or it needs a quality and none is named.
     """
+    return select_rows(config, method, path, settings=settings).path
+
+
+def select_rows(
+    config: RunConfig,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Select as `select` does; return the rows beside their path."""
     folder_config = _for_folder(config, _needed(get_method(method), config))
     return _select(prepare, folder_config, config, method, path, settings or {})
 
@@ -100,7 +102,7 @@ def select_from_folder(
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
             "another --output-dir"
         )
-    return _select(reopen, folder_config, config, method, path, settings or {})
+    return _select(reopen, folder_config, config, method, path, settings or {}).path
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:
@@ -114,7 +116,7 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
     """Replace what decides the draw alone by what the folder, if there is one, was made with."""
     if not (config.output_path / "config.yaml").exists():
         return config
-    of_the_draw = {"budget", "seed", "quality", "model", *OF_ROUNDS}
+    of_the_draw = {"budget", "seed", "quality", "model", *ROUND_FIELDS}
     if until == "cluster":
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
@@ -130,7 +132,7 @@ def _select(
     method: str,
     path: str | Path | None,
     settings: Mapping[str, Any],
-) -> Path:
+) -> Result:
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
@@ -145,4 +147,7 @@ def _select(
         logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
         name = method.replace(":", "-")
         target = path or store.path / f"selected-{name}.jsonl"
-        return export(store, Selected(row_ids=row_ids, clusters=clusters), target)
+        selected = Selected(row_ids=row_ids, clusters=clusters)
+        written = export(store, selected, target)
+        chosen_rows = selected.sorted()
+        return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

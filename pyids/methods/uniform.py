@@ -10,7 +10,7 @@ from pyids.methods.method import method
 from pyids.methods.pool import Pool
 
 
-@method("uniform", source="Yu et al., arXiv 2409.11378 (a baseline of its code)", cost="O(N)")
+@method(source="Yu et al., arXiv 2409.11378 (a baseline of its code)", cost="O(N)")
 def select(pool: Pool, budget: int, *, seed: int, column: str) -> Int64:
     """Draw equally many rows for each value of a column.
 

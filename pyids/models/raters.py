@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pyids._typing import Float64
@@ -10,24 +11,29 @@ from pyids.chat.template import Conversation
 from pyids.config import RunConfig
 from pyids.device import device
 from pyids.models.batching import Progress
-from pyids.store.folder import Store
 
 if TYPE_CHECKING:
     from pyids.models.endpoint import Endpoint
 
 
 class Rater(Protocol):
-    """Gives conversations marks: a reward model (`pyids.models.reward`), a judge."""
+    """Rates conversations: a reward model (`pyids.models.reward`), a judge."""
 
     def rate(
         self, conversations: Sequence[Conversation], progress: Progress | None = None
     ) -> Float64:
-        """Return a mark for the last turn of each conversation, NaN where there is none."""
+        """Return a rating of the last turn of each conversation, NaN where there is none."""
         ...
 
 
-def rater(store: Store, config: RunConfig) -> Rater | None:
-    """Make who rates answers for the scorer, if it wants somebody."""
+def rater(config: RunConfig, cache: Path) -> Rater | None:
+    """Make who rates answers for the scorer, if it wants somebody.
+
+    Parameters
+    ----------
+    cache
+        The folder where a judge keeps its answers.
+    """
     if config.scorer == "reward" and config.reward_model:
         from pyids.models.hub import resolve_model
         from pyids.models.reward import RewardModel
@@ -41,7 +47,7 @@ def rater(store: Store, config: RunConfig) -> Rater | None:
     if config.scorer == "judge":
         from pyids.models.judge import Judge
 
-        return Judge(judge_endpoint(config), cache=store.path / "judge.jsonl")
+        return Judge(judge_endpoint(config), cache=cache / "judge.jsonl")
     return None
 
 

@@ -198,7 +198,8 @@ def update(
     check_floats("x", x)
     labels = as_integers("labels", labels)
     check_range("labels", labels, 0, n_clusters)
-    check_finite("x", x)
+    if not choose_for("update", x).names_bad_rows:
+        check_finite("x", x)
     if sample_weight is not None:
         check_shape("sample_weight", sample_weight, len(x))
         check_finite("sample_weight", sample_weight)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +28,10 @@ Precision: TypeAlias = Literal["exact", "tf32", "half"]
 
 
 BACKENDS = ("core", "triton", "torch", "reference")
+
+
+# Tensor descriptors are where the kernels look for them, and the interpreter knows them.
+MIN_TRITON = (3, 4)
 
 
 # ---- the dispatch table --------------------------------------------------------------------------
@@ -77,9 +84,11 @@ class Implementation:
         return self.backend in ("reference", "core")
 
     def available(self) -> bool:
-        """Whether what it needs is installed."""
+        """Whether what it needs is installed, and new enough."""
         module, _, name = self.needs.partition(":")
         if importlib.util.find_spec(module) is None:
+            return False
+        if self.backend == "triton" and _version("triton") < MIN_TRITON:
             return False
         return not name or hasattr(importlib.import_module(module), name)
 
@@ -88,6 +97,16 @@ class Implementation:
         module, _, name = self.function.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
+
+
+@lru_cache
+def _version(package: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version; none if it is not installed or has no numbers."""
+    try:
+        numbers = re.findall(r"\d+", metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return MIN_TRITON  # a source tree without metadata
+    return tuple(int(number) for number in numbers[:2])
 
 
 def _hidden_fits(shape: tuple[int, ...]) -> bool:
@@ -100,7 +119,7 @@ def _rows(op: str, kernel: str, dtypes: tuple[str, ...]) -> tuple[Implementation
     fits: dict[str, Any] = (
         {"shapes": "H <= 32768", "fits": _hidden_fits} if kernel == "pool" else {}
     )
-    if op == "assign":
+    if op in ("assign", "update"):
         fits["names_bad_rows"] = True
     return (
         Implementation(op, "triton", ("cuda",), dtypes, function, "triton", **fits),

@@ -21,6 +21,7 @@ from pyids.errors import ConfigError
 from pyids.models.raters import judge_endpoint
 from pyids.pipeline.identity import identity_of
 from pyids.pipeline.stages import find_encoder
+from pyids.registry import SIGNALS, WEIGHT_UPDATES
 from pyids.store.folder import Store
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_inputs(config: RunConfig) -> list[Source]:
 
 def _check_quality(quality: str, default_model: str, sources: Sequence[Source]) -> None:
     """Find the signal and its model, or the column and a number in it in every first row."""
-    from pyids.scoring.signals import SIGNALS, make_signal
+    from pyids.scoring.signals import make_signal
 
     if (signal := make_signal(quality, default_model=default_model)) is not None:
         _ = signal.identity  # looks for the model
@@ -56,22 +57,22 @@ def _check_quality(quality: str, default_model: str, sources: Sequence[Source]) 
         # Without columns there was no row that could be read: the reading will say so.
         if source.columns and quality not in source.columns:
             raise ConfigError(
-                f"quality {quality!r} is neither a signal ({', '.join(SIGNALS)}) nor a column of "
-                f"{source.path} (it has: {list_columns(source.columns)})"
+                f"quality {quality!r} is neither a signal ({', '.join(SIGNALS.names())}) nor a "
+                f"column of {source.path} (it has: {list_columns(source.columns)})"
             )
         rows = islice(Reader(source.path, source.kind, source.compression), 100)
         value = next((row.get(quality) for *_, row in rows if isinstance(row, dict)), None)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise ConfigError(
                 f"{source.path}: the column {quality!r} of --quality holds {value!r:.40}: name one "
-                f"of numbers, or a signal ({', '.join(SIGNALS)})"
+                f"of numbers, or a signal ({', '.join(SIGNALS.names())})"
             )
 
 
 def check_model(config: RunConfig) -> None:
     """Find the language model, the scorer and its judge, without loading or asking anything."""
     from pyids.models.hub import resolve_model
-    from pyids.scoring.scorers import SCORERS
+    from pyids.scoring.scorers import find_scorer
 
     needed = ["torch", "transformers", *(["peft"] if config.finetuning_type == "lora" else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
@@ -81,10 +82,8 @@ def check_model(config: RunConfig) -> None:
     for name in (config.model, config.proxy_model, config.reward_model):
         if name is not None:
             resolve_model(name)
-    if config.scorer not in SCORERS:
-        raise ConfigError(
-            f"there is no scorer {config.scorer!r}: choose one of {', '.join(SCORERS)}"
-        )
+    find_scorer(config.scorer)
+    WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)
 

@@ -14,6 +14,7 @@ from pyids.engine import make_engine
 from pyids.pipeline.identity import identity_of, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.stages import cluster, drop_near, embed, rate, read
+from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
 
@@ -38,7 +39,11 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
                 take_vectors(
-                    store, config.embeddings_file, column=config.embeddings_column, engine=engine
+                    store,
+                    config.embeddings_file,
+                    column=config.embeddings_column,
+                    engine=engine,
+                    progress=lambda done: report("copy vectors", done, store.kept),
                 )
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)

@@ -21,6 +21,7 @@ from pyids.data.sources import Source
 from pyids.device import device
 from pyids.engine import Engine
 from pyids.errors import ConfigError
+from pyids.progress import report
 from pyids.store.files import atomic_write, fingerprint, read_json, write_json
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
@@ -49,6 +50,7 @@ def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Eng
         limit=config.limit,
         strict=config.strict,
         keep_duplicates=config.keep_duplicates,
+        progress=lambda rows, done, total: report("read", done, total, "bytes"),
     )
     logger.info("%s", describe(intake))
     config.budget_rows(intake.kept)
@@ -69,11 +71,14 @@ class _EmbedTask:
     dtype: Dtype
     threads: int | None
     inputs: dict[str, Any]
+    rows_before: int
+    rows_in_all: int
 
 
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
+    rows = [len(store.row_ids(shard)) for shard in store.shards]
     tasks = [
         _EmbedTask(
             folder=str(store.path),
@@ -92,13 +97,16 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
                 "long_text": config.long_text,
                 "dtype": config.dtype,
             },
+            rows_before=sum(rows[:n]),
+            rows_in_all=sum(rows),
         )
-        for shard in store.shards
+        for n, shard in enumerate(store.shards)
     ]
     done = 0
     for n_rows in engine.map(_embed_shard, tasks):
         done += n_rows
-        logger.info("embedded %d of %d rows", done, store.kept)
+        report("embed", done, store.kept)
+    logger.info("embedded %d rows", store.kept)
 
 
 def _embed_shard(task: _EmbedTask) -> int:
@@ -115,7 +123,12 @@ def _embed_shard(task: _EmbedTask) -> int:
         import torch
 
         torch.set_num_threads(task.threads)
-    save_npy(path, encoder.encode(texts).astype(np.float16), task.inputs)
+
+    def progress(done: int, total: int) -> None:  # in tokens or texts, by the encoder
+        share = done / max(total, 1)
+        report("embed", task.rows_before + int(share * len(texts)), task.rows_in_all)
+
+    save_npy(path, encoder.encode(texts, progress).astype(np.float16), task.inputs)
     return len(texts)
 
 

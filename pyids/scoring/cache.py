@@ -20,8 +20,9 @@ import xxhash
 from pyids._typing import Float64
 from pyids.chat.formats import tools_of
 from pyids.errors import DataError
+from pyids.registry import SIGNALS
 from pyids.scoring.row_weights import check_quality
-from pyids.scoring.signals import SIGNALS, Signal, make_signal
+from pyids.scoring.signals import Signal, make_signal
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation
@@ -166,7 +167,8 @@ def _column(store: Store, name: str) -> Iterator[float]:
                 what = "has no" if value is None else f"holds {value!r} in"
                 raise DataError(
                     f"{row.path}: row {row.line} {what} column {name!r}: quality must be a number "
-                    f"in every row; name a numeric column, or a signal ({', '.join(SIGNALS)})"
+                    "in every row; name a numeric column, or a signal "
+                    f"({', '.join(SIGNALS.names())})"
                 )
             yield float(value)
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids._typing import Float64
-from pyids.scoring.statistics import robust_spread
+from pyids._typing import Float64, Int64
+from pyids.config import RunConfig
+from pyids.errors import DataError
+from pyids.registry import WEIGHT_UPDATES
+from pyids.scoring.statistics import (
+    between_cluster_z,
+    cluster_moments,
+    not_significant,
+    paired_t,
+    robust_spread,
+)
 
-Rule: TypeAlias = Literal["exponential", "linear", "ucb", "none"]
-
+if TYPE_CHECKING:
+    from pyids.scoring.probes import Scores
 
 # With the adaptive temperature a cluster gains or loses at most e^3 against the median in a round.
 _MAX_STEP = 3.0
@@ -33,13 +43,57 @@ class WeightUpdate(NamedTuple):
     shrinkage: Float64
 
 
+class ShrunkScores(NamedTuple):
+    """What a weight update sees of the J scored clusters, all divided by the largest score.
+
+    Attributes
+    ----------
+    values : float64 array of shape (J,)
+        The scores, shrunk towards their mean.
+    deviations : float64 array of shape (J,)
+        The standard deviation that is left in each.
+    counts : int64 array of shape (J,)
+        How many rows each rests on.
+    """
+
+    values: Float64
+    deviations: Float64
+    counts: NDArray[np.int64]
+
+
+LogGain: TypeAlias = Callable[[ShrunkScores, float | None], Float64 | None]
+
+
+def exponential(scores: ShrunkScores, temperature: float | None) -> Float64:
+    """Return ``t / temperature``: exponential weights."""
+    return _exponents(scores.values, temperature)
+
+
+def linear(scores: ShrunkScores, temperature: float | None) -> Float64:
+    """Return the logarithm of the score, less the lowest if negative (the paper's Eq. 6)."""
+    t = scores.values
+    with np.errstate(divide="ignore"):
+        log_gain: Float64 = np.log(t - min(0.0, float(t.min())))
+    return np.zeros(len(t)) if np.isneginf(log_gain).all() else log_gain  # all alike
+
+
+def ucb(scores: ShrunkScores, temperature: float | None) -> Float64:
+    """Return ``(t + deviation) / temperature``: an upper confidence bound."""
+    return _exponents(scores.values + scores.deviations, temperature)
+
+
+def none(scores: ShrunkScores, temperature: float | None) -> None:
+    """Leave the weights as they are."""
+    return None
+
+
 def update_weights(
     weights: ArrayLike,
     scores: ArrayLike,
     counts: ArrayLike,
     *,
     variances: ArrayLike | None = None,
-    rule: Rule = "exponential",
+    rule: str | LogGain = "exponential",
     temperature: float | None = None,
     min_weight: float = 0.02,
     shrinkage: float | None = None,
@@ -71,7 +125,10 @@ def update_weights(
         Sample variance (divisor ``counts - 1``) of the scores inside each cluster; read where
         ``counts >= 2``, NaN allowed elsewhere. It tells noise from signal: `shrinkage` is then
         estimated.
-    rule : {"exponential", "linear", "ucb", "none"}
+    rule : str or callable
+        A name of `pyids.registry.WEIGHT_UPDATES`, ``module:function``, or such a function: of
+        `ShrunkScores` and the temperature (None: adaptive), it returns the logarithm of the factor
+        of each scored cluster's weight, float64 (J,), up to a constant, or None for no change.
     temperature : float, optional
         Positive, in units of the score; for ``exponential`` and ``ucb``. Unless given: the robust
         spread of the shrunk scores (1.4826 times the median absolute deviation from the median, or
@@ -109,19 +166,18 @@ def update_weights(
     [0.11, 0.22, 0.42, 0.25]
     """
     weights_, scores_, counts_, variances_ = _validate(weights, scores, counts, variances)
-    if rule not in get_args(Rule):
-        raise ValueError(f"rule is {rule!r}: must be one of {', '.join(get_args(Rule))}")
+    log_gain_of = WEIGHT_UPDATES.find(WEIGHT_UPDATES.check(rule)) if isinstance(rule, str) else rule
     if not 0 <= min_weight <= 1:
         raise ValueError(f"min_weight is {min_weight}: must lie in [0, 1]")
     if shrinkage is not None and not shrinkage >= 0:
         raise ValueError(f"shrinkage is {shrinkage}: must not be negative")
     if temperature is not None:
-        if rule in ("linear", "none"):
+        if log_gain_of in (linear, none):
             raise ValueError(f"temperature has no meaning for rule {rule!r}: leave it out")
         if not 0 < temperature < np.inf:
             raise ValueError(f"temperature is {temperature}: must be positive and finite")
 
-    if rule != "none":
+    if log_gain_of is not none:
         weights_ = _raise(weights_, min_weight / len(weights_))
     scored = counts_ > 0
     if not scored.any():
@@ -144,18 +200,14 @@ def update_weights(
     shrunk[scored] = t * unit
     towards_mean = np.ones(len(weights_))
     towards_mean[scored] = b
-    if rule == "none":
+    scaled = None if temperature is None else temperature / unit
+    deviations = np.sqrt(_signal_variance(s, n, shrinkage) * b)
+    log_gain = log_gain_of(ShrunkScores(t, deviations, counts_[scored]), scaled)
+    if log_gain is None:
         return WeightUpdate(weights_, shrunk, towards_mean)
-
-    if rule == "linear":
-        with np.errstate(divide="ignore"):
-            log_gain = np.log(t - min(0.0, float(t.min())))
-        if np.isneginf(log_gain).all():  # all alike
-            log_gain[:] = 0.0
-    else:
-        if rule == "ucb":
-            t = t + np.sqrt(_signal_variance(s, n, shrinkage) * b)
-        log_gain = _exponents(t, None if temperature is None else temperature / unit)
+    log_gain = np.asarray(log_gain, np.float64)
+    if log_gain.shape != t.shape or np.isnan(log_gain).any():
+        raise ValueError(f"the weight update {rule!r} gave no number for each scored cluster")
 
     mass = float(weights_[scored].sum())
     if mass > 0:
@@ -261,3 +313,100 @@ def _validate(
     if not abs(total - 1) <= 1e-6:
         raise ValueError(f"weights sum to {total}: must sum to 1")
     return weights_ / total, scores_, counts_.astype(np.int64), variances_
+
+
+class Told(NamedTuple):
+    """What a round's scores came to.
+
+    Attributes
+    ----------
+    weights : float64 array of shape (K,)
+        Of the clusters in the next round.
+    summary : dict
+        JSON values, kept with the round.
+    """
+
+    weights: Float64
+    summary: dict[str, Any]
+
+
+def columns_of(
+    scores: Scores | Mapping[int, float], probes: Int64 | None
+) -> tuple[Int64, dict[str, Float64]]:
+    """Return the ids of the scored rows, and what is known of each, ``score`` first.
+
+    Parameters
+    ----------
+    scores
+        What a scorer said of the probe rows, or a mapping from row id to score.
+    probes
+        int64 (B,), ids of the probe rows.
+
+    Raises
+    ------
+    DataError
+        A score of a mapping is not finite.
+    """
+    if not isinstance(scores, Mapping):
+        assert probes is not None, "a scorer scores the probe rows"
+        usable = np.isfinite(scores.values)
+        columns = {"score": scores.values, **scores.columns}
+        return probes[usable], {name: x[usable] for name, x in columns.items()}
+    row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
+    values = np.fromiter(scores.values(), dtype=np.float64, count=len(scores))
+    if not np.isfinite(values).all():
+        first = np.flatnonzero(~np.isfinite(values))[0]
+        raise DataError(
+            f"the score of row {row_ids[first]} is {values[first]}: scores are finite numbers, "
+            "so leave out rows that have none"
+        )
+    return row_ids, {"score": values}
+
+
+def reweight(
+    weights: Float64,
+    columns: Mapping[str, Float64],
+    clusters: NDArray[np.int32],
+    config: RunConfig,
+    temperature: float | None = None,
+) -> Told:
+    """Re-weight the clusters by a round's scores, unless these are noise.
+
+    Parameters
+    ----------
+    weights
+        float64 (K,), of this round.
+    columns
+        What is known of each scored row, float64 (B,): ``score``, and both losses where a scorer
+        measured them (`pyids.scoring.statistics`).
+    clusters
+        int32 (B,).
+    config
+        Says how (``weight_update``, ``min_weight``, ``temperature``).
+    temperature
+        What the scorer wants where the configuration names none.
+    """
+    means, counts, variances = cluster_moments(columns["score"], clusters, len(weights))
+    if config.temperature is not None or config.weight_update in ("linear", "none"):
+        temperature = config.temperature
+    update = update_weights(
+        weights,
+        means,
+        counts,
+        variances=variances,
+        rule=config.weight_update,
+        temperature=temperature,
+        min_weight=config.min_weight,
+    )
+    learnt, differs = paired_t(columns), between_cluster_z(columns, clusters)
+    is_noise = not_significant(learnt, differs)
+    summary = {
+        "scored_rows": len(clusters),
+        "scored_clusters": int(np.count_nonzero(counts)),
+        "paired_t": learnt,
+        "between_cluster_z": differs,
+        "weights_changed": not is_noise,
+        "shrinkage": update.shrinkage.tolist(),
+        "cluster_scores": update.shrunk_scores.tolist(),
+    }
+    return Told(weights if is_noise else update.weights, summary)

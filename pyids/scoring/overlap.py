@@ -7,18 +7,24 @@ own answers look like when they are dealt to other questions (`mismatch`).
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, text_of
+from pyids.config import SCREENING_OVERSAMPLE
 from pyids.models.generate import split_last
+from pyids.store.files import read_json, write_json
+
+logger = logging.getLogger("pyids")
 
 # The words of a prompt, and those of its response.
 Words: TypeAlias = tuple[set[str], set[str]]
@@ -152,3 +158,42 @@ def mismatch(rows: Sequence[Words], clusters: NDArray[np.int32]) -> float:
     if least <= _MIN_EVIDENCE * np.mean((dealt - mean - gap) ** 2):
         return 0.0
     return min(1.0, float((of_own >= least).sum() / (of_dealt >= least).sum()))
+
+
+# Where answers look mismatched beyond this share, candidates are screened; chosen, as is their
+# number, on development rows (docs/log.md).
+_MISMATCH = 0.03
+
+
+# What that share is estimated from: at most so many rows of so many clusters.
+_MISMATCH_ROWS, _MISMATCH_CLUSTERS = 64, 256
+
+
+def oversample_where_mismatched(
+    path: Path,
+    sizes: Int64,
+    seed: int,
+    sample: Callable[[Int64], tuple[Sequence[Conversation], NDArray[np.int32]]],
+) -> int:
+    """Return how many candidates to draw for each row kept: several where answers look mismatched.
+
+    Parameters
+    ----------
+    path
+        Where the estimate is kept, as JSON, so that it is made once.
+    sizes
+        int64 (K,), rows of each cluster.
+    seed
+        Decides which clusters are looked at.
+    sample
+        Draws rows by their quotas, int64 (K,), and returns them with their clusters.
+    """
+    if not path.exists():
+        clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
+        quotas = np.zeros_like(sizes)
+        quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
+        rows, clusters_of_rows = sample(quotas)
+        share = mismatch([words_of(messages) for messages in rows], clusters_of_rows)
+        write_json(path, {"rows": len(rows), "mismatched": share})
+        logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(rows))
+    return SCREENING_OVERSAMPLE if read_json(path)["mismatched"] > _MISMATCH else 1

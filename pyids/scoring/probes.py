@@ -15,14 +15,17 @@ from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, Encoded, encode, response_alone, with_turns
+from pyids.config import RunConfig
+from pyids.device import device
 from pyids.errors import DataError
 from pyids.models.batching import Progress
 from pyids.models.finetune import load_checkpoint, read_record
 from pyids.models.generate import generate, split_last
-from pyids.models.hub import ModelRef
+from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll, response_nll
-from pyids.models.raters import Rater
+from pyids.models.raters import Rater, rater
+from pyids.progress import reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -294,3 +297,33 @@ class Probes:
 
 def _answered(prompt: Conversation, answer: str) -> Conversation:
     return with_turns(prompt, [*prompt, {"role": "assistant", "content": answer}])
+
+
+def score_probes(
+    config: RunConfig,
+    checkpoint: Path,
+    rows: Sequence[Conversation],
+    clusters: NDArray[np.int32],
+    *,
+    cache: Path,
+) -> Scores:
+    """Score probe rows under the base model and a checkpoint, as the configuration says.
+
+    Parameters
+    ----------
+    rows, clusters
+        B rows of messages and their clusters, int32 (B,).
+    cache
+        The folder where a judge keeps its answers.
+    """
+    from pyids.scoring.scorers import find_scorer
+
+    where = device(config)
+    models = Models(resolve_model(config.round_model), checkpoint, device=where, dtype=config.dtype)
+    options = ScoringOptions(
+        max_length=config.max_length,
+        rater=rater(config, cache),
+        seed=config.seed,
+        progress=reporter("score"),
+    )
+    return find_scorer(config.scorer)(Probes(models, rows, clusters, options))

@@ -7,7 +7,6 @@ times the LM head at those tokens alone, never the whole logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +15,26 @@ from pyids._typing import Float64
 from pyids.chat.template import Conversation, last_response
 from pyids.errors import ConfigError
 from pyids.models.gradients import row_gradients
+from pyids.registry import SCORERS
 from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
 from pyids.scoring.statistics import cluster_moments, robust_spread
 
-if TYPE_CHECKING:
-    pass
+Scorer = Callable[[Probes], Scores]
+
+
+def find_scorer(name: str) -> Scorer:
+    """Find a scorer by name.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name, or it is no function.
+    """
+    found = SCORERS.find(name)
+    if not callable(found):
+        raise ConfigError(f"scorer {name!r}: a scorer is a function of `Probes`, not {found!r}")
+    scorer: Scorer = found
+    return scorer
 
 
 def score(
@@ -30,20 +44,18 @@ def score(
     clusters: NDArray[np.int32],
     options: ScoringOptions | None = None,
 ) -> Scores:
-    """Score probe rows with a scorer of `SCORERS`.
+    """Score probe rows.
 
     Parameters
     ----------
     scorer
-        A key of `SCORERS`.
+        A name of `pyids.registry.SCORERS`, or ``module:function``.
     models, rows, clusters, options
         See `Probes`.
     """
-    if scorer not in SCORERS:
-        raise ValueError(f"scorer must be one of {', '.join(SCORERS)}, not {scorer!r}")
     if len(rows) != len(clusters):
         raise ValueError(f"{len(rows)} rows and {len(clusters)} clusters do not match")
-    return SCORERS[scorer](Probes(models, rows, clusters, options or ScoringOptions()))
+    return find_scorer(scorer)(Probes(models, rows, clusters, options or ScoringOptions()))
 
 
 def learnability(probes: Probes) -> Scores:
@@ -212,21 +224,3 @@ def _deviations(means: Float64) -> Float64:
     median = np.median(there)
     spread = robust_spread(there - median)
     return np.nan_to_num((means - median) / spread) if spread > 0 else np.zeros(len(means))
-
-
-Scorer = Callable[[Probes], Scores]
-
-
-SCORERS: dict[str, Scorer] = {
-    "sound-learnability": sound_learnability,
-    "learnability": learnability,
-    "relative-learnability": relative_learnability,
-    "residual-learnability": residual_learnability,
-    "pmi": pmi,
-    "loss": loss,
-    "ifd": ifd,
-    "perplexity": perplexity,
-    "reward": rating,
-    "judge": rating,
-    "gradient-alignment": gradient_alignment,
-}

@@ -21,10 +21,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, encode, truncate
+from pyids.config import RunConfig
 from pyids.models.batching import Progress
+from pyids.models.hub import resolve_model
+from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll
+from pyids.progress import reporter
+from pyids.sampling import sample_by_cluster
 from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring.statistics import robust_spread
 
@@ -38,6 +43,63 @@ OUTLIER_PENALTY = 3.0
 
 # Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
 _END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
+
+
+def screen(
+    rows: Sequence[Conversation], clusters: NDArray[np.int32], config: RunConfig, device: str
+) -> dict[str, Float64]:
+    """Measure candidates with the model of the rounds, and how far each is an outlier.
+
+    Returns
+    -------
+    dict
+        What `measure` returns, and ``outlier_score``, float64 (B,).
+    """
+    model, tokenizer = load_model(resolve_model(config.round_model), device, config.dtype)
+    columns = measure(
+        model,
+        tokenizer,
+        rows,
+        max_length=config.max_length,
+        device=device,
+        progress=reporter("screen"),
+    )
+    return {**columns, "outlier_score": outlier_score(columns, clusters)}
+
+
+def draw_screened(
+    row_ids: Int64,
+    clusters: NDArray[np.int32],
+    quotas: Int64,
+    outlier_scores: Float64,
+    *,
+    log_weights: Float64,
+    seed: int,
+    threads: int | None = None,
+) -> Int64:
+    """Draw among candidates: each with its weight times ``exp(-OUTLIER_PENALTY * outlier score)``.
+
+    Parameters
+    ----------
+    row_ids, clusters, outlier_scores, log_weights
+        int64, int32, float64, float64 (B,): the candidates.
+    quotas
+        int64 (K,): rows of each cluster to draw.
+
+    Returns
+    -------
+    int64 (b,)
+        Ids, ascending.
+    """
+    return sample_by_cluster(
+        clusters,
+        quotas,
+        log_weights=log_weights - OUTLIER_PENALTY * outlier_scores,
+        row_ids=row_ids,
+        seed=seed,
+        allow_fewer=True,
+        n_threads=threads,
+    )
 
 
 def measure(

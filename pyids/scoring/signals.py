@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -15,6 +15,7 @@ import xxhash
 
 from pyids._typing import Float64
 from pyids.errors import ConfigError, ModelError
+from pyids.registry import SIGNALS, find_module
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation, Encoded
@@ -349,16 +350,14 @@ class Classifier:
         return scores
 
 
-SIGNALS = ("length", "perplexity", "ifd", "deita", "reward", "classifier")
-
-
 def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal | None:
     """Read ``signal`` or ``signal:MODEL``; None means that `spec` is the name of a column.
 
     Parameters
     ----------
     spec : str
-        One of `SIGNALS`; ``reward`` and ``classifier`` need a model, for the others it is optional.
+        A name of `pyids.registry.SIGNALS` or ``module:function``. ``reward`` and ``classifier``
+        need a model, for the other language-model signals it is optional.
     default_model : str
         The language model of a signal that names none.
     device : str
@@ -370,22 +369,52 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         A model is missing, or stands where none is used.
     """
     name, _, model = spec.partition(":")
-    if name == "length":
-        if model:
-            raise ConfigError(f"quality {spec!r}: length takes no model")
-        return Length()
-    language_models: dict[str, Callable[[str, str], Signal]] = {
-        "perplexity": Perplexity,
-        "ifd": Ifd,
-        "deita": Deita,
-    }
-    if name in language_models:
-        return language_models[name](model or default_model, device)
-    if name in ("reward", "classifier"):
-        if not model:
-            raise ConfigError(f"quality {name!r} needs a model: write {name}:MODEL")
-        return Reward(model, device) if name == "reward" else Classifier(model, device)
-    return None
+    if name in SIGNALS.names():
+        make = SIGNALS.find(name)
+    elif model and find_module(name):
+        make, model = SIGNALS.find(spec), ""
+    else:
+        return None
+    signal: Signal = make(model, default_model=default_model, device=device)
+    return signal
+
+
+def make_length(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``length``."""
+    if model:
+        raise ConfigError(f"quality 'length:{model}': length takes no model: write length")
+    return Length()
+
+
+def make_perplexity(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``perplexity`` or ``perplexity:MODEL``."""
+    return Perplexity(model or default_model, device)
+
+
+def make_ifd(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``ifd`` or ``ifd:MODEL``."""
+    return Ifd(model or default_model, device)
+
+
+def make_deita(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``deita`` or ``deita:MODEL``."""
+    return Deita(model or default_model, device)
+
+
+def make_reward(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``reward:MODEL``."""
+    return Reward(_named(model, "reward"), device)
+
+
+def make_classifier(model: str, *, default_model: str, device: str) -> Signal:
+    """Make the signal ``classifier:MODEL``."""
+    return Classifier(_named(model, "classifier"), device)
+
+
+def _named(model: str, signal: str) -> str:
+    if not model:
+        raise ConfigError(f"quality {signal!r} needs a model: write {signal}:MODEL")
+    return model
 
 
 def _turns(row: Conversation) -> Iterator[tuple[str, str]]:

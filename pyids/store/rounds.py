@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.errors import ModelError
+from pyids.errors import ConfigError, ModelError
 from pyids.store.files import atomic_write, read_json, write_json
 from pyids.store.folder import Store
 from pyids.store.ledger import load_npy, save_npy
@@ -78,6 +78,27 @@ class Rounds:
     def told(self) -> int:
         """How many rounds have been told."""
         return self._count("weights.npy")
+
+    def asked(self, rounds: int) -> int:
+        """Return the present round of `rounds`, from 0, if its rows are drawn.
+
+        Raises
+        ------
+        ConfigError
+            They are not, or all rounds have been told; says what is to be done first.
+        """
+        n, folder = self.told, self._folder.parent
+        if n == rounds:
+            raise ConfigError(
+                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
+                "Selection.finish, writes the selection"
+            )
+        if self.drawn == n:
+            raise ConfigError(
+                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
+                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
+            )
+        return n
 
     def _count(self, name: str) -> int:
         n = 0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 
-from pyids.config import RunConfig, load_config, make_config
+from pyids.cli.options import GroupedCommand, config_options
+from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError, PyidsError
 
 
@@ -26,36 +28,17 @@ class _Commands(click.Group):
             context.exit(2)
 
 
-def _option_type(annotation: Any) -> Any:
-    """Find the click type of a config field."""
-    for part in (annotation, *get_args(annotation)):
-        if get_origin(part) is Literal:
-            return click.Choice([str(choice) for choice in get_args(part)])
-    for plain in (int, float):
-        if annotation is plain or annotation == (plain | None):
-            return plain
-    return str
+def _shows_progress(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a command show how far its stages are."""
 
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        from pyids.bars import showing_progress
 
-def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for every field of the config but the data."""
-    for name, field in reversed(RunConfig.model_fields.items()):
-        if name == "data":
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        text = field.description or ""
-        if field.annotation is bool:
-            decorate = click.option(flag, name, is_flag=True, default=None, help=text)
-        else:
-            if field.default is not None and not field.is_required():
-                text = f"{text} [default: {field.default}]"
-            # A budget or a number of clusters is parsed by the config, which knows its forms.
-            kind = str if name in ("budget", "clusters") else _option_type(field.annotation)
-            decorate = click.option(flag, name, type=kind, default=None, help=text)
-        command = decorate(command)
-    return click.option(
-        "--config", "config_file", type=click.Path(), help="YAML file of options; options win"
-    )(command)
+        with showing_progress():
+            return command(*arguments, **options)
+
+    return wrapped
 
 
 def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, Any]) -> RunConfig:
@@ -101,10 +84,11 @@ def cli(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1)
-@_config_options
+@config_options()
 @click.option("--dry-run", is_flag=True, help="Check data, config, models and output, then stop.")
+@_shows_progress
 def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options: Any) -> None:
     """Select rows of DATA: files, folders, globs or a hub name.
 
@@ -116,17 +100,19 @@ def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options
 
         click.echo(plan(config))
     else:
+        from pyids.bars import RoundTable
         from pyids.selection import run as run_selection
 
-        click.echo(run_selection(config))
+        click.echo(run_selection(config, [RoundTable()]))
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1, required=True)
 @click.option("--method", required=True, help="`pyids methods` lists them")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="option of the method")
 @click.option("--to", "path", type=click.Path(), help="file [default: in the run folder]")
-@_config_options
+@config_options(ROUND_FIELDS)
+@_shows_progress
 def select(
     data: tuple[str, ...],
     method: str,
@@ -137,16 +123,13 @@ def select(
 ) -> None:
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
     from pyids.methods import select as select_module
-    from pyids.methods.select import OF_ROUNDS, select_from_folder
+    from pyids.methods.select import select_from_folder
 
     parsed = _parse_settings(settings)
-    if unused := sorted(_given(options).keys() & OF_ROUNDS):
-        flag = unused[0].replace("_", "-")
-        raise ConfigError(f"--{flag} is for rounds, and `pyids select` has none: leave it out")
     if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
         in_file = load_config(config_file) if config_file else {}
         # The folder says what is selected from.
-        for name in in_file.keys() & {"data", "output_dir", *OF_ROUNDS}:
+        for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
         click.echo(select_from_folder(data[0], method, path, settings=parsed, **changes))
@@ -157,7 +140,7 @@ def select(
 
 @cli.command()
 def methods() -> None:
-    """List methods, weight rules, scorers, quality signals and encoders with their sources."""
+    """List methods, weight updates, scorers, quality signals and encoders with their sources."""
     from pyids.registry import catalog
 
     for title, entries in catalog().items():
@@ -173,6 +156,7 @@ def methods() -> None:
 )
 @click.option("--to", "path", type=click.Path(), help="file or folder [default: in the run folder]")
 @click.option("--push-to-hub", "hub_name", help="then push it to this hub data set")
+@_shows_progress
 def export(folder: str, form: str, path: str | None, hub_name: str | None) -> None:
     """Write what the run in FOLDER has selected, in the form that a trainer reads."""
     from pyids.data.hub import push_to_hub
@@ -194,10 +178,11 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
     click.echo(push_to_hub(written, hub_name) if hub_name else written)
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path())
 @click.option("--data", "data", multiple=True, help="start a selection from this; may be repeated")
-@_config_options
+@config_options(TRAINER_FIELDS | {"output_dir"})
+@_shows_progress
 def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: Any) -> None:
     """Draw the next rows for a trainer of your own; exit code 3 when all rounds are done.
 
@@ -208,7 +193,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 
     given = data or config_file or any(value is not None for value in options.values())
     config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
-    with Selection.from_config(config) if config else Selection.open(folder) as selection:
+    with Selection.open(folder, config) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)
             sys.exit(3)
@@ -287,14 +272,17 @@ def _write_result(result: Any, json_path: str | None) -> None:
 @cli.command("eval")
 @click.argument("model")
 @click.argument("data", nargs=-1)
-@click.option("--base", help="model under an adapter [default: where the adapter says]")
-@click.option("--by", metavar="COLUMN", help="group rows by it [default: source, if they have it]")
+@click.option("--base-model", help="model under an adapter [default: where the adapter says]")
+@click.option(
+    "--group-by", metavar="COLUMN", help="group rows by it [default: source, if they have it]"
+)
 @click.option("--tasks", metavar="A,B", help="tasks of the LM evaluation harness (extra eval)")
 @click.option("--include-path", type=click.Path(), help="folder of task definitions of your own")
 @click.option(
     "--apply-chat-template", is_flag=True, help="put tasks' questions into the chat template"
 )
 @_evaluation_options
+@_shows_progress
 def evaluate(
     model: str, data: tuple[str, ...], tasks: str | None, json_path: str | None, **options: Any
 ) -> None:
@@ -310,11 +298,14 @@ def evaluate(
 
 @cli.command()
 @click.argument("selections", nargs=-1)
-@click.option("--by", metavar="COLUMN", help="topics [default: clusters of the first, or source]")
+@click.option(
+    "--group-by", metavar="COLUMN", help="topics [default: clusters of the first, or source]"
+)
 @click.option("--quality", help="column or signal whose histogram is wanted, as for `run`")
 @click.option("--data", multiple=True, help="held-out rows to evaluate each run's model on")
 @click.option("--model", help="base model: counts tokens, and is evaluated too")
 @_evaluation_options
+@_shows_progress
 def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) -> None:
     """Compare SELECTIONS, run folders or exported files: overlap, topics, lengths, scores, loss."""
     from pyids.evaluation.compare import compare as compare_selections

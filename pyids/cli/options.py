@@ -1,0 +1,91 @@
+"""Options of the command line, made from the fields of the configuration, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from pyids.config import RunConfig, group_of
+
+# The options that are shown first, in this order.
+FIRST = (
+    "budget", "rounds", "model", "encoder", "clusters", "quality", "seed", "device", "workers",
+    "output_dir",
+)  # fmt: skip
+FIRST_TITLE = "Options that matter first"
+GROUPS = (
+    "Data", "Selection", "Embedding", "Clustering", "Training", "Scoring", "Machine", "Output",
+)  # fmt: skip
+
+
+def shown_in(name: str) -> str:
+    """Return the group that the option of a field is shown in."""
+    return FIRST_TITLE if name in FIRST else group_of(name)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows the options of the configuration in groups."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups, the options that matter first before all others."""
+        groups: dict[str, list[tuple[str, str]]] = {
+            title: [] for title in (FIRST_TITLE, *GROUPS, "This command")
+        }
+        order = {name: n for n, name in enumerate(FIRST)}
+        parameters = sorted(self.get_params(context), key=lambda p: order.get(p.name or "", 99))
+        for parameter in parameters:
+            if (record := parameter.get_help_record(context)) is None:
+                continue
+            own = parameter.name not in RunConfig.model_fields
+            groups["This command" if own else shown_in(parameter.name or "")].append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
+    """Give a command one option for every field of the configuration but the data.
+
+    Parameters
+    ----------
+    without
+        Fields that the command does not look at.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(RunConfig.model_fields.items()):
+            if name == "data" or name in without:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            text = field.description or ""
+            if field.annotation is bool:
+                option = click.option(flag, name, is_flag=True, default=None, help=text)
+            else:
+                if field.default is not None and not field.is_required():
+                    text = f"{text} [default: {field.default}]"
+                # A budget or a number of clusters is parsed by the config, which knows its forms.
+                kind = str if name in ("budget", "clusters") else _option_type(field.annotation)
+                option = click.option(flag, name, type=kind, default=None, help=text)
+            command = option(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(),
+            help="YAML file of options; options on the command line win",
+        )(command)
+
+    return decorate
+
+
+def _option_type(annotation: Any) -> Any:
+    """Find the click type of a config field."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is Literal:
+            return click.Choice([str(choice) for choice in get_args(part)])
+    for plain in (int, float):
+        if annotation is plain or annotation == (plain | None):
+            return plain
+    return str

@@ -208,17 +208,17 @@ class Deita(LanguageModelSignal):
         lengths = [len(row) for row in ids]
         ratings = np.empty(len(texts))
         with torch.inference_mode():
-            for batch in batches_by_length(lengths, self.batch_tokens):
+            for batch in batches_by_length(lengths, self.batch_tokens if head.pads else 1):
                 width = max(lengths[i] for i in batch)
                 input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
                 mask = torch.zeros(len(batch), width, dtype=torch.int64)
                 for b, i in enumerate(batch):
                     input_ids[b, : lengths[i]] = torch.tensor(ids[i])
                     mask[b, : lengths[i]] = 1
-                hidden = head.hidden(input_ids.to(self.device), mask.to(self.device))
-                last = torch.tensor([lengths[i] - 1 for i in batch], device=self.device)
-                states = hidden[torch.arange(len(batch), device=self.device), last]
-                logits = head.logits(states)[:, digits].double()
+                chosen = torch.zeros(len(batch), width, dtype=torch.bool)
+                chosen[range(len(batch)), [lengths[i] - 1 for i in batch]] = True
+                where = [x.to(self.device) for x in (input_ids, mask, chosen)]
+                logits = head.logits_at(*where)[:, digits].double()
                 values = torch.arange(1, 7, dtype=torch.float64, device=self.device)
                 ratings[batch] = (logits.softmax(-1) @ values).cpu().numpy()
         return ratings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,11 +20,13 @@ from pyids._typing import Float64, Int64
 from pyids.config import SCREENING_OVERSAMPLE, RunConfig, make_config
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
+from pyids.data.sources import open_sources
 from pyids.device import device
 from pyids.errors import ConfigError, DataError
 from pyids.models.finetune import training_options
-from pyids.models.hub import resolve_model
+from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.raters import rater
+from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
@@ -64,6 +67,8 @@ def run(config: RunConfig) -> Path:
     ends with its training: the checkpoint that all selected rows make.
     """
     check_model(config)
+    if not (config.output_path / "rounds").exists():
+        check_conversations(config, open_sources(config.data, format=config.format))
     with Selection.from_config(config) as selection:
         while selection.draw(selection.candidates()):
             checkpoint = selection.train()
@@ -71,6 +76,11 @@ def run(config: RunConfig) -> Path:
                 break  # no draw would follow from more scores
             selection.tell(selection.score(checkpoint))
         return selection.finish()
+
+
+def _round_model(config: RunConfig) -> ModelRef:
+    """Find the model of the rounds; its template takes system turns as the options say."""
+    return replace(resolve_model(config.round_model), system=config.system)
 
 
 class Selection:
@@ -222,7 +232,7 @@ class Selection:
             self._log_weights,
         )
         where = device(config)
-        model, tokenizer = load_model(resolve_model(config.round_model), where, config.dtype)
+        model, tokenizer = load_model(_round_model(config), where, config.dtype)
         columns = measure(
             model,
             tokenizer,
@@ -325,7 +335,7 @@ class Selection:
         if folder.exists():
             return read_record(folder)
         checkpoint = finetune(
-            resolve_model(self.config.round_model),
+            _round_model(self.config),
             self.conversations(self.rounds.selected()),
             output_dir=folder,
             **training_options(self.config),
@@ -343,7 +353,7 @@ class Selection:
 
         row_ids = self.probes()
         models = Models(
-            resolve_model(self.config.round_model),
+            _round_model(self.config),
             checkpoint.path,
             device=device(self.config),
             dtype=self.config.dtype,

@@ -303,6 +303,8 @@ def _train(
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     head = Head.of(model)
+    for row in rows:
+        head.limits.check(row.input_ids)
     # Padding is never looked at, so any token does.
     pad_id = 0
     losses: list[float] = []
@@ -366,9 +368,7 @@ def _train(
             return steps[i]
 
     def collate(batch: list[list[int]]) -> Any:
-        return micro_batches(
-            [rows[i] for i in batch[0]], batch_tokens if head.pads else 1, pad_id
-        )
+        return micro_batches([rows[i] for i in batch[0]], batch_tokens if head.pads else 1, pad_id)
 
     where = torch.device(device)
     if where.type == "cuda":

@@ -13,11 +13,11 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from pyids.errors import ModelError
+from pyids.models.limits import Limits
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ class Head:
     ----------
     causal
         The model whose forward is run; an adapter's layers stand inside it.
-    name
-        What messages call it.
+    limits
+        Rows that it cannot take, and its name.
     linear
         The LM head, V x H, the input of which are the final hidden states; None where its forward
         calls no such module.
@@ -59,22 +59,21 @@ class Head:
         Whether the keys and values of a common beginning can be computed once.
     pads
         Whether rows of unlike length can be padded to one batch; else each is run alone.
-    vocabulary
-        Rows of the embedding: ids from here on do not exist.
-    positions
-        The longest row that learned positions allow; None where there is no such limit.
     """
 
     causal: Any
-    name: str
+    limits: Limits
     linear: Any
     way: Way = "whole"
     softcap: float | None = None
     scale: float = 1.0
     shares: bool = False
     pads: bool = True
-    vocabulary: int = 0
-    positions: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.limits.name
 
     @classmethod
     def of(cls, model: Any) -> Head:
@@ -226,7 +225,7 @@ class Head:
         """
         import torch
 
-        most = max(1, LOGITS_BYTES // (4 * self.vocabulary))
+        most = max(1, LOGITS_BYTES // (4 * self.limits.vocabulary))
         if self.way == "whole":
             step = max(1, most // chosen.shape[1])
             return [(slice(i, i + step), chosen[i : i + step]) for i in range(0, len(chosen), step)]
@@ -285,22 +284,21 @@ class Head:
         if self.way == "states":
             states, wanted = self.hidden(input_ids, attention_mask)[chosen], targets[chosen]
             rows = max(1, LOGITS_BYTES // (4 * self.linear.weight.shape[0]))
-
-            def block(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-                logits = self.logits(states)
-                return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-
-            pieces = list(zip(states.split(rows), wanted.split(rows), strict=True))
+            starts = range(0, len(states), rows)
+            pieces = [(states[i : i + rows], wanted[i : i + rows]) for i in starts]
         else:
+            parts = self.blocks(chosen)
+            pieces = [(torch.arange(len(chosen))[at], part) for at, part in parts]
 
-            def block(at: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-                run = slice(int(at[0]), int(at[-1]) + 1)
-                logits = self.logits_at(input_ids[run], attention_mask[run], part)
-                wanted = targets[run][part]
-                return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
+        def block(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            if self.way == "states":
+                logits, wanted = self.logits(first), second
+            else:
+                at = slice(int(first[0]), int(first[-1]) + 1)
+                logits = self.logits_at(input_ids[at], attention_mask[at], second)
+                wanted = targets[at][second]
+            return torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
 
-            everyone = torch.arange(len(input_ids))
-            pieces = [(everyone[at], part) for at, part in self.blocks(chosen)]
         if len(pieces) == 1:
             return block(*pieces[0])
         total = torch.zeros((), dtype=torch.float32, device=input_ids.device)
@@ -308,32 +306,10 @@ class Head:
             total = total + checkpoint(block, *piece, use_reentrant=False)
         return total
 
-    # -- limits --
-
-    def check(self, ids: Any) -> None:
-        """Refuse a row of token ids (T,) that the model has no embedding or no position for."""
-        if len(ids) and (largest := int(ids.max())) >= self.vocabulary:
-            raise ModelError(
-                f"model {self.name!r}: token {largest} of its tokenizer is beyond its embedding of "
-                f"{self.vocabulary} rows: resize the embedding, or take that token out of the data"
-            )
-        if self.positions is not None and len(ids) > self.positions:
-            raise ModelError(
-                f"model {self.name!r}: a row of {len(ids)} tokens is longer than the "
-                f"{self.positions} positions that it has learned: set --max-length "
-                f"{self.positions} or less"
-            )
-
-
-@lru_cache(maxsize=64)
-def _arguments(kind: type) -> frozenset[str]:
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    return frozenset(inspect.signature(forward).parameters)
-
 
 def accepts(causal: Any) -> frozenset[str]:
     """Return the names of the arguments that a model's forward takes."""
-    return _arguments(type(causal))
+    return frozenset(inspect.signature(type(causal).forward).parameters)
 
 
 # Model -> what was found; without the model itself, which would never be let go of.

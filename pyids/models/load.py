@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyids.chat.render import adapt_to_system
 from pyids.errors import ModelError
 from pyids.models.hf import one_line, quiet, torch_dtype
 from pyids.models.hub import ModelRef, local_folder, resolve_model
@@ -63,7 +64,7 @@ def load_model(
 def load_tokenizer(
     ref: ModelRef | str, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer alone."""
+    """Load a model's tokenizer alone; its template takes system turns as ``ref.system`` says."""
     ref = resolve_model(ref) if isinstance(ref, str) else ref
     folder = local_folder(ref)
     from transformers import AutoTokenizer
@@ -77,6 +78,7 @@ def load_tokenizer(
         raise ModelError(
             f"model {ref.name!r}: its tokenizer cannot be loaded: {one_line(error)}"
         ) from error
+    adapt_to_system(tokenizer, ref.system)
     return tokenizer
 
 

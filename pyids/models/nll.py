@@ -97,7 +97,7 @@ def encoded_nll(
         raise ValueError(f"padding_side must be 'left' or 'right', not {padding_side!r}")
     head = Head.of(model)
     for row in rows:
-        head.check(row.input_ids)
+        head.limits.check(row.input_ids)
     # Nothing after the last response token matters, and that token itself is only predicted.
     spans = [np.flatnonzero(row.response_mask[1:]) for row in rows]
     ends = [int(span[-1]) + 1 if len(span) else 0 for span in spans]

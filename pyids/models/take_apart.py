@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyids.errors import ModelError
 from pyids.models.hf import one_line, quiet
+from pyids.models.limits import Limits
 from pyids.models.lm_head import Head
 
 if TYPE_CHECKING:
@@ -47,22 +48,14 @@ def take_apart(causal: Any) -> Head:
     import torch
 
     name = str(getattr(causal.config, "name_or_path", "") or causal.config.model_type)
-    embedding = causal.get_input_embeddings()
-    if getattr(embedding, "weight", None) is None:
-        raise ModelError(f"model {name!r}: it has no token embedding")
-    vocabulary = len(embedding.weight)
-    head = Head(
-        causal,
-        name,
-        output_embeddings(causal),
-        vocabulary=vocabulary,
-        positions=learned_positions(causal),
-    )
+    limits = Limits.of(causal, name)
+    head = Head(causal, limits, output_embeddings(causal))
     training = causal.training
     causal.eval()
     try:
         with torch.no_grad(), quiet():
-            ids = _tokens(causal.config, vocabulary).to(embedding.weight.device)
+            ids = _tokens(causal.config, limits.vocabulary)
+            ids = ids.to(causal.get_input_embeddings().weight.device)
             return _Trial(head, ids).result()
     finally:
         causal.train(training)
@@ -256,23 +249,3 @@ def _numbers(config: Any) -> Iterator[tuple[str, float]]:
         for name, number in inner.items():
             if isinstance(number, int | float) and not isinstance(number, bool):
                 yield str(name), number
-
-
-def learned_positions(causal: Any) -> int | None:
-    """Return the longest row for which a model has a position, where it keeps a table of them.
-
-    A table is a weight or buffer that is named for positions and has a row for each that the
-    configuration allows (a few more where the first are reserved). Rotations and slopes that are
-    computed have no end.
-    """
-    config = causal.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    if not isinstance(limit, int):
-        return None
-    tables = [*causal.named_parameters(), *causal.named_buffers()]
-    for name, table in tables:
-        if re.search(r"pos|wpe", name.lower()) and not re.search("vision|visual|audio", name):
-            if table.ndim >= 2 and limit <= table.shape[0] <= limit + 4:
-                return limit
-    return None

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -66,19 +66,23 @@ class LanguageModelSignal:
         See `pyids.models.hub.resolve_model`.
     device, max_length, batch_tokens
         Where it runs, the longest row, and the tokens of a forward pass.
+    system
+        See `pyids.models.hub.ModelRef`.
     """
 
     model: str
     device: str = "cpu"
     max_length: int = 1024
     batch_tokens: int = 4096
+    system: str = "error"
     name: ClassVar[str] = ""
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
+        from pyids.models.hub import resolve_model
         from pyids.models.load import load_model
 
-        return load_model(self.model, self.device)
+        return load_model(replace(resolve_model(self.model), system=self.system), self.device)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,6 +91,7 @@ class LanguageModelSignal:
             "signal": self.name,
             "model": _model_identity(self.model),
             "tokens": self.max_length,
+            **({} if self.system == "error" else {"system": self.system}),
         }
 
     def _nll(self, rows: Sequence[Encoded]) -> Float64:
@@ -217,8 +222,9 @@ class Deita(LanguageModelSignal):
                     mask[b, : lengths[i]] = 1
                 chosen = torch.zeros(len(batch), width, dtype=torch.bool)
                 chosen[range(len(batch)), [lengths[i] - 1 for i in batch]] = True
-                where = [x.to(self.device) for x in (input_ids, mask, chosen)]
-                logits = head.logits_at(*where)[:, digits].double()
+                logits = head.logits_at(
+                    input_ids.to(self.device), mask.to(self.device), chosen.to(self.device)
+                )[:, digits].double()
                 values = torch.arange(1, 7, dtype=torch.float64, device=self.device)
                 ratings[batch] = (logits.softmax(-1) @ values).cpu().numpy()
         return ratings
@@ -352,7 +358,9 @@ class Classifier:
 SIGNALS = ("length", "perplexity", "ifd", "deita", "reward", "classifier")
 
 
-def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal | None:
+def make_signal(
+    spec: str, *, default_model: str, device: str = "cpu", system: str = "error"
+) -> Signal | None:
     """Read ``signal`` or ``signal:MODEL``; None means that `spec` is the name of a column.
 
     Parameters
@@ -363,6 +371,8 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         The language model of a signal that names none.
     device : str
         A torch device.
+    system : str
+        What a language model's template does with a system turn that it refuses.
 
     Raises
     ------
@@ -374,13 +384,13 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         if model:
             raise ConfigError(f"quality {spec!r}: length takes no model")
         return Length()
-    language_models: dict[str, Callable[[str, str], Signal]] = {
+    language_models: dict[str, Callable[..., Signal]] = {
         "perplexity": Perplexity,
         "ifd": Ifd,
         "deita": Deita,
     }
     if name in language_models:
-        return language_models[name](model or default_model, device)
+        return language_models[name](model or default_model, device, system=system)
     if name in ("reward", "classifier"):
         if not model:
             raise ConfigError(f"quality {name!r} needs a model: write {name}:MODEL")

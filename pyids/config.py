@@ -185,6 +185,13 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
     max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
+    system: Literal["error", "fold", "drop"] = _option(
+        "Training",
+        "a system turn that the model's chat template refuses: an error, folded into the next "
+        "user turn, or dropped",
+        "error",
+    )
+
     scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
         "Scoring", "what a round's score is", "sound-learnability"
     )

@@ -19,8 +19,10 @@ from pyids.callbacks import Callback, Callbacks, LogRounds
 from pyids.config import RunConfig
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
+from pyids.data.sources import open_sources
 from pyids.device import device
-from pyids.models.hub import resolve_model
+from pyids.models.hub import round_model
+from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, draw_rows, log_weights_of, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
@@ -50,6 +52,8 @@ def run(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
     ends with its training: the checkpoint that all selected rows make.
     """
     check_model(config)
+    if not (config.output_path / "rounds").exists():
+        check_conversations(config, open_sources(config.data, format=config.format))
     with Selection(prepare(config), config, callbacks) as selection:
         selection.run_rounds()
         return selection.finish()
@@ -272,7 +276,7 @@ class Selection:
 
         n = self.rounds.asked(self.config.rounds)
         checkpoint = train_once(
-            resolve_model(self.config.round_model),
+            round_model(self.config),
             lambda: self.conversations(self.rounds.selected()),
             output_dir=self.rounds.path(n, "checkpoint"),
             progress=reporter("train"),

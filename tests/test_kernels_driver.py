@@ -1,4 +1,4 @@
-"""A whole run with every op by the kernels, in Triton's interpreter: no kernel that nobody calls."""
+"""The whole way on the kernels, in the interpreter: read, embed, cluster, draw, train, score, tell."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def test_a_run_from_rows_to_weights_by_the_kernels_alone(tmp_path, tiny, monkeyp
             if backend == "triton":
                 patch.setattr(interpreter.InterpretedFunction, "run", spy)
             found[backend] = pyids.run(
-                data=[str(data)], output_dir=str(tmp_path / backend), **options, **models, oversample=1
+                data=[str(data)],
+                output_dir=str(tmp_path / backend),
+                **options,
+                **models,
+                oversample=1,
             )
     assert launched >= DRIVEN, f"not launched: {sorted(DRIVEN - launched)}"
     np.testing.assert_array_equal(found["triton"].ids, found["torch"].ids)

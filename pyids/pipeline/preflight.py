@@ -19,6 +19,7 @@ from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.models.raters import judge_endpoint
+from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.identity import identity_of
 from pyids.pipeline.stages import find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
@@ -91,10 +92,11 @@ def check_model(config: RunConfig) -> None:
 def plan(config: RunConfig) -> str:
     """Check data, configuration, models and output as a run would, and say what it would do.
 
-    Nothing is written but in a temporary folder, and no model is loaded.
+    Nothing is written but in a temporary folder, and no model is loaded but its tokenizer.
     """
     check_model(config)
     sources = check_inputs(config)
+    check_conversations(config, sources)
     check_writable(config.output_path)
     folder = Store(config.output_path)
     folder.check_place()

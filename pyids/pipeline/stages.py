@@ -269,7 +269,13 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
     from pyids.scoring.cache import store_quality
 
     assert config.quality is not None
-    return store_quality(store, config.quality, default_model=config.model, device=device(config))
+    return store_quality(
+        store,
+        config.quality,
+        default_model=config.model,
+        device=device(config),
+        system=config.system,
+    )
 
 
 def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:

@@ -19,6 +19,7 @@ import xxhash
 
 from pyids._typing import Float64
 from pyids.chat.formats import tools_of
+from pyids.chat.render import has_loss, reasoning_of
 from pyids.errors import DataError
 from pyids.registry import SIGNALS
 from pyids.scoring.row_weights import check_quality
@@ -42,6 +43,10 @@ _CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
 def content_hash(row: Conversation) -> int:
     """128 bits of all that a signal may see of a conversation."""
     turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
+    # Few turns have more: the others keep the hash that they had before this was read.
+    for turn, message in zip(turns, row, strict=True):
+        more = [reasoning_of(message), has_loss(message) or turn[0] != "assistant"]
+        turn += more if more != ["", True] else []
     return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 
@@ -126,7 +131,9 @@ def score_rows(
     return np.array(values, np.float64)
 
 
-def store_quality(store: Store, spec: str, *, default_model: str, device: str = "cpu") -> Float64:
+def store_quality(
+    store: Store, spec: str, *, default_model: str, device: str = "cpu", system: str = "error"
+) -> Float64:
     """Return the quality of the kept rows of a run folder.
 
     Parameters
@@ -135,7 +142,7 @@ def store_quality(store: Store, spec: str, *, default_model: str, device: str = 
         Scores are cached in ``quality/cache``.
     spec : str
         A signal (see `make_signal`) or a column of the data set.
-    default_model, device : str
+    default_model, device, system : str
         See `make_signal`.
 
     Returns
@@ -148,7 +155,7 @@ def store_quality(store: Store, spec: str, *, default_model: str, device: str = 
     DataError
         A value is missing or not a finite number, or all are equal.
     """
-    signal = make_signal(spec, default_model=default_model, device=device)
+    signal = make_signal(spec, default_model=default_model, device=device, system=system)
     if signal is None:
         quality = np.array(list(_column(store, spec)), np.float64)
     else:

@@ -21,7 +21,7 @@ from pyids.errors import DataError
 from pyids.models.batching import Progress
 from pyids.models.finetune import load_checkpoint, read_record
 from pyids.models.generate import generate, split_last
-from pyids.models.hub import ModelRef, resolve_model
+from pyids.models.hub import ModelRef, round_model
 from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll, response_nll
 from pyids.models.raters import Rater, rater
@@ -319,7 +319,7 @@ def score_probes(
     from pyids.scoring.scorers import find_scorer
 
     where = device(config)
-    models = Models(resolve_model(config.round_model), checkpoint, device=where, dtype=config.dtype)
+    models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),

@@ -147,7 +147,7 @@ def test_csv_keeps_every_value_as_text(tmp_path):
         writer.writerow(['two\nlines, "quoted"', "yes", "007"])
         writer.writerow(["second", "x" * 200_000, "1e3"])
     intake, rows = read(tmp_path / "run", file)
-    assert intake.formats == {"prompt/completion": 1}
+    assert intake.formats == {"prompt/completion": 2}
     assert [row.record["code"] for row in rows] == ["007", "1e3"]
     assert rows[0].messages[0]["content"] == 'two\nlines, "quoted"'
     assert [row.line for row in rows] == [3, 4]
@@ -362,7 +362,7 @@ def turn(**keys):
         (turn(role="assistant", content=5), "content of turn 1 is the number 5: make it a text"),
         (turn(role="assistant", content=None), "content of turn 1 is null: make it a text"),
         (turn(role="assistant", content=[{"type": "text"}]), "turn 1 is a list: make it a text"),
-        (orjson.dumps({"prompt": "x"}), "column 'messages' is missing (the row has: prompt)"),
+        (orjson.dumps({"prompt": "x"}), "no chat format has the columns prompt: rename them"),
         (orjson.dumps({"messages": "x"}), "column 'messages' is a text: make it a list of turns"),
         (orjson.dumps({"messages": [3]}), "turn 0 is the number 3, not an object"),
         (b'{"messages": ' + b"9" * 5000 + b"}", "JSON that cannot be read (Exceeds the limit"),
@@ -605,10 +605,11 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
-    from pyids.data import ingest, open_sources
+    from pyids.data.ingest import ingest
+    from pyids.data.sources import open_sources
     from pyids.data import sources
     from pyids.engine import LocalEngine
-    from pyids.store import Store
+    from pyids.store.folder import Store
 
     if __name__ == "__main__":
         sources.SPLIT_BYTES = 200_000

@@ -39,6 +39,18 @@ def parse(raw: bytes) -> Any:
         return json.loads(raw.decode())  # decoded here: json would guess at UTF-16
 
 
+def has_half_surrogate(raw: bytes) -> bool:
+    """Whether a text of a row holds half of a surrogate pair, which no UTF-8 can hold."""
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            json.dumps(json.loads(raw.decode()), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return True
+    return False
+
+
 def compact(raw: bytes) -> bytes:
     """Put JSON on one line: white space outside strings goes, nothing else is touched."""
     return _STRING_OR_SPACE.sub(rb"\1", raw)
@@ -80,11 +92,20 @@ def with_members(raw: bytes, new: Iterable[tuple[str, bytes]], *, replace: str =
     """
     if replace and f'"{replace}'.encode() in raw:
         old = [(key, value) for key, value in members(raw) if not key.startswith(replace)]
-        inside = b",".join(orjson.dumps(key) + b":" + value.encode() for key, value in old)
+        inside = _joined(old)
     else:
         inside = raw.strip()[1:-1].strip()
     added = b",".join(orjson.dumps(key) + b":" + value for key, value in new)
     return b"{" + b",".join(part for part in (inside, added) if part) + b"}"
+
+
+def without_member(raw: bytes, name: str) -> bytes:
+    """Leave a member out of the object `raw`, the others as they were written."""
+    return b"{" + _joined([(key, value) for key, value in members(raw) if key != name]) + b"}"
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return b",".join(orjson.dumps(key) + b":" + value.encode() for key, value in pairs)
 
 
 def array_items(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:

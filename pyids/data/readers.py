@@ -336,7 +336,7 @@ _UNFIT = (ValueError, OverflowError, TypeError)
 
 def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
     """Turn rows of a table into JSON and objects."""
-    return [(orjson.dumps(row, default=_to_json), row) for row in batch.to_pylist()]
+    return [(orjson.dumps(row, default=to_json), row) for row in batch.to_pylist()]
 
 
 def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
@@ -350,7 +350,7 @@ def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
 def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            orjson.dumps(column.to_pylist(), default=_to_json)
+            orjson.dumps(column.to_pylist(), default=to_json)
         except _UNFIT as error:
             yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
 
@@ -361,7 +361,7 @@ def _twice(names: Sequence[str]) -> str:
     return "" if name is None else f"the column {name!r} stands twice: rename one"
 
 
-def _to_json(value: object) -> object:
+def to_json(value: object) -> object:
     """JSON for what a table holds and JSON does not."""
     if isinstance(value, datetime.date | datetime.time):  # a subclass, such as pandas' Timestamp
         return value.isoformat()

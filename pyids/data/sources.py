@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pyids.chat.formats import check_format, detect_format, list_columns
+from pyids.chat.formats import check_format, detect_format, list_columns, no_format
 from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
 from pyids.errors import ConfigError, DataError
 from pyids.store.files import hash_file, read_json, write_json
@@ -52,7 +52,7 @@ class Source:
     compression : str or None
         ``gzip`` or ``zstd``.
     format : str
-        Its chat format (`pyids.chat.formats`).
+        Its chat format (`pyids.chat.formats`), or ``auto``: that of each row.
     columns : tuple of str
         Columns of its first row.
     vectors : str or None
@@ -97,8 +97,7 @@ def open_sources(
         ``datasets.save_to_disk`` wrote, and names on the hub (``owner/name[@config][:split]``;
         the split is ``train`` unless named).
     format : str, default "auto"
-        Chat format of all of them (`pyids.chat.formats`); ``auto`` tells it by the first row of
-        each.
+        Chat format of all of them (`pyids.chat.formats`); ``auto`` tells it of each row.
     vectors : str, optional
         Column of precomputed vectors.
 
@@ -230,10 +229,11 @@ def _look_into(source: Source, format: str) -> Source:
     reader = Reader(source.path, source.kind, source.compression, drop=source.vectors)
     empty = True
     first: dict[str, Any] | None = None
-    for _, _, record in islice(reader, 100):
+    line = 1
+    for number, _, record in islice(reader, 100):
         empty = False
         if not isinstance(record, Problem):
-            first = record
+            line, first = number, record
             break
         if record.ends_file:
             raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
@@ -243,17 +243,9 @@ def _look_into(source: Source, format: str) -> Source:
     columns = tuple(first or ())
     if source.vectors and first is not None:
         _check_vectors(source, columns)
-    if format == "auto":
-        detected = detect_format(first) if first is not None else "messages"
-    else:
-        detected = format
-    if detected is None:
-        raise DataError(
-            f"{path} {source.unit} 1: no chat format has the columns "
-            f"{list_columns(columns)}: rename them to prompt and completion, or name the pair with "
-            "--format COLUMN/COLUMN"
-        )
-    return replace(source, format=detected, columns=columns)
+    if format == "auto" and first is not None and detect_format(first) is None:
+        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+    return replace(source, format=format, columns=columns)
 
 
 def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:

@@ -128,6 +128,7 @@ class RunConfig(BaseModel):
         None,
     )
     limit: int | None = _option("Data", "read only the first rows", None, ge=1)
+    max_row_bytes: int = _option("Data", "bytes of the longest row", 64 << 20, ge=1)
     keep_duplicates: bool = _option("Data", "keep exact repeats", False)
     strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
 

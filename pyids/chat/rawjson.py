@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from json.decoder import JSONDecodeError
 from typing import Any
 
@@ -108,17 +108,23 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> bytes:
     return b",".join(orjson.dumps(key) + b":" + value.encode() for key, value in pairs)
 
 
-def array_items(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:
+def array_items(text: str, position: int, *, ended: bool = False) -> Iterator[tuple[str, Any, int]]:
     """Parse as many items of a JSON array as `text` holds whole, from `position`.
 
-    Returns
-    -------
-    list of (str, value)
-        The text of each item and the item.
+    Parameters
+    ----------
+    ended : bool, default False
+        Nothing follows the text, so that its last item is whole.
+
+    Yields
+    ------
+    str
+        The text of the item.
+    value
+        The item.
     int
-        Where the first item that is not whole begins.
+        Where it ends.
     """
-    items: list[tuple[str, Any]] = []
     while True:
         start = _skip(text, position)
         if text.startswith(",", start):
@@ -126,11 +132,12 @@ def array_items(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:
         try:
             value, stop = _decoder.raw_decode(text, start)
         except JSONDecodeError:
-            return items, position
-        if stop == len(text):  # a number cut by the end of the block would look whole
-            return items, position
-        items.append((text[start:stop], value))
+            return
+        # A number cut by the end of the block would look whole.
+        if stop == len(text) and not (ended or text[start] in "{["):
+            return
         position = stop
+        yield text[start:stop], value, position
 
 
 def _skip(text: str, position: int) -> int:

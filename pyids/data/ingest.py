@@ -210,6 +210,7 @@ class _Task:
             "kind": source.kind,
             "format": source.format,
             "without": source.vectors,
+            "max_row_bytes": source.max_row_bytes,
             "max_rows": self.max_rows,
             "groups_per_shard": self.groups_per_shard,
             "strict": self.strict,
@@ -341,7 +342,9 @@ def read_split(task: _Task) -> dict[str, Any]:
         return {**done, "problems": []}
     begin(entry)
     reader = Reader(
-        source.path, source.kind, source.compression, split.start, split.stop, source.vectors
+        *(source.path, source.kind, source.compression, split.start, split.stop),
+        drop=source.vectors,
+        max_row_bytes=source.max_row_bytes,
     )
     writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []

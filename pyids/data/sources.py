@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any, Literal, cast
 
 from pyids.chat.formats import check_format, detect_format, list_columns, no_format
 from pyids.data.containers import head_of, sniff
+from pyids.data.folders import choose_split, files_of_folder, parse_name
 from pyids.data.readers import (
     MAX_ROW_BYTES,
     UNREADABLE,
@@ -24,7 +26,10 @@ from pyids.data.readers import (
 )
 from pyids.errors import ConfigError, DataError
 from pyids.store.files import hash_file, read_json, write_json
-from pyids.store.folder import Store, is_run_folder
+from pyids.store.folder import Store
+
+logger = logging.getLogger("pyids")
+
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
@@ -45,7 +50,6 @@ _KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
-_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 
 
@@ -111,7 +115,8 @@ def open_sources(
     ----------
     data : sequence of str
         Files (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, each also ``.gz``, ``.zst``, ``.bz2`` or
-        ``.xz``; ``.parquet``; ``.arrow``), folders and globs of them (sorted by path), folders that
+        ``.xz``; ``.parquet``; ``.arrow``), folders (``FOLDER[@config][:split]``,
+        `pyids.data.folders`) and globs of them (sorted by path), folders that
         ``datasets.save_to_disk`` wrote, and names on the hub (``owner/name[@config][:split]``;
         the split is ``train`` unless named).
     format : str, default "auto"
@@ -151,8 +156,8 @@ def open_sources(
 
 def _find(name: str) -> Iterator[Source]:
     path = Path(name)
-    if path.is_dir():
-        yield from _in_folder(path)
+    if (folder := parse_name(name)) is not None:
+        yield from _in_folder(*folder)
     elif path.is_file():
         yield _source(path)
     elif path.exists():
@@ -169,32 +174,19 @@ def _find(name: str) -> Iterator[Source]:
         raise DataError(f"{name}: no such file or folder: check the path")
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
+def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
-        if "train" not in splits and len(splits) != 1:
-            raise DataError(
-                f"{folder}: holds the splits {', '.join(splits)}: name one, such as "
-                f"{folder / splits[0]}"
-            )
-        yield from _in_folder(folder / ("train" if "train" in splits else splits[0]))
+        chosen = choose_split(folder, splits, split)
+        if left := [name for name in splits if name != chosen]:
+            logger.info("%s: read the split %s; left out %s", folder, chosen, ", ".join(left))
+        yield from _in_folder(folder / chosen, None, None)
         return
     if (folder / "state.json").is_file():
         for file in read_json(folder / "state.json")["_data_files"]:
             yield Source(str(folder / file["filename"]), "arrow", None)
         return
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and _kind(file)
-        and file.name not in _METADATA
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    # What runs have written beside the data, such as runs/ in the present directory, is none.
-    inside = {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}
-    runs = set(filter(is_run_folder, inside))
-    files = [file for file in files if runs.isdisjoint(file.parents)]
+    files = files_of_folder(folder, config, split, _kind)
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
     yield from map(_source, files)
@@ -233,6 +225,11 @@ def _endings() -> str:
 
 
 def _source(path: Path) -> Source:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{shown}: a file name that is no UTF-8: rename the file") from None
     kind = _kind(path)
     if kind is None:
         raise DataError(f"{path}: the ending says nothing about what it holds: use {_endings()}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyids.config import RunConfig, load_config, make_config
+from pyids.data.folders import parse_name
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
 from pyids.errors import ConfigError
 from pyids.store.folder import Store
@@ -21,8 +22,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Give `config` with paths of data and vectors that hold in any working directory."""
     paths: dict[str, Any] = {
         "data": [
-            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
-            for name in config.data  # what is neither is a name on the hub
+            os.path.abspath(name)
+            if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+            else name
+            for name in config.data  # what is none of these is a name on the hub
         ]
     }
     if (path := config.embeddings_file) is not None:

@@ -41,7 +41,12 @@ def check_inputs(config: RunConfig) -> list[Source]:
         open_vectors(config.embeddings_file)
     elif column is None:
         find_encoder(config.encoder)
-    sources = open_sources(config.data, format=config.format, vectors=column)
+    sources = open_sources(
+        config.data,
+        format=config.row_format,
+        vectors=column,
+        max_row_bytes=config.max_row_bytes,
+    )
     if config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources

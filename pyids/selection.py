@@ -27,14 +27,15 @@ from pyids.models.raters import rater
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
+from pyids.pipeline.replay import open_rounds
 from pyids.pipeline.stages import row_weights
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
 from pyids.scoring.cluster_weights import update_weights
 from pyids.scoring.overlap import mismatch, words_of
 from pyids.scoring.statistics import between_cluster_z, cluster_moments, not_significant, paired_t
-from pyids.store.files import read_json, write_json
+from pyids.scoring.told import check_told
+from pyids.store.files import remembered
 from pyids.store.folder import Shard, Store
-from pyids.store.rounds import Rounds
 
 if TYPE_CHECKING:
     import datasets
@@ -89,7 +90,7 @@ class Selection:
         self.config = config
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
-        self.rounds = Rounds(store, store.cluster_sizes)
+        self.rounds = open_rounds(store, config, self.labels)
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Self:
@@ -197,17 +198,19 @@ class Selection:
         if self.config.oversample is not None:
             return self.config.oversample
         path = self.store.path / "mismatch.json"
-        if not path.exists():
-            seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
-            clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
-            quotas = np.zeros_like(sizes)
-            quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
-            row_ids = self._sample(quotas, seed, lambda shard: None)
-            words = [words_of(messages) for messages in self.conversations(row_ids)]
-            share = mismatch(words, self.clusters_of(row_ids))
-            write_json(path, {"rows": len(row_ids), "mismatched": share})
-            logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
-        return SCREENING_OVERSAMPLE if read_json(path)["mismatched"] > _MISMATCH else 1
+        share = remembered(path, self._mismatch)["mismatched"]
+        return SCREENING_OVERSAMPLE if share > _MISMATCH else 1
+
+    def _mismatch(self) -> dict[str, float]:
+        seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
+        clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
+        quotas = np.zeros_like(sizes)
+        quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
+        row_ids = self._sample(quotas, seed, lambda shard: None)
+        words = [words_of(messages) for messages in self.conversations(row_ids)]
+        share = mismatch(words, self.clusters_of(row_ids))
+        logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(row_ids))
+        return {"rows": len(row_ids), "mismatched": share}
 
     def _screen(self, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row, then of these by how odd they look."""
@@ -321,15 +324,17 @@ class Selection:
         """
         from pyids.models.finetune import finetune, read_record
 
-        folder = self.rounds.path(self._asked_round(), "checkpoint")
-        if folder.exists():
-            return read_record(folder)
+        n = self._asked_round()
+        if self.rounds.has_checkpoint(n):
+            return read_record(self.rounds.path(n, "checkpoint"))
+        folder = self.rounds.begin_checkpoint(n)
         checkpoint = finetune(
             resolve_model(self.config.round_model),
             self.conversations(self.rounds.selected()),
             output_dir=folder,
             **training_options(self.config),
         )
+        self.rounds.save_checkpoint(n)
         logger.info(
             "round %d: trained on %d rows in %.0f s, loss %.3f",
             *(self.round + 1, checkpoint.rows, checkpoint.seconds, checkpoint.loss),
@@ -385,7 +390,10 @@ class Selection:
         # Scores told twice must not pass for those of a round that nobody has trained on.
         n = self._asked_round()
         row_ids, columns = self._columns(scores)
-        clusters = self.clusters_of(row_ids)
+        row_ids, columns, clusters = check_told(
+            self.rounds, n, scores, row_ids, columns, self.clusters_of
+        )
+        temperature = self._temperature(scores)
         weights = self.rounds.weights(n)
         means, counts, variances = cluster_moments(columns["score"], clusters, len(weights))
         update = update_weights(
@@ -394,7 +402,7 @@ class Selection:
             counts,
             variances=variances,
             rule=self.config.weight_update,
-            temperature=self._temperature(scores),
+            temperature=temperature,
             min_weight=self.config.min_weight,
         )
         learnt, differs = paired_t(columns), between_cluster_z(columns, clusters)
@@ -408,6 +416,7 @@ class Selection:
             )
         summary = {
             "scored_rows": len(row_ids),
+            "temperature": temperature,
             "scored_clusters": int(np.count_nonzero(counts)),
             "improvement_in_standard_errors": learnt,
             "distinction_in_standard_errors": differs,

@@ -36,11 +36,20 @@ def cluster_moments(
         Unbiased variance of the scores; NaN for clusters with fewer than two.
     """
     counts = np.bincount(clusters, minlength=n_clusters)
+    # Sums are rounded once, so that they do not depend on the order of the rows.
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.bincount(clusters, weights=scores, minlength=n_clusters) / counts
-        squares = np.bincount(clusters, (scores - means[clusters]) ** 2, minlength=n_clusters)
+        means = _sums(scores, clusters, n_clusters) / counts
+        squares = _sums((scores - means[clusters]) ** 2, clusters, n_clusters)
         variances = np.where(counts > 1, squares / (counts - 1), np.nan)
     return means, counts.astype(np.int64), variances
+
+
+def _sums(values: Float64, clusters: NDArray[np.int32], n_clusters: int) -> Float64:
+    """Sum the values of each cluster, correctly rounded: float64 (K,)."""
+    order = np.argsort(clusters, kind="stable")
+    ends = np.cumsum(np.bincount(clusters, minlength=n_clusters))
+    parts = np.split(values[order], ends[:-1])
+    return np.array([math.fsum(part.tolist()) for part in parts], dtype=np.float64)
 
 
 def robust_spread(centered: Float64) -> float:

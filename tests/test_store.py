@@ -260,7 +260,8 @@ def test_verify_notices_every_kind_of_change(run):
     flipped.write_bytes(content)
     (folder / "repeats.jsonl").unlink()
     (folder / "skipped.jsonl").write_text("x")
-    again = f": `pyids clean {folder} --stage read`, then the command again"
+    again = f": `pyids clean {folder} --stage read`, then the command that began the run, with "
+    again += "all its options"
     assert sorted(verify(folder)) == sorted(
         [
             "keep/new.npy: not in the manifest: remove it",

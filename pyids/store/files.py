@@ -214,7 +214,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Read a sealed JSON object; where it is missing or damaged, make and keep it.
+    """Read a sealed JSON object; where it is missing or cannot be used, make and keep it.
 
     Parameters
     ----------
@@ -225,5 +225,5 @@ def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, A
     """
     try:
         return read_sealed(path)
-    except (FileNotFoundError, DamagedError):
+    except (FileNotFoundError, DamagedError, ConfigError):
         return write_sealed(path, make())

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pyids.errors import DamagedError, DataError
+from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import hash_once, read_sealed, write_sealed
 from pyids.store.ledger import damaged_files, difference
 from pyids.store.place import find_links
@@ -117,7 +117,7 @@ def _what_to_do(path: Path, file: Path, problem: str) -> str:
 def _readable(file: Path) -> bool:
     try:
         read_sealed(file)
-    except DamagedError:
+    except (DamagedError, ConfigError):
         return False
     return True
 
@@ -130,8 +130,8 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             content = read_sealed(entry)
-        except DamagedError:
-            yield entry, "damaged"
+        except (DamagedError, ConfigError):
+            yield entry, "damaged, or of another format"
             continue
         if isinstance(content.get("files"), dict) and isinstance(content.get("inputs"), dict):
             yield from damaged_files(entry, content)

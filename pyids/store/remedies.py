@@ -31,6 +31,8 @@ def _remedy(folder: Path, parts: tuple[str, ...]) -> str:
     command = f"pyids clean {folder} --stage {stage}"
     if stage == "rounds" and len(parts) > 1 and parts[1].isdecimal():
         command += f" --from {parts[1]}"
+    if stage in ("read", "embed"):
+        return f"`{command}`, then the command that began the run, with all its options"
     if stage == "export":
         return f"`{command}`, then `pyids export {folder}`"
     if stage == "rounds":

@@ -1,4 +1,4 @@
-"""The whole way on the kernels, in the interpreter: read, embed, cluster, draw, train, score, tell."""
+"""A whole run with every op by the kernels, in the interpreter: no kernel that nobody calls."""
 
 from __future__ import annotations
 

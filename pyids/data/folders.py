@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pyids.errors import DataError
-from pyids.store.folder import is_run_folder
+from pyids.store.place import is_run_folder
 
 logger = logging.getLogger("pyids")
 

@@ -34,7 +34,7 @@ from pyids.data.readers import Problem, Reader
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
-from pyids.store.files import atomic_write, write_json
+from pyids.store.files import atomic_write, write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, read_entry, write_entry
 
@@ -201,6 +201,11 @@ class _Task:
     records: bool
 
     @property
+    def entry(self) -> str:
+        """Name of its ledger entry."""
+        return f"{self.split.number:05d}.json"
+
+    @property
     def inputs(self) -> dict[str, Any]:
         split, source = self.split, self.split.source
         return {
@@ -245,6 +250,8 @@ def _read(
         )
         for split in splits
     ]
+    if any(read_entry(rows_folder / task.entry, task.inputs) is None for task in tasks):
+        begin(rows_folder / "index.json")  # which would vouch for other rows
     errors: list[str] = []
     shards: list[dict[str, Any]] = []
     files: dict[str, Any] = {}
@@ -296,7 +303,7 @@ def _read(
         "files": files,
         **{name: dict(count.most_common()) for name, count in counts.items()},
     }
-    write_json(rows_folder / "index.json", index)
+    write_sealed(rows_folder / "index.json", index)
     store.forget()
     _remove_strays(rows_folder, {*files, "index.json"})
 
@@ -337,7 +344,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     """
     split, source = task.split, task.split.source
     folder = Path(task.folder)
-    entry = folder / f"{split.number:05d}.json"
+    entry = folder / task.entry
     if (done := read_entry(entry, task.inputs)) is not None:
         return {**done, "problems": []}
     begin(entry)

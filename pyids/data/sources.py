@@ -25,7 +25,7 @@ from pyids.data.readers import (
     open_parquet,
 )
 from pyids.errors import ConfigError, DataError
-from pyids.store.files import hash_file, read_json, write_json
+from pyids.store.files import hash_file, read_json, remembered, write_sealed
 from pyids.store.folder import Store
 
 logger = logging.getLogger("pyids")
@@ -366,8 +366,8 @@ def fingerprint_files(
         ``name`` (without its folder: data may move), ``bytes``, ``xxh3``.
     """
     limit_bytes = None if limit is None else LIMITED_HASH_BYTES
-    remembered = store.path / ".inputs.json" if store is not None else None
-    known = read_json(remembered) if remembered is not None and remembered.exists() else {}
+    memory = store.path / ".inputs.json" if store is not None else None
+    known = remembered(memory, dict) if memory is not None else {}
     found = []
     for path in (Path(path).resolve() for path in paths):
         stat = path.stat()
@@ -375,6 +375,6 @@ def fingerprint_files(
         if known.get(str(path), {}).get("stamp") != stamp:
             known[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
         found.append({"name": path.name, "bytes": stat.st_size, "xxh3": known[str(path)]["xxh3"]})
-    if remembered is not None:
-        write_json(remembered, known)
+    if memory is not None:
+        write_sealed(memory, known)
     return found

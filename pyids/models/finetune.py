@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -193,19 +193,6 @@ def finetune(
     )
     _save(model, tokenizer, checkpoint)
     return checkpoint
-
-
-def train_once(
-    ref: ModelRef,
-    rows: Callable[[], Sequence[Conversation]],
-    *,
-    output_dir: Path,
-    **options: Any,
-) -> Checkpoint:
-    """Read the checkpoint in `output_dir`, or make it from `rows()`; see `finetune`."""
-    if output_dir.exists():
-        return read_record(output_dir)
-    return finetune(ref, rows(), output_dir=output_dir, **options)
 
 
 def load_checkpoint(

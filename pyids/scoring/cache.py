@@ -62,14 +62,20 @@ class Cache:
     _files: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        from pyids.errors import DamagedError
+        from pyids.store.ledger import load_npy
+
         for file in sorted(self.folder.glob("*.npy")):
-            chunk = np.load(file, allow_pickle=False)
+            self._files = max(self._files, int(file.stem) + 1 if file.stem.isdecimal() else 0)
+            try:
+                chunk = load_npy(file)
+            except DamagedError:
+                continue  # its rows are scored again
             keys = (
                 (int(h) << 64) | int(low)
                 for h, low in zip(chunk["high"], chunk["low"], strict=True)
             )
             self._known.update(zip(keys, chunk["value"].tolist(), strict=True))
-            self._files += 1
 
     def get(self, key: int) -> float | None:
         """Return the score of a content, None if it is not known."""
@@ -77,18 +83,14 @@ class Cache:
 
     def add(self, keys: Sequence[int], values: Float64) -> None:
         """Keep scores, on the disk at once."""
-        from pyids.store.files import atomic_write
+        from pyids.store.ledger import save_npy
 
         chunk = np.empty(len(keys), _CACHED)
         chunk["high"] = [key >> 64 for key in keys]
         chunk["low"] = [key & (2**64 - 1) for key in keys]
         chunk["value"] = values
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(self.folder / f"{self._files:05d}.npy") as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.lib.format.write_array(file, chunk, allow_pickle=False)
+        save_npy(self.folder / f"{self._files:05d}.npy", chunk, {"signal": self.folder.name})
         self._files += 1
         self._known.update(zip(keys, values.tolist(), strict=True))
 

@@ -44,7 +44,9 @@ def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             continue
         flag = f"--{name.replace('_', '-')}"
         text = field.description or ""
-        if field.annotation is bool:
+        if name == "target":
+            decorate = click.option(flag, name, multiple=True, help=text)
+        elif field.annotation is bool:
             decorate = click.option(flag, name, is_flag=True, default=None, help=text)
         else:
             if field.default is not None and not field.is_required():
@@ -68,7 +70,8 @@ def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, A
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    return {name: list(value) if type(value) is tuple else value for name, value in given.items()}
 
 
 def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
     """
     from pyids.selection import Selection
 
-    given = data or config_file or any(value is not None for value in options.values())
+    given = data or config_file or _given(options)
     config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
     with Selection.from_config(config) if config else Selection.open(folder) as selection:
         if not selection.draw():

@@ -94,6 +94,7 @@ LongText: TypeAlias = Literal["truncate", "chunk"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
+Target = Annotated[list[str] | None, BeforeValidator(_parse_data)]
 
 
 def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
@@ -137,6 +138,22 @@ class RunConfig(BaseModel):
         "Selection",
         "the rows a cluster gives: proportional to weight x rows left, or to the weight alone",
         "proportional",
+    )
+
+    target: Target = _option(
+        "Target",
+        "rows that show what the model is to learn (files, as DATA; may be repeated): rows like "
+        "them are preferred, they and near copies of them are never selected",
+        None,
+        min_length=1,
+    )
+    target_by: str | None = _option(
+        "Target",
+        "column of the target's rows that groups them into tasks (default: a task a file)",
+        None,
+    )
+    target_embeddings_file: str | None = _option(
+        "Target", "precomputed vectors of the target: a .npy file, row i for its row i", None
     )
 
     encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
@@ -229,6 +246,9 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "--embeddings-file and --embeddings-column both name the vectors: give one"
             )
+        for name in ("target_by", "target_embeddings_file"):
+            if getattr(self, name) is not None and self.target is None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --target: name that too")
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "

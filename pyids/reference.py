@@ -437,3 +437,30 @@ def novel_select(
         novelty[picks] = -np.inf
         picks.append(int(novelty.argmax()))
     return np.array(picks)
+
+
+def round_robin(x: Float64, targets: Float64, tasks: list[str], budget: int) -> NDArray[np.int64]:
+    """Tasks in turn, inside a task its target rows in turn: take the free row of largest cosine.
+
+    Ties go to the lowest row. Cosines are sums of products, pair by pair.
+    """
+    unit, target = (v / np.sqrt((v * v).sum(axis=1, keepdims=True)) for v in (x, targets))
+    groups = [[q for q in range(len(tasks)) if tasks[q] == t] for t in dict.fromkeys(tasks)]
+    picks: list[int] = []
+    for turn in range(budget):
+        group = groups[turn % len(groups)]
+        q = group[turn // len(groups) % len(group)]
+        cosine = (unit * target[q]).sum(axis=1)
+        cosine[picks] = -np.inf
+        picks.append(int(cosine.argmax()))
+    return np.array(picks)
+
+
+def whiten(x: Float64, others: Float64, components: int) -> Float64:
+    """``L^(-1/2) U^T (v - m)`` of others' unit rows, by the unit rows of x."""
+    unit = unit_rows(x)
+    variances, directions = np.linalg.eigh(np.cov(unit.T, bias=True))
+    order = np.argsort(-variances)[:components]
+    scale = directions[:, order] / np.sqrt(variances[order])
+    whitened: Float64 = (unit_rows(others) - unit.mean(axis=0)) @ scale
+    return whitened

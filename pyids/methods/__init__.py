@@ -11,11 +11,12 @@ from importlib.metadata import entry_points
 
 from pyids.errors import ConfigError
 from pyids.methods.method import Method, method
-from pyids.methods.pool import Pool, pool_from_arrays, pool_from_store
+from pyids.methods.pool import Pool, Target, pool_from_arrays, pool_from_store
 
 __all__ = [
     "Method",
     "Pool",
+    "Target",
     "get_method",
     "method",
     "method_names",
@@ -42,6 +43,7 @@ _BUILT_IN = {
     "qdit": "pyids.methods.qdit:select",
     "clusterclip": "pyids.methods.clusterclip:select",
     "novelselect": "pyids.methods.novelselect:select",
+    "rds": "pyids.methods.rds:select",
 }
 
 

@@ -38,7 +38,10 @@ class Method:
     select : callable
         See `Select`.
     needs : tuple of str
-        What the pool must know: embeddings, labels, centroids, quality, lengths.
+        What the pool must know: embeddings, labels, centroids, quality, lengths, target,
+        gradients.
+    uses : tuple of str
+        What it takes into account if the pool knows it.
     source : str
         Where it comes from.
     cost : str
@@ -53,6 +56,7 @@ class Method:
     source: str
     cost: str
     guarantee: str
+    uses: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -117,6 +121,7 @@ def method(
     source: str,
     cost: str = "",
     guarantee: str = "",
+    uses: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Int64]], Method]:
     """Turn a `Select` function into a `Method`; the first line of its docstring is its summary."""
-    return lambda select: Method(name, select, needs, source, cost, guarantee)
+    return lambda select: Method(name, select, needs, source, cost, guarantee, uses)

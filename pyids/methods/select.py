@@ -159,7 +159,8 @@ def _select(
         )
     until = _needed(chosen, folder_config)
     with open_folder(folder_config, until) as store:
-        quality = stages.quality(store, config) if "quality" in chosen.needs else None
+        rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
+        quality = stages.quality(store, config) if rated else None
         pool = _pool(store, config, quality)
         budget = config.budget_rows(store.kept)
         if budget > len(pool):

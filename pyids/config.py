@@ -29,6 +29,8 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 # Candidates drawn for each row kept, where answers look mismatched.
 SCREENING_OVERSAMPLE = 5
+# The scorer of a run with a target; those of its parts begin with its name.
+TARGET_SCORER = "target"
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
@@ -201,7 +203,9 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
     max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
-    scorer: str = _option("Scoring", "what a round's score is", "sound-learnability")
+    scorer: str = _option(
+        "Scoring", "what a round's score is (with --target: target)", "sound-learnability"
+    )
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
@@ -240,6 +244,14 @@ class RunConfig(BaseModel):
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_scorer(cls, options: Any) -> Any:
+        """With a target, what a round asks is what helps on it, unless another scorer is named."""
+        if isinstance(options, dict) and options.get("target"):
+            return {"scorer": TARGET_SCORER, **options}
+        return options
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.embeddings_file is not None and self.embeddings_column is not None:
@@ -249,6 +261,8 @@ class RunConfig(BaseModel):
         for name in ("target_by", "target_embeddings_file"):
             if getattr(self, name) is not None and self.target is None:
                 raise ValueError(f"--{name.replace('_', '-')} belongs to --target: name that too")
+        if self.scorer.startswith(TARGET_SCORER) and self.target is None:
+            raise ValueError(f"the scorer {self.scorer} needs --target: name rows to select for")
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "

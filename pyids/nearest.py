@@ -34,6 +34,7 @@ def round_robin(
     *,
     tasks: Sequence[str] | None = None,
     transform: Transform | None = None,
+    free: NDArray[np.bool_] | None = None,
     list_length: int | None = None,
 ) -> Picks:
     """Let each target row in turn take the row of largest cosine to it that is not yet taken.
@@ -51,6 +52,8 @@ def round_robin(
         of few rows gets as much as one of many. One task unless given.
     transform : callable, optional
         Applied to unit rows of pool and target before cosines are taken.
+    free : bool array (N,), optional
+        Rows that may be taken, at least `budget`; all unless given.
     list_length : int, optional
         Rows kept for each target row in a first pass: time and memory, not the result.
 
@@ -65,7 +68,9 @@ def round_robin(
     """
     shards = checked_shards(shards)
     n = count_rows(shards)
-    check_in_range("budget", budget, 1, n)
+    taken = np.zeros(n, np.bool_) if free is None else ~np.asarray(free, np.bool_)
+    n_free = n - int(np.count_nonzero(taken))
+    check_in_range("budget", budget, 1, n_free)
     queries = as_targets(targets, shards[0].shape[1])
     order = turns(tasks or [""] * len(queries), len(queries))
     if transform is not None:
@@ -73,7 +78,6 @@ def round_robin(
     longest = max(1, _LIST_ENTRIES // len(queries))
     length = list_length or 64 + 4 * -(-budget // len(queries))
     rows, values = np.empty(budget, np.int64), np.empty(budget)
-    taken = np.zeros(n, np.bool_)
     picked = 0
     turn = next(order)
     # Why this is exact: a list holds the best of all rows that were free when its pass began, in
@@ -82,7 +86,7 @@ def round_robin(
     # is none, another pass begins. It has picked at least `length` rows before that (each entry of
     # the dry list was taken by one pick), so passes come to an end.
     while picked < budget:
-        length = min(length, longest, n - picked)
+        length = min(length, longest, n_free - picked)
         lists, cosines = nearest(shards, queries, length, taken=taken, transform=transform)
         at = np.zeros(len(queries), np.int64)
         while picked < budget:

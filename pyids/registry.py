@@ -76,6 +76,22 @@ SCORERS = (
         "Cosine of a row's gradient and that of the other clusters.",
         "LESS, arXiv 2402.04333",
     ),
+    Entry(
+        "target",
+        "How much a row helps on the target: the mean of the next three (default with --target).",
+        "pyids, docs/quality.md",
+    ),
+    Entry("target-embedding", "Cosine of a row to the nearest target rows.", "RDS+, 2503.01807"),
+    Entry(
+        "target-gradient",
+        "Cosine of a row's gradient and the target's.",
+        "LESS, arXiv 2402.04333",
+    ),
+    Entry(
+        "target-influence",
+        "By how much a row, read before a target row, lowers its loss.",
+        "kin: arXiv 2508.10180",
+    ),
 )
 
 

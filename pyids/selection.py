@@ -28,6 +28,7 @@ from pyids.pipeline.identity import saved_config
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
 from pyids.pipeline.stages import row_weights
+from pyids.pipeline.target import PoolTarget
 from pyids.sampling import allocate, merge_samples, sample_by_cluster
 from pyids.scoring.cluster_weights import update_weights
 from pyids.scoring.overlap import mismatch, words_of
@@ -89,7 +90,21 @@ class Selection:
         self.config = config
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
+        self.target = PoolTarget.of_run(store, config) if config.target is not None else None
         self.rounds = Rounds(store, store.cluster_sizes)
+        if self.target is not None:
+            self._aim(self.target)
+
+    def _aim(self, target: PoolTarget) -> None:
+        """Leave out the rows that repeat the target; let the first round draw where it lies."""
+        repeats = self.clusters_of(target.copies)
+        sizes = self.rounds.sizes - np.bincount(repeats, minlength=self.rounds.n_clusters)
+        if self.budget > sizes.sum():
+            raise ConfigError(
+                f"budget {self.budget} is above the {sizes.sum()} rows that do not repeat the "
+                "target: lower --budget"
+            )
+        self.rounds = Rounds(self.store, sizes, target.cluster_weights(sizes, self.budget))
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Self:
@@ -275,7 +290,11 @@ class Selection:
         return row_ids
 
     def _log_weights(self, shard: Shard) -> Float64 | None:
-        return row_weights(self.store, self.config, shard)
+        weights = row_weights(self.store, self.config, shard)
+        if self.target is None:
+            return weights
+        near = self.target.log_weights(shard)
+        return near if weights is None else near + weights
 
     def _log_weights_of(self, row_ids: Int64) -> Float64:
         """Log weights of rows inside their clusters; zeros where all are equal."""
@@ -293,6 +312,8 @@ class Selection:
     ) -> Int64:
         """Draw from the clusters, shard by shard, what has not been selected."""
         selected = self.rounds.selected()
+        if self.target is not None:
+            selected = np.union1d(selected, self.target.copies)
         parts = (
             sample_by_cluster(
                 labels,
@@ -357,6 +378,7 @@ class Selection:
                 max_length=self.config.max_length,
                 rater=rater(self.store, self.config),
                 seed=self.config.seed,
+                **(self.target.scoring_options(row_ids) if self.target is not None else {}),
             ),
         )
 
@@ -471,7 +493,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        self.store.write_manifest(facts(self.store, self.config))
+        target = {"target": self.target.facts()} if self.target is not None else {}
+        self.store.write_manifest({**facts(self.store, self.config), **target})
         return path
 
     def export(self, path: str | Path | None = None, *, format: str = "jsonl") -> Path:

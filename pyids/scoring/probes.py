@@ -95,6 +95,10 @@ class ScoringOptions:
         Who rates answers for `rating`: a reward model, a judge.
     seed
         Of the gradients' sketch.
+    target, target_tasks
+        Rows that show what is wanted, and the task of each, for the scorers of `target`.
+    target_cosines
+        float64 (B,): how near each probe row is to the target by its vector.
     progress
         Called after each batch of a pass over the rows.
     """
@@ -104,6 +108,9 @@ class ScoringOptions:
     max_new_tokens: int = 128
     rater: Rater | None = None
     seed: int = 0
+    target: Sequence[Conversation] = ()
+    target_tasks: Sequence[str] = ()
+    target_cosines: Float64 | None = None
     progress: Progress | None = None
 
 

@@ -18,6 +18,7 @@ from pyids.errors import ConfigError
 from pyids.models.gradients import row_gradients
 from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
 from pyids.scoring.statistics import cluster_moments, robust_spread
+from pyids.scoring.target import target, target_embedding, target_gradient, target_influence
 
 if TYPE_CHECKING:
     pass
@@ -229,4 +230,8 @@ SCORERS: dict[str, Scorer] = {
     "reward": rating,
     "judge": rating,
     "gradient-alignment": gradient_alignment,
+    "target": target,
+    "target-embedding": target_embedding,
+    "target-gradient": target_gradient,
+    "target-influence": target_influence,
 }

@@ -58,10 +58,13 @@ class Rounds:
         The run folder.
     sizes
         int64 (K,), rows of each cluster.
+    first_weights
+        float64 (K,) summing to 1, what the first round draws by; equal unless given.
     """
 
-    def __init__(self, store: Store, sizes: Int64) -> None:
+    def __init__(self, store: Store, sizes: Int64, first_weights: Float64 | None = None) -> None:
         self._folder = store.path / "rounds"
+        self.first_weights = first_weights
         self.sizes = sizes
         self.n_clusters = len(sizes)
 
@@ -127,6 +130,8 @@ class Rounds:
 
     def weights(self, n: int) -> Float64:
         """Weights of the clusters, float64 (K,) summing to 1, that round `n` draws by."""
+        if n == 0 and self.first_weights is not None:
+            return self.first_weights
         if n == 0:
             return np.full(self.n_clusters, 1 / self.n_clusters)
         return np.asarray(load_npy(self.path(n - 1, "weights.npy")))

@@ -57,7 +57,11 @@ def _parse_budget(value: object) -> object:
 
 
 def _parse_data(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str | Path):
+        return [str(value)]
+    if isinstance(value, list | tuple):
+        return [str(item) if isinstance(item, Path) else item for item in value]
+    return value
 
 
 def _parse_clusters(value: object) -> object:
@@ -426,7 +430,13 @@ def _explain(problem: Any) -> str:
         return f"{option} is missing: give --{option.replace('_', '-')}"
     if problem["type"] == "extra_forbidden":
         return f"{option} is not an option: `pyids run --help` lists them"
-    return f"{option} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{option} = {_brief(problem['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _brief(value: object) -> str:
+    """Show a value that was given, on one line, whatever its size."""
+    shown = " ".join(repr(value).split()) if isinstance(value, str | int | float | list) else ""
+    return shown if 0 < len(shown) <= 60 else f"a {type(value).__name__}"
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -448,4 +458,5 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a config is a mapping of options, not a {type(options).__name__}"
         )
-    return options
+    # As on the command line, a hyphen is as good as an underscore.
+    return {str(name).replace("-", "_"): value for name, value in options.items()}

@@ -20,6 +20,7 @@ from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
 from pyids.device import device
+from pyids.errors import ConfigError
 from pyids.models.hub import round_model
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
@@ -131,6 +132,12 @@ class Selection:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self.store.superseded:
+            raise ConfigError(
+                f"{self.store.path}: was opened again in this process: use the newer Selection"
+            )
+
     @property
     def round(self) -> int:
         """How many rounds have been told; the number of the present round, from 0."""
@@ -168,6 +175,7 @@ class Selection:
             Candidates drawn for each row kept; by default what `config` says, or 1: no screening,
             which takes no model.
         """
+        self._check_open()
         n, config = self.round, self.config
         if n == config.rounds:
             return False
@@ -296,6 +304,7 @@ class Selection:
         DataError
             A score is not finite, or its row is not in the pool.
         """
+        self._check_open()
         # Scores told twice must not pass for those of a round that nobody has trained on.
         n = self.rounds.asked(self.config.rounds)
         row_ids, columns, clusters = check_told(

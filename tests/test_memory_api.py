@@ -71,7 +71,6 @@ def test_data_in_memory_needs_a_place(pool):
 
 def test_what_is_wrong_is_shown_in_one_short_line(tmp_path):
     with pytest.raises(pyids.ConfigError) as caught:
-        pyids.RunConfig  # noqa: B018  the class is public
         pyids.select("random", data="x.jsonl", budget=np.zeros(10_000))
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from pyids.config import RunConfig
 from pyids.data.export import Selected
 from pyids.errors import DataError
 from pyids.pipeline.stages import row_weights
-from pyids.sampling import merge_samples, sample_by_cluster
+from pyids.sampling import ShardedSample, sample_by_cluster
 from pyids.store.folder import Store
 from pyids.store.rounds import Rounds
 
@@ -46,8 +46,9 @@ def draw_rows(
     weighted_by
         The configuration whose quality weights the rows of a cluster; None: all count the same.
     """
-    parts = (
-        sample_by_cluster(
+    drawn = ShardedSample(quotas)
+    for shard, labels_ in zip(store.shards, labels, strict=True):
+        part = sample_by_cluster(
             labels_,
             quotas,
             log_weights=None if weighted_by is None else row_weights(store, weighted_by, shard),
@@ -57,10 +58,10 @@ def draw_rows(
             allow_fewer=True,
             return_keys=True,
             n_threads=threads,
+            floors=drawn.floors,
         )
-        for shard, labels_ in zip(store.shards, labels, strict=True)
-    )
-    return merge_samples(parts, quotas)
+        drawn.add(part)
+    return drawn.result().row_ids
 
 
 def log_weights_of(store: Store, config: RunConfig, row_ids: Int64) -> Float64:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pyids import _core
 from pyids.errors import DataError
 from pyids.store.files import hash_file, read_json
 
@@ -79,5 +80,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "instructions": _core.simd_level(),
         "packages": packages,
     }

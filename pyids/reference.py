@@ -176,6 +176,9 @@ def example_nll(
     return np.array(mean), np.array(count, dtype=np.int64)
 
 
+# ---- sampling ------------------------------------------------------------------------------------
+
+
 def cluster_nll(
     example_mean: NDArray[np.floating],
     labels: NDArray[np.integer],
@@ -192,6 +195,35 @@ def cluster_nll(
 
 
 # ---- sampling ------------------------------------------------------------------------------------
+
+
+def cluster_moments(
+    values: NDArray[np.floating], clusters: NDArray[np.integer], n_clusters: int
+) -> tuple[NDArray[np.int64], Float64, Float64, float]:
+    """Count, sum of d = v - c and sum of d^2 by cluster; c half way between least and most.
+
+    With e such that |d| <= 2^e, d / 2^e and its square are summed as integers in two limbs,
+    multiples of 2^-31 and of 2^-62: exactly, in any order.
+    """
+    count = np.bincount(clusters, minlength=n_clusters)
+    if not len(values):
+        return count, np.zeros(n_clusters), np.zeros(n_clusters), 0.0
+    values = np.asarray(values, np.float64)
+    center = float(values.min()) / 2 + float(values.max()) / 2
+    deviations = values - center
+    exponent = math.frexp(float(np.abs(deviations).max()))[1]
+    scaled = np.ldexp(deviations, -exponent)
+    sums = []
+    for parts, scale in ((scaled, exponent), (scaled**2, 2 * exponent)):
+        high = np.rint(parts * 2.0**31)
+        low = np.rint((parts * 2.0**31 - high) * 2.0**31)
+        limbs = np.zeros((2, n_clusters), np.int64)
+        np.add.at(limbs[0], clusters, high.astype(np.int64))
+        np.add.at(limbs[1], clusters, low.astype(np.int64))
+        whole, rest = limbs.astype(np.float64)
+        with np.errstate(over="ignore"):
+            sums.append(np.ldexp((whole + rest / 2.0**31) / 2.0**31, scale))
+    return count, sums[0], sums[1], center
 
 
 def philox(
@@ -436,4 +468,67 @@ def novel_select(
         novelty = values @ (1 / np.arange(1.0, len(picks) + 1) ** proximity)
         novelty[picks] = -np.inf
         picks.append(int(novelty.argmax()))
+    return np.array(picks)
+
+
+def round_robin(x: Float64, targets: Float64, tasks: list[str], budget: int) -> NDArray[np.int64]:
+    """Tasks in turn, inside a task its target rows in turn: take the free row of largest cosine.
+
+    Ties go to the lowest row. Cosines are sums of products, pair by pair.
+    """
+    unit, target = (v / np.sqrt((v * v).sum(axis=1, keepdims=True)) for v in (x, targets))
+    groups = [[q for q in range(len(tasks)) if tasks[q] == t] for t in dict.fromkeys(tasks)]
+    picks: list[int] = []
+    for turn in range(budget):
+        group = groups[turn % len(groups)]
+        q = group[turn // len(groups) % len(group)]
+        cosine = (unit * target[q]).sum(axis=1)
+        cosine[picks] = -np.inf
+        picks.append(int(cosine.argmax()))
+    return np.array(picks)
+
+
+def whiten(x: Float64, others: Float64, components: int) -> Float64:
+    """``L^(-1/2) U^T (v - m)`` of others' unit rows, by the unit rows of x."""
+    unit = unit_rows(x)
+    variances, directions = np.linalg.eigh(np.cov(unit.T, bias=True))
+    order = np.argsort(-variances)[:components]
+    scale = directions[:, order] / np.sqrt(variances[order])
+    whitened: Float64 = (unit_rows(others) - unit.mean(axis=0)) @ scale
+    return whitened
+
+
+def label_vectors(x: Float64, centroids: Float64, nearest: int, threshold: float) -> Float64:
+    """Label vectors ``A e_x`` (N, K): soft labels of the nearest centroids, joined by cosine."""
+    cosines = unit_rows(x) @ unit_rows(centroids).T
+    labels = np.zeros_like(cosines)
+    for row, cosine in zip(labels, cosines, strict=True):
+        near = np.argsort(-cosine, kind="stable")[:nearest]
+        row[near] = np.maximum(cosine[near], 0) / np.maximum(cosine[near], 0).sum()
+    graph = unit_rows(centroids) @ unit_rows(centroids).T
+    graph = np.where(graph >= threshold, graph, 0)
+    np.fill_diagonal(graph, 1)
+    joined: Float64 = labels @ (graph / graph.sum(axis=0)).T
+    return joined
+
+
+def information(vectors: Float64) -> float:
+    """``sum_l (z_l + 1e-6)^0.8`` of the sum z of label vectors (n, K)."""
+    return float(((vectors.sum(axis=0) + 1e-6) ** 0.8).sum())
+
+
+def maximize_information(vectors: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+    """Plain greedy on `information` of vectors in units of 2**-20, phi rounded to 2**-30."""
+
+    def phi(z: NDArray[np.int64]) -> NDArray[np.int64]:
+        rounded: NDArray[np.int64] = np.rint(2.0**30 * (z * 2.0**-20 + 1e-6) ** 0.8).astype(int)
+        return rounded
+
+    covered = np.zeros(vectors.shape[1], np.int64)
+    picks: list[int] = []
+    for _ in range(budget):
+        gains = (phi(covered + vectors) - phi(covered)).sum(axis=1)
+        gains[picks] = -1
+        picks.append(int(gains.argmax()))
+        covered += vectors[picks[-1]]
     return np.array(picks)

@@ -11,15 +11,8 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
-from pyids.checks import (
-    check,
-    describe,
-    excluded_rows,
-    floats,
-    integers,
-    threads,
-    unsigned_seed,
-)
+from pyids.checks import check, describe, excluded_rows, floats, integers, threads
+from pyids.checks import unsigned_seed as checked_seed
 
 Int64 = NDArray[np.int64]
 
@@ -178,7 +171,7 @@ def sample_by_cluster(
         log_weights=log_weights is not None,
         row_ids=row_ids_,
         exclude=None if exclude is None else excluded_rows(exclude, len(labels_)),
-        seed=unsigned_seed(seed),
+        seed=checked_seed(seed),
         return_keys=return_keys,
         allow_fewer=allow_fewer,
         n_threads=threads(n_threads),
@@ -256,7 +249,7 @@ class ShardedSample:
     Parameters
     ----------
     quotas : integer array of shape (K,)
-        How many rows to draw from each cluster of the pool.
+        Rows to draw from each cluster.
 
     Attributes
     ----------
@@ -387,7 +380,7 @@ def allocate(
     budget = operator.index(budget)
     if budget < 0:
         raise ValueError(f"budget is {budget}: must not be negative")
-    seed = None if seed is None else unsigned_seed(seed)
+    seed = None if seed is None else checked_seed(seed)
     capacity_ = integers("capacity", capacity)
     shares_ = np.asarray(floats("shares", shares, len(capacity_)), np.float64)
     check("capacity", capacity_, capacity_ >= 0, "must not be negative")

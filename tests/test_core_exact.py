@@ -391,3 +391,24 @@ novel = greedy.novel_select(x, 60, weights=np.ones(900), horizon=20)
 print([p.rows.tolist() + p.values.tolist() for p in (*picks, novel)])
 """
     assert in_child(code, PYIDS_SIMD=level) == in_child(code)
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "policy"),
+    [(0.1, "", None), (99.0, "", "passive"), (99.0, "active", "active")],
+)
+def test_threads_wait_politely_where_others_work(
+    load: float, given: str, policy: str | None
+) -> None:
+    code = (
+        f"import os; os.getloadavg = lambda: ({load}, 0, 0)\n"
+        "import pyids; print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(policy)

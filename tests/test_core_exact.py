@@ -247,11 +247,6 @@ def test_rows_in_another_byte_order_are_the_same_rows() -> None:
     np.testing.assert_array_equal(model.predict(swapped), model.labels_)
     centers = seeding.seed_centers([x], 3)
     np.testing.assert_array_equal(seeding.seed_centers([swapped], 3), centers)
-    silhouettes = [
-        choose_k.simplified_silhouette(rows, model.labels_, model.cluster_centers_)
-        for rows in (x, swapped)
-    ]
-    assert silhouettes[0] == silhouettes[1]
     np.testing.assert_array_equal(
         nearest.simplified_silhouette(x, centers), nearest.simplified_silhouette(swapped, centers)
     )

@@ -19,7 +19,7 @@ from pyids.data.export import Selected
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.stages import row_weights
 from pyids.pipeline.target import PoolTarget
-from pyids.sampling import allocate, merge_samples, sample_by_cluster
+from pyids.sampling import ShardedSample, allocate, sample_by_cluster
 from pyids.store.folder import Shard, Store
 from pyids.store.rounds import Rounds
 
@@ -190,8 +190,9 @@ def draw_rows(
     log_weights
         Gives the log weights of a shard's rows inside their clusters; None: all count the same.
     """
-    parts = (
-        sample_by_cluster(
+    drawn = ShardedSample(quotas)
+    for shard, labels_ in zip(store.shards, labels, strict=True):
+        part = sample_by_cluster(
             labels_,
             quotas,
             log_weights=log_weights(shard),
@@ -201,10 +202,10 @@ def draw_rows(
             allow_fewer=True,
             return_keys=True,
             n_threads=threads,
+            floors=drawn.floors,
         )
-        for shard, labels_ in zip(store.shards, labels, strict=True)
-    )
-    return merge_samples(parts, quotas)
+        drawn.add(part)
+    return drawn.result().row_ids
 
 
 def clusters_of(store: Store, labels: Labels, row_ids: Int64) -> NDArray[np.int32]:

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from pyids.chat.format_map import PREFIX as MAP_PREFIX
+from pyids.chat.format_map import check_format_map
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
 from pyids.registry import SCORERS, WEIGHT_UPDATES
@@ -30,6 +32,8 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 # Candidates drawn for each row kept, where answers look mismatched.
 SCREENING_OVERSAMPLE = 5
+# The scorer of a run with a target; those of its parts begin with its name.
+TARGET_SCORER = "target"
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
@@ -85,6 +89,10 @@ def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
     return url
 
 
+def _check_format_map(given: str | None) -> str | None:
+    return None if given is None else check_format_map(given)
+
+
 def _check_encoder(name: str) -> str:
     if name.startswith(("http://", "https://")):
         check_url(name.partition("#")[0])
@@ -95,6 +103,7 @@ LongText: TypeAlias = Literal["truncate", "chunk"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
+Target = Annotated[list[str] | None, BeforeValidator(_parse_data)]
 
 
 def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
@@ -112,11 +121,18 @@ class RunConfig(BaseModel):
     )
     format: Annotated[str, AfterValidator(check_format)] = _option(
         "Data",
-        "how a row holds its conversation: auto, messages, sharegpt, alpaca, or two columns "
-        "(prompt/completion)",
+        "how a row holds its conversation: auto (told of each row), messages, sharegpt, alpaca, "
+        "text, or two columns (prompt/completion)",
         "auto",
     )
+    format_map: Annotated[str | None, AfterValidator(_check_format_map)] = _option(
+        "Data",
+        "columns of prompt and response (prompt=COLUMN+COLUMN,response=COLUMN), or a YAML file "
+        "that names them",
+        None,
+    )
     limit: int | None = _option("Data", "read only the first rows", None, ge=1)
+    max_row_bytes: int = _option("Data", "bytes of the longest row", 64 << 20, ge=1)
     keep_duplicates: bool = _option("Data", "keep exact repeats", False)
     strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
 
@@ -138,6 +154,22 @@ class RunConfig(BaseModel):
         "Selection",
         "the rows a cluster gives: proportional to weight x rows left, or to the weight alone",
         "proportional",
+    )
+
+    target: Target = _option(
+        "Target",
+        "rows that show what the model is to learn (files, as DATA; may be repeated): rows like "
+        "them are preferred, they and near copies of them are never selected",
+        None,
+        min_length=1,
+    )
+    target_by: str | None = _option(
+        "Target",
+        "column of the target's rows that groups them into tasks (default: a task a file)",
+        None,
+    )
+    target_embeddings_file: str | None = _option(
+        "Target", "precomputed vectors of the target: a .npy file, row i for its row i", None
     )
 
     encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
@@ -185,8 +217,15 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
     max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
+    system: Literal["error", "fold", "drop"] = _option(
+        "Training",
+        "a system turn that the model's chat template refuses: an error, folded into the next "
+        "user turn, or dropped",
+        "error",
+    )
+
     scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
-        "Scoring", "what a round's score is", "sound-learnability"
+        "Scoring", "what a round's score is (with --target: target)", "sound-learnability"
     )
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
@@ -228,12 +267,27 @@ class RunConfig(BaseModel):
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_scorer(cls, options: Any) -> Any:
+        """With a target, what a round asks is what helps on it, unless another scorer is named."""
+        if isinstance(options, dict) and options.get("target"):
+            return {"scorer": TARGET_SCORER, **options}
+        return options
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.embeddings_file is not None and self.embeddings_column is not None:
             raise ValueError(
                 "--embeddings-file and --embeddings-column both name the vectors: give one"
             )
+        if self.format_map is not None and self.format != "auto":
+            raise ValueError("--format and --format-map both say how rows are read: give one")
+        for name in ("target_by", "target_embeddings_file"):
+            if getattr(self, name) is not None and self.target is None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --target: name that too")
+        if self.scorer.startswith(TARGET_SCORER) and self.target is None:
+            raise ValueError(f"the scorer {self.scorer} needs --target: name rows to select for")
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
@@ -248,6 +302,11 @@ class RunConfig(BaseModel):
                     flag = f"--{name.replace('_', '-')}"
                     raise ValueError(f"the scorer {scorer} needs {flag}: name one")
         return self
+
+    @property
+    def row_format(self) -> str:
+        """The chat format of the rows: `format`, or the map of columns."""
+        return self.format if self.format_map is None else f"{MAP_PREFIX}{self.format_map}"
 
     @property
     def output_path(self) -> Path:

@@ -44,6 +44,14 @@ def cluster_moments(
     return means, np.asarray(counts, np.int64), variances
 
 
+def _sums(values: Float64, clusters: NDArray[np.int32], n_clusters: int) -> Float64:
+    """Sum the values of each cluster, correctly rounded: float64 (K,)."""
+    order = np.argsort(clusters, kind="stable")
+    ends = np.cumsum(np.bincount(clusters, minlength=n_clusters))
+    parts = np.split(values[order], ends[:-1])
+    return np.array([math.fsum(part.tolist()) for part in parts], dtype=np.float64)
+
+
 def robust_spread(centered: Float64) -> float:
     """Return 1.4826 times the median absolute value, or the standard deviation where that is 0.
 

@@ -1,0 +1,149 @@
+"""The rounds of a run folder derived again: to mend a damaged file, and to check all of them.
+
+What a round drew follows from the configuration, the clusters and the weights; its weights follow
+from the weights before and the scores that were told. So every file of a round but the scores, the
+candidates that a model looked at and the checkpoint can be made again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids._typing import Float64, Int64
+from pyids.config import RunConfig
+from pyids.errors import DamagedError
+from pyids.pipeline.draw import Draws, rounds_of
+from pyids.pipeline.identity import check_decided, decided, saved_config
+from pyids.pipeline.prepare import reopen
+from pyids.pipeline.target import PoolTarget
+from pyids.scoring.cluster_weights import update_weights
+from pyids.scoring.statistics import cluster_moments
+from pyids.store.folder import Store
+from pyids.store.ledger import hash_npy
+from pyids.store.remedies import remedy
+from pyids.store.rounds import Rounds
+
+logger = logging.getLogger("pyids")
+
+
+def open_draws(store: Store, config: RunConfig) -> Draws:
+    """Open the rounds of a run folder; what is damaged is made again, to the same bytes.
+
+    Raises
+    ------
+    ConfigError
+        The rounds were drawn with other options.
+    DamagedError
+        A file is missing or damaged and cannot be made again; names it, before anything is
+        written.
+    """
+    check_decided(store.path, config)
+    draws = _draws(store, config)
+    rounds, replay = draws.rounds, Replay(draws)
+    rounds.decided = decided(config)
+    drawn, told = rounds.known()
+    for n in range(drawn):
+        for name in ("quotas", "selected", "probes", *(("weights",) if n < told else ())):
+            if not rounds.holds(n, name) and (name != "probes" or rounds.stands(n, name)):
+                _mend(rounds, n, name, replay.derive)
+    rounds.check()
+    return draws
+
+
+def _draws(store: Store, config: RunConfig) -> Draws:
+    labels = store.labels()
+    target = PoolTarget.of_run(store, config) if config.target is not None else None
+    rounds = rounds_of(store, labels, config.budget_rows(store.kept), target)
+    return Draws(store, config, rounds, labels, target)
+
+
+def _mend(rounds: Rounds, n: int, name: str, derive: Callable[[int, str], NDArray[Any]]) -> None:
+    path = rounds.path(n, f"{name}.npy")
+    try:
+        made = derive(n, name)
+    except (DamagedError, ValueError) as error:
+        raise DamagedError(
+            f"{path}: missing or damaged, and cannot be made again ({error}): {remedy(path)}"
+        ) from None
+    known = rounds.known_hashes(n, name)
+    if known and hash_npy(made) not in known:
+        raise DamagedError(
+            f"{path}: damaged, and what is made again is something else: {remedy(path)}"
+        )
+    rounds.mend(n, name, made)
+    logger.warning("%s was missing or damaged: made again", path)
+
+
+def replay_rounds(folder: Path) -> list[str]:
+    """Derive quotas, draws, probes and weights of all rounds again; give a line a difference.
+
+    Parameters
+    ----------
+    folder : Path
+        A run folder; nothing but what it holds is used, and nothing is written.
+    """
+    config = saved_config(folder)
+    problems = []
+    with reopen(config, finish=True) as store:
+        draws = _draws(store, config)
+        rounds, replay = draws.rounds, Replay(draws)
+        rounds.check()
+        for n in range(rounds.drawn):
+            for name in ("quotas", "selected", "probes", "weights"):
+                if not rounds.stands(n, name):
+                    continue  # a last round is not told
+                if not np.array_equal(replay.derive(n, name), rounds.array(n, name)):
+                    problems.append(
+                        f"rounds/{n + 1}/{name}.npy: not what follows from what it was made from: "
+                        f"{remedy(rounds.path(n, f'{name}.npy'))}"
+                    )
+    return problems
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Derives the arrays of rounds from what they were made from."""
+
+    draws: Draws
+
+    def derive(self, n: int, name: str) -> NDArray[Any]:
+        """Derive ``quotas``, ``selected``, ``probes`` or ``weights`` of round `n`, from 0."""
+        if name == "quotas":
+            return self.draws.quotas(n)
+        if name == "probes":
+            return self.draws.probes(n)
+        return self._selected(n) if name == "selected" else self._weights(n)
+
+    def _selected(self, n: int) -> Int64:
+        rounds = self.draws.rounds
+        quotas = rounds.quotas(n)
+        if not rounds.stands(n, "candidates"):
+            return self.draws.rows(n, quotas)
+        table = rounds.candidates(n)
+        columns = (table.column(name) for name in ("row_id", "cluster", "outlier_score"))
+        return self.draws.screened(n, quotas, *(column.to_numpy() for column in columns))
+
+    def _weights(self, n: int) -> Float64:
+        rounds, config = self.draws.rounds, self.draws.config
+        table, summary = rounds.scores(n), rounds.summary(n)
+        weights = rounds.weights(n)
+        if not summary["weights_changed"]:
+            return weights
+        scores, clusters = (table.column(name).to_numpy() for name in ("score", "cluster"))
+        means, counts, variances = cluster_moments(scores, clusters, len(weights))
+        return update_weights(
+            weights,
+            means,
+            counts,
+            variances=variances,
+            rule=config.weight_update,
+            temperature=summary["temperature"],
+            min_weight=config.min_weight,
+        ).weights

@@ -57,7 +57,7 @@ def linear_layers(model: Any) -> list[str]:
         if not isinstance(module, Linear | Conv1D) or module is head or id(module) not in inside:
             continue
         own = type(module).forward not in (Linear.forward, Conv1D.forward)
-        if own and type(module).__module__.startswith("transformers.models."):
+        if own and not _is_product(module):
             continue
         parent, _, last = name.rpartition(".")
         mixer = modules[parent]
@@ -65,6 +65,26 @@ def linear_layers(model: Any) -> list[str]:
             continue
         names.append(name)
     return names
+
+
+def _is_product(module: Any) -> bool:
+    """Whether a linear layer with a forward of its own computes what a linear layer does.
+
+    One of another library's making, such as a quantized one, is peft's to judge.
+    """
+    import torch
+
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    states = torch.ones(2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            found = module(states)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    expected = torch.nn.functional.linear(states, weight, module.bias)
+    return isinstance(found, torch.Tensor) and torch.allclose(found, expected, rtol=1e-3)
 
 
 def _text_model(model: Any) -> Any:

@@ -151,6 +151,8 @@ def build(family: str, folder: Path) -> None:
     else:
         given = set(kind().to_dict())
         options = {name: value for name, value in SMALL.items() if name in given}
+        if "qk_rope_head_dim" in given:
+            options.pop("head_dim", None)  # follows from the parts
         config = kind(**{**options, **OWN.get(family, {})})
     with quiet():
         with torch.device("meta"):

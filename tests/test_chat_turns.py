@@ -190,7 +190,7 @@ def test_a_system_turn_is_folded_or_dropped_where_it_is_refused(how, text, tmp_p
     with pytest.raises(ModelError, match=r"refuses the turns 'system user .*no system turns"):
         encode(SYSTEM, tokenizer)
     adapt_to_system(tokenizer, how)
-    assert learnt(tokenizer, SYSTEM).startswith(f"<|im_start|>{text}")
+    assert learnt(tokenizer, SYSTEM).startswith(text)
     assert learnt(tokenizer, SYSTEM).count("Be brief.") == (how == "fold")
     assert learnt(tokenizer, SYSTEM[1:]) == before
     tokenizer.save_pretrained(tmp_path)  # a checkpoint takes them, too

@@ -19,10 +19,19 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 # One of each kind of head, of attention, of experts and of state is enough; among them all that
 # once had a wrong loss.
 FAMILIES = [
-    *("afmoe", "apertus", "arcee", "bart", "bitnet", "bloom", "codegen", "cohere", "cohere2"),
-    *("cohere2_moe", "ctrl", "doge", "exaone4", "falcon", "falcon_h1", "falcon_mamba", "gemma"),
+    *("afmoe", "apertus", "bamba", "bart", "bitnet", "bloom", "codegen", "cohere", "cohere2"),
+    *(
+        "cohere2_moe",
+        "ctrl",
+        "deepseek_v3",
+        "exaone4",
+        "falcon",
+        "falcon_h1",
+        "falcon_mamba",
+        "gemma",
+    ),
     *("gemma2", "gemma3", "gemma3_text", "gemma4", "glm4", "gpt2", "gpt_bigcode", "gpt_neo"),
-    *("gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe", "helium", "hyperclovax", "llama"),
+    *("gpt_neox", "gpt_oss", "gptj", "granite", "granitemoehybrid", "rwkv", "hyperclovax", "llama"),
     *("llama4", "mamba", "mamba2", "minimax", "mixtral", "mpt", "olmo2", "olmoe", "openai-gpt"),
     *("opt", "phi", "phi3", "phimoe", "qwen2_moe", "qwen3", "recurrent_gemma", "smollm3"),
     *("stablelm", "starcoder2", "xglm", "xlstm"),
@@ -237,6 +246,17 @@ def test_an_adapter_around_the_head_is_seen(families, llama):
     np.testing.assert_allclose(nll.encoded_nll(model, rows).mean, own, atol=1e-5)
     with model.disable_adapter():
         np.testing.assert_allclose(nll.encoded_nll(model, rows).mean, before, atol=1e-5)
+
+
+def test_an_adapter_without_all_its_weights_is_refused(families, llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, tokenizer = load.load_model(llama)
+    saved(adapter.add_adapter(model, 2), tokenizer, tmp_path / "x", "lora", llama)
+    file = tmp_path / "x" / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if ".1." not in k}, file)
+    with pytest.raises(ModelError, match=r"\d+ weights of the adapter are missing"):
+        finetune.load_checkpoint(tmp_path / "x", llama)
 
 
 def test_a_model_without_a_linear_layer_says_how_to_train_it(llama, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pyids.errors import ModelError
@@ -37,6 +38,31 @@ def add_adapter(model: Any, rank: int) -> Any:
         raise ModelError(
             f"model {name!r}: it takes no LoRA adapter ({one_line(error)}); {remedy}"
         ) from error
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """Refuse an adapter whose files leave weights out, or that is more than changed layers.
+
+    Raises
+    ------
+    ModelError
+        In one line.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    if model.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{folder}: an adapter that adds tokens to the prompt is not supported")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as stored:
+        missing = sorted(set(get_peft_model_state_dict(model)) - set(stored.keys()))
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights of the adapter are missing ({missing[0]}, ...): get "
+            "its files again"
+        )
 
 
 def linear_layers(model: Any) -> list[str]:

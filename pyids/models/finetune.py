@@ -21,7 +21,7 @@ from pyids import device as device_module
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
-from pyids.models.adapter import add_adapter
+from pyids.models.adapter import add_adapter, check_adapter
 from pyids.models.batching import Progress, default_batch_tokens, micro_batches
 from pyids.models.hf import one_line, quiet
 from pyids.models.hub import ModelRef, resolve_model
@@ -232,8 +232,9 @@ def load_adapter(
     try:
         with quiet():
             model = PeftModel.from_pretrained(model, path, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: the adapter cannot be loaded: {one_line(error)}") from error
+    check_adapter(model, Path(path))
     return model.eval(), tokenizer
 
 

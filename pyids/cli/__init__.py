@@ -298,6 +298,12 @@ def _write_result(result: Any, json_path: str | None) -> None:
 @click.option(
     "--apply-chat-template", is_flag=True, help="put tasks' questions into the chat template"
 )
+@click.option(
+    "--system",
+    type=click.Choice(["error", "fold", "drop"]),
+    default="error",
+    help="a system turn that the chat template refuses [default: error]",
+)
 @_evaluation_options
 @_shows_progress
 def evaluate(

@@ -25,7 +25,7 @@ from pyids.data.readers import (
     open_parquet,
 )
 from pyids.errors import ConfigError, DataError
-from pyids.store.files import hash_file, read_json, write_json
+from pyids.store.files import fingerprint, hash_file, read_json, write_json
 from pyids.store.folder import Store
 
 logger = logging.getLogger("pyids")
@@ -370,11 +370,16 @@ def fingerprint_files(
     known = read_json(remembered) if remembered is not None and remembered.exists() else {}
     found = []
     for path in (Path(path).resolve() for path in paths):
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, limit_bytes]
+        # A table of Lance is a folder: all of its files are it.
+        parts = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+        stats = [part.stat() for part in parts or [path]]
+        size = sum(stat.st_size for stat in stats)
+        stamp = [size, max(stat.st_mtime_ns for stat in stats), limit_bytes]
         if known.get(str(path), {}).get("stamp") != stamp:
-            known[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
-        found.append({"name": path.name, "bytes": stat.st_size, "xxh3": known[str(path)]["xxh3"]})
+            hashes = [hash_file(part, limit_bytes) for part in parts or [path]]
+            whole = fingerprint(hashes) if parts else hashes[0]
+            known[str(path)] = {"stamp": stamp, "xxh3": whole}
+        found.append({"name": path.name, "bytes": size, "xxh3": known[str(path)]["xxh3"]})
     if remembered is not None:
         write_json(remembered, known)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
+from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError
 from pyids.store.folder import Store
 
@@ -43,7 +44,8 @@ def identity_of(
     }
     if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        [identity["embeddings_file"]] = fingerprint_files([path], store)
+        found = fingerprint_files(vector_paths(path)[0], store)
+        identity["embeddings_file"] = found[0] if len(found) == 1 else found
     return identity
 
 

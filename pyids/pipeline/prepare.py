@@ -38,7 +38,12 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
                 take_vectors(
-                    store, config.embeddings_file, column=config.embeddings_column, engine=engine
+                    store,
+                    config.embeddings_file,
+                    column=config.embeddings_column,
+                    engine=engine,
+                    metric=config.metric,
+                    zero_vectors=config.zero_vectors,
                 )
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)

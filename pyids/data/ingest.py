@@ -353,7 +353,7 @@ def read_split(task: _Task) -> dict[str, Any]:
             else:
                 key = problem = None
                 try:
-                    key = look.digest(record, raw)
+                    key = look.digest(record)
                 except BadRow as error:
                     problems.append((line, str(error)))
                 except UnusableRow as error:

@@ -14,7 +14,7 @@ from pyids.chat.formats import (
     to_messages,
     unused_columns,
 )
-from pyids.chat.rawjson import has_half_surrogate
+from pyids.data.readers import Damaged
 
 
 class Look:
@@ -25,7 +25,7 @@ class Look:
         self.formats = Counter[str]()
         self.unused = Counter[str]()
 
-    def digest(self, record: dict[str, Any], raw: bytes) -> bytes:
+    def digest(self, record: dict[str, Any]) -> bytes:
         """Give the digest of a row's conversation; see `to_messages` for what is raised."""
         format = self.format if self.format != "auto" else detect_format(record)
         if format is None:
@@ -36,7 +36,8 @@ class Look:
             self.formats[format] += 1
             raise
         self.formats[format] += 1
-        if (b"\\ud" in raw or b"\\uD" in raw) and has_half_surrogate(raw):
+        if isinstance(record, Damaged):
             raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)")
-        self.unused.update(unused_columns(record, format, messages))
+        if unused := unused_columns(record, format, messages):
+            self.unused.update(unused)
         return digest(messages)

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pyids.chat.rawjson import array_items, compact, has_half_surrogate, parse
-from pyids.data.containers import BLOCK_BYTES, open_bytes, unreadable
+from pyids.data.containers import BLOCK_BYTES, open_bytes, open_raw, unreadable
+from pyids.data.remote import is_remote
 
 # Rows of a table that become objects at a time: few, for a small file may hold huge rows.
 _BATCH_ROWS = 64
@@ -316,12 +317,13 @@ def _is_json(raw: bytes) -> bool:
 
 def open_parquet(path: str) -> pq.ParquetFile:
     """Open a parquet file such that a row group is streamed, not held."""
-    return pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False)
+    file = open_raw(path) if is_remote(path) else path
+    return pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
 
 
 def open_arrow(path: str) -> Any:
     """Record batches of an Arrow file or stream, memory-mapped."""
-    source = pa.memory_map(path)
+    source = pa.PythonFile(open_raw(path), "r") if is_remote(path) else pa.memory_map(path)
     try:
         return pa.ipc.open_stream(source)
     except pa.ArrowInvalid:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
+from pyids.data.remote import is_remote
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
 from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError
@@ -24,7 +25,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     paths: dict[str, Any] = {
         "data": [
             os.path.abspath(name)
-            if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+            if not is_remote(name)
+            and (Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None)
             else name
             for name in config.data  # what is none of these is a name on the hub
         ]

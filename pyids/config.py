@@ -180,7 +180,10 @@ class RunConfig(BaseModel):
         "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
     )
     embeddings_file: str | None = _option(
-        "Embedding", "precomputed vectors: a .npy file, row i for input row i", None
+        "Embedding",
+        "precomputed vectors, row i for input row i: a .npy or parquet file (FILE:COLUMN), a Lance "
+        "table, a folder or glob of them",
+        None,
     )
     embeddings_column: str | None = _option(
         "Embedding", "column of the data that holds precomputed vectors", None
@@ -197,6 +200,9 @@ class RunConfig(BaseModel):
     )
     kmeans_max_iter: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
+    zero_vectors: Literal["error", "drop"] = _option(
+        "Clustering", "rows whose vector is zero, which no cosine places", "error"
+    )
     semdedup_threshold: float | None = _option(
         "Clustering",
         "drop a row whose vector has at least this cosine to an earlier one of its cluster, "

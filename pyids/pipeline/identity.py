@@ -12,8 +12,10 @@ import orjson
 
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
+from pyids.data.remote import is_remote
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
 from pyids.data.target import target_files
+from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
@@ -27,7 +29,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     paths: dict[str, Any] = {
         "data": [
             os.path.abspath(name)
-            if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+            if not is_remote(name)
+            and (Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None)
             else name
             for name in config.data  # what is none of these is a name on the hub
         ]
@@ -53,7 +56,8 @@ def identity_of(
     }
     if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        [identity["embeddings_file"]] = fingerprint_files([path], store)
+        found = fingerprint_files(vector_paths(path)[0], store)
+        identity["embeddings_file"] = found[0] if len(found) == 1 else found
     if config.target is not None:
         files = [str(file) for file in target_files(config)]
         identity["target"] = fingerprint_files(files, store)

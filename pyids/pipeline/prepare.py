@@ -49,6 +49,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                     column=config.embeddings_column,
                     engine=engine,
                     progress=lambda done: report("copy vectors", done, store.kept),
+                    metric=config.metric,
+                    zero_vectors=config.zero_vectors,
                 )
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)

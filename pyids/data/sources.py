@@ -290,14 +290,20 @@ def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
             stop = min(start + SPLIT_BYTES, size)
             yield start, stop, stop - start
         return
-    if source.kind == "parquet":
-        metadata = open_parquet(source.path).metadata
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    elif source.kind == "arrow":
-        sizes = [batch.nbytes for batch in open_arrow(source.path)]
-    else:
-        yield 0, 0, size
-        return
+    try:
+        if source.kind == "parquet":
+            metadata = open_parquet(source.path).metadata
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        elif source.kind == "arrow":
+            sizes = [batch.nbytes for batch in open_arrow(source.path)]
+        else:
+            yield 0, 0, size
+            return
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{source.path}: the file cannot be read to its end ({reason}): get it again"
+        ) from None
     start = collected = 0
     for unit, unit_bytes in enumerate(sizes):
         collected += unit_bytes

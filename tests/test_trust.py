@@ -438,6 +438,9 @@ def test_what_is_sealed_is_read_back_or_refused(tmp_path):
     written = write_sealed(file, {"b": [1, None, 2.5], "a": {"x": float("nan")}})
     assert read_sealed(file) == written == {"b": [1, None, 2.5], "a": {"x": None}}
     good = file.read_bytes()
+    (tmp_path / "b.json").write_bytes(good)
+    with pytest.raises(DamagedError, match=r"b\.json: damaged"):
+        read_sealed(tmp_path / "b.json")
     for place_ in range(0, len(good), 7):
         flip(file, place_)
         try:

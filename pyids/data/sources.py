@@ -150,17 +150,25 @@ def _find(name: str) -> Iterator[Source]:
 
 def _in_folder(folder: Path) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
-        splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
+        splits = _of_dataset(folder / "dataset_dict.json", "splits")
+        if not all(isinstance(split, str) and _is_plain(split) for split in splits):
+            raise DataError(f"{folder}/dataset_dict.json: names no splits: save the data set again")
         if "train" not in splits and len(splits) != 1:
             raise DataError(
                 f"{folder}: holds the splits {', '.join(splits)}: name one, such as "
-                f"{folder / splits[0]}"
+                f"{folder / splits[0] if splits else folder / 'train'}"
             )
         yield from _in_folder(folder / ("train" if "train" in splits else splits[0]))
         return
     if (folder / "state.json").is_file():
-        for file in read_json(folder / "state.json")["_data_files"]:
-            yield Source(str(folder / file["filename"]), "arrow", None)
+        for file in _of_dataset(folder / "state.json", "_data_files"):
+            name = file.get("filename") if isinstance(file, dict) else None
+            if not isinstance(name, str) or not _is_plain(name):
+                raise DataError(
+                    f"{folder}/state.json: names a file that is none of its folder: save the data "
+                    "set again"
+                )
+            yield Source(str(folder / name), "arrow", None)
         return
     files = [
         file
@@ -177,6 +185,23 @@ def _in_folder(folder: Path) -> Iterator[Source]:
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
     yield from map(_source, files)
+
+
+def _of_dataset(file: Path, key: str) -> list[Any]:
+    """Read a list out of what ``datasets.save_to_disk`` wrote."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        content = None
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list):
+        raise DataError(f"{file}: holds no list {key!r}: save the data set again")
+    return values
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in its folder."""
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:

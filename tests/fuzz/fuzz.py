@@ -138,10 +138,11 @@ def _arrow_bytes() -> bytes:
     return file.getvalue()
 
 
-def _sealed_bytes() -> bytes:
-    write_sealed(PLACE / "sealed.json", {"inputs": {"a": 1}, "files": {}})
-    assert read_sealed(PLACE / "sealed.json")
-    return (PLACE / "sealed.json").read_bytes()
+def _sealed_bytes(name: str) -> bytes:
+    file = PLACE / name
+    write_sealed(file, {"inputs": {"a": 1}, "files": {}})
+    assert read_sealed(file)
+    return file.read_bytes()
 
 
 _JSONL = b"".join(orjson.dumps(row) + b"\n" for row in _ROWS)
@@ -156,9 +157,9 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "parquet": (_reader("parquet"), [_parquet_bytes()]),
     "arrow": (_reader("arrow"), [_arrow_bytes()]),
     "scores": (_scores, [_SCORES]),
-    "ledger": (_ledger, [_sealed_bytes(), b'{"files": 7, "inputs": [], "_format": 2}']),
+    "ledger": (_ledger, [_sealed_bytes("x.json"), b'{"files": 7, "inputs": [], "_format": 2}']),
     "array": (_array, [b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False}"]),
-    "manifest": (_manifest, [_sealed_bytes(), b'{"files": {"a": 1}}']),
+    "manifest": (_manifest, [_sealed_bytes("manifest.json"), b'{"files": {"a": 1}}']),
     "config": (_config, [_CONFIG]),
 }
 

@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
+.PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
         bench-scale clean
 
@@ -61,6 +61,9 @@ test-cpp: setup
 
 test-py: build
 	$(RUN) -m pytest
+
+faults: build ## inject N=1000 faults into small workflows (SEED=0): nothing lost, wrong or a traceback
+	$(RUN) tests/faults/inject.py --trials $(or $(N),1000) --seed $(or $(SEED),0)
 
 bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k rows too; EMBEDDINGS=x.npy)
 	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full) \

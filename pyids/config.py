@@ -99,7 +99,14 @@ def _check_format_map(given: str | None) -> str | None:
 
 def _check_encoder(name: str) -> str:
     if name.startswith(("http://", "https://")):
-        check_url(name.partition("#")[0])
+        url, _, model = name.partition("#")
+        check_url(url)
+        if set("?&=#") & set(model):
+            raise ValueError(
+                "the model behind # of the encoder's endpoint holds one of ? & = #, and would be "
+                "written to the run folder: name the model alone (https://host/v1#model), and give "
+                "the key in OPENAI_API_KEY"
+            )
     return name
 
 

@@ -179,15 +179,23 @@ def _find(name: str) -> Iterator[Source]:
 
 def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
-        splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
+        splits = _of_dataset(folder / "dataset_dict.json", "splits")
+        if not all(isinstance(name, str) and _is_plain(name) for name in splits):
+            raise DataError(f"{folder}/dataset_dict.json: names no splits: save the data set again")
         chosen = choose_split(folder, splits, split)
         if left := [name for name in splits if name != chosen]:
             logger.info("%s: read the split %s; left out %s", folder, chosen, ", ".join(left))
         yield from _in_folder(folder / chosen, None, None)
         return
     if (folder / "state.json").is_file():
-        for file in read_json(folder / "state.json")["_data_files"]:
-            yield Source(str(folder / file["filename"]), "arrow", None)
+        for file in _of_dataset(folder / "state.json", "_data_files"):
+            name = file.get("filename") if isinstance(file, dict) else None
+            if not isinstance(name, str) or not _is_plain(name):
+                raise DataError(
+                    f"{folder}/state.json: names a file that is none of its folder: save the data "
+                    "set again"
+                )
+            yield Source(str(folder / name), "arrow", None)
         return
     files = files_of_folder(folder, config, split, _kind)
     if not files:
@@ -203,6 +211,23 @@ def _remote(name: str) -> Iterator[Source]:
         raise DataError(f"{name}: no data file there (of {_endings()})")
     for file in known:
         yield _source_of(file, Path(file.partition("?")[0]))
+
+
+def _of_dataset(file: Path, key: str) -> list[Any]:
+    """Read a list out of what ``datasets.save_to_disk`` wrote."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        content = None
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list):
+        raise DataError(f"{file}: holds no list {key!r}: save the data set again")
+    return values
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in its folder."""
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:
@@ -337,14 +362,20 @@ def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
             stop = min(start + SPLIT_BYTES, size)
             yield start, stop, stop - start
         return
-    if source.kind == "parquet":
-        metadata = open_parquet(source.path).metadata
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    elif source.kind == "arrow":
-        sizes = [batch.nbytes for batch in open_arrow(source.path)]
-    else:
-        yield 0, 0, size
-        return
+    try:
+        if source.kind == "parquet":
+            metadata = open_parquet(source.path).metadata
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        elif source.kind == "arrow":
+            sizes = [batch.nbytes for batch in open_arrow(source.path)]
+        else:
+            yield 0, 0, size
+            return
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{source.path}: the file cannot be read to its end ({reason}): get it again"
+        ) from None
     start = collected = 0
     for unit, unit_bytes in enumerate(sizes):
         collected += unit_bytes

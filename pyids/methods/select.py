@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from pyids._typing import Float64
-from pyids.config import ROUND_FIELDS, RunConfig
+from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.pipeline import stages
-from pyids.pipeline.identity import saved_config
+from pyids.pipeline.identity import named, saved_config
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
+from pyids.store.place import is_ours
 
 logger = logging.getLogger("pyids")
 
@@ -107,7 +108,17 @@ def select_from_folder(
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
             "another --output-dir"
         )
-    return _select(reopen, folder_config, config, method, path, settings or {}).path
+    own = "model" in changes or config.model == DEFAULT_MODEL
+    if config.quality is not None and not own and not is_ours(Path(folder), named(folder_config)):
+        raise ConfigError(
+            f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
+            "--model for the quality"
+        )
+
+    def open_folder(config: RunConfig, until: Stage) -> Store:
+        return reopen(config, until, may_write=path is None)
+
+    return _select(open_folder, folder_config, config, method, path, settings or {}).path
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:

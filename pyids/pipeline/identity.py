@@ -19,6 +19,7 @@ from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
+from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
@@ -80,6 +81,11 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
         what is selected.
     """
     path = folder / "config.yaml"
+    if is_run_folder(folder) and not path.exists():
+        raise DamagedError(
+            f"{path}: missing: repeat the command that began the run, with all its options, and it "
+            "is written again"
+        )
     if path.is_symlink() or not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
     try:

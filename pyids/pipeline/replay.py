@@ -49,6 +49,13 @@ def open_draws(store: Store, config: RunConfig) -> Draws:
     rounds, replay = draws.rounds, Replay(draws)
     rounds.decided = decided(config)
     drawn, told = rounds.known()
+    for n in range(told):
+        if not rounds.holds(n, "weights") and not rounds.holds_scores(n):
+            path = rounds.path(n, "weights.npy")
+            raise DamagedError(
+                f"{path}: missing or damaged, and cannot be made again without the round's scores: "
+                f"{remedy(path)}"
+            )
     for n in range(drawn):
         for name in ("quotas", "selected", "probes", *(("weights",) if n < told else ())):
             if not rounds.holds(n, name) and (name != "probes" or rounds.stands(n, name)):

@@ -162,7 +162,8 @@ def store_quality(
         quality = np.array(list(_column(store, spec)), np.float64)
     else:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = score_rows(signal, rows, cache=store.path / "quality" / "cache")
+        cache = None if store.read_only else store.path / "quality" / "cache"
+        quality = score_rows(signal, rows, cache=cache)
     ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
     check_quality(quality, ids)
     return quality

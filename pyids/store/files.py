@@ -170,7 +170,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a JSON object that a run decides by: with its format and the hash of the rest.
+    """Write a JSON object that a run decides by: with its format, and a hash of it and its name.
 
     Returns
     -------
@@ -178,7 +178,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         The object as `read_sealed` will give it.
     """
     content: dict[str, Any] = orjson.loads(orjson.dumps(dict(value)))
-    write_json(path, {**content, "_format": FORMAT, "_xxh3": fingerprint([FORMAT, content])})
+    write_json(path, {**content, "_format": FORMAT, "_xxh3": _seal(path, content)})
     return content
 
 
@@ -201,7 +201,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedError(f"{path}: damaged: no JSON object that pyids has written")
     seal, written_in = content.pop("_xxh3", None), content.pop("_format", None)
-    if written_in == FORMAT and seal != fingerprint([written_in, content]):
+    if written_in == FORMAT and seal != _seal(path, content):
         raise DamagedError(f"{path}: damaged: its content has changed since it was written")
     if not isinstance(written_in, int):
         raise DamagedError(f"{path}: damaged: no file that pyids has written in format {FORMAT}")
@@ -211,6 +211,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
             "version of pyids that made the folder, or choose another --output-dir"
         )
     return content
+
+
+def _seal(path: Path, content: Mapping[str, Any]) -> str:
+    # With the name: another file of the folder that was copied here is no less damage.
+    return fingerprint([FORMAT, path.name, content])
 
 
 def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

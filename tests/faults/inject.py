@@ -115,7 +115,8 @@ class Injector:
                 mended += 1
                 step = self.where(workflow, step, folder)
             else:
-                trial.outcome, trial.message = "lost", result.errors
+                if trial.outcome == "right":
+                    trial.outcome, trial.message = "lost", result.errors
                 return
         self.compare(trial, workflow, folder, mend)
 

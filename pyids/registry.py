@@ -103,7 +103,17 @@ QUALITY = (
         "Minus the log perplexity of the responses.",
         "Marion et al., arXiv 2309.04564",
     ),
+    Entry(
+        "perplexity-difference:MODEL",
+        "Log perplexity under --model less that under MODEL.",
+        "kin: RHO-loss, arXiv 2206.07137",
+    ),
     Entry("ifd", "Instruction-following difficulty.", "Li et al., arXiv 2308.12032"),
+    Entry(
+        "s-ifd",
+        "The same over the tokens that the prompt changes most, under small noise.",
+        "T-SHIRT, arXiv 2506.01317",
+    ),
     Entry(
         "deita",
         "Expected ratings of complexity x quality by a causal language model.",
@@ -111,6 +121,11 @@ QUALITY = (
     ),
     Entry("reward:MODEL", "The mark of a reward model.", f"{_YU}, section 2.1"),
     Entry("classifier:MODEL", "The grade of a text classifier.", "Penedo et al., arXiv 2406.17557"),
+    Entry(
+        "judge",
+        "Ratings in several dimensions by a model behind an API, one request a row.",
+        "DS2, arXiv 2410.10877",
+    ),
 )
 
 

@@ -24,6 +24,7 @@ from pyids.errors import ConfigError, DataError
 from pyids.models.finetune import training_options
 from pyids.models.hub import resolve_model
 from pyids.models.raters import rater
+from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
@@ -91,20 +92,23 @@ class Selection:
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
         self.target = PoolTarget.of_run(store, config) if config.target is not None else None
-        self.rounds = Rounds(store, store.cluster_sizes)
+        self.left_out = other_responses(store, config)
         if self.target is not None:
-            self._aim(self.target)
+            self.left_out = np.union1d(self.left_out, self.target.copies)
+        self.rounds = Rounds(store, *self._aim())
 
-    def _aim(self, target: PoolTarget) -> None:
-        """Leave out the rows that repeat the target; let the first round draw where it lies."""
-        repeats = self.clusters_of(target.copies)
-        sizes = self.rounds.sizes - np.bincount(repeats, minlength=self.rounds.n_clusters)
+    def _aim(self) -> tuple[Int64, Float64 | None]:
+        """Return what clusters hold that may be selected; with a target, where to begin."""
+        sizes = self.store.cluster_sizes
+        sizes = sizes - np.bincount(self.clusters_of(self.left_out), minlength=len(sizes))
         if self.budget > sizes.sum():
             raise ConfigError(
-                f"budget {self.budget} is above the {sizes.sum()} rows that do not repeat the "
-                "target: lower --budget"
+                f"budget {self.budget} is above the {sizes.sum()} rows that neither repeat the "
+                "target nor have a likelier answer: lower --budget"
             )
-        self.rounds = Rounds(self.store, sizes, target.cluster_weights(sizes, self.budget))
+        if self.target is None:
+            return sizes, None
+        return sizes, self.target.cluster_weights(sizes, self.budget, self.left_out)
 
     @classmethod
     def open(cls, path: str | Path, **options: Any) -> Self:
@@ -311,9 +315,7 @@ class Selection:
         self, quotas: Int64, seed: int, weights: Callable[[Shard], Float64 | None]
     ) -> Int64:
         """Draw from the clusters, shard by shard, what has not been selected."""
-        selected = self.rounds.selected()
-        if self.target is not None:
-            selected = np.union1d(selected, self.target.copies)
+        selected = np.union1d(self.rounds.selected(), self.left_out)
         parts = (
             sample_by_cluster(
                 labels,

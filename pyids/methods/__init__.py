@@ -43,6 +43,7 @@ _BUILT_IN = {
     "qdit": "pyids.methods.qdit:select",
     "clusterclip": "pyids.methods.clusterclip:select",
     "novelselect": "pyids.methods.novelselect:select",
+    "less": "pyids.methods.less:select",
     "mig": "pyids.methods.mig:select",
     "rds": "pyids.methods.rds:select",
 }

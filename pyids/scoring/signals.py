@@ -18,6 +18,7 @@ from pyids.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation, Encoded
+    from pyids.models.judge import Judge
     from pyids.models.reward import RewardModel
 
 
@@ -85,7 +86,7 @@ class LanguageModelSignal:
         """See `Signal`."""
         return {
             "signal": self.name,
-            "model": _model_identity(self.model),
+            "model": model_identity(self.model),
             "tokens": self.max_length,
         }
 
@@ -267,7 +268,7 @@ class Reward:
     @property
     def identity(self) -> dict[str, Any]:
         """See `Signal`."""
-        return {"signal": self.name, "model": _model_identity(self.model)}
+        return {"signal": self.name, "model": model_identity(self.model)}
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
@@ -318,7 +319,7 @@ class Classifier:
         """See `Signal`."""
         return {
             "signal": self.name,
-            "model": _model_identity(self.model),
+            "model": model_identity(self.model),
             "tokens": self.max_length,
         }
 
@@ -349,7 +350,35 @@ class Classifier:
         return scores
 
 
-SIGNALS = ("length", "perplexity", "ifd", "deita", "reward", "classifier")
+@dataclass(frozen=True)
+class Judged:
+    """The mean of a judge's ratings, 1 to 10, in several dimensions (`pyids.models.judge`).
+
+    Attributes
+    ----------
+    judge
+        Who is asked; it keeps its answers by content, and stops at its cap.
+    """
+
+    judge: Judge
+    name: ClassVar[str] = "judge"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Signal`."""
+        endpoint = self.judge.endpoint
+        asked = {"url": endpoint.url, "model": endpoint.model, "prompt": self.judge.prompt}
+        return {"signal": self.name, **asked}
+
+    def score(self, rows: Sequence[Conversation]) -> Float64:
+        """See `Signal`."""
+        return self.judge.rate(rows)
+
+
+SIGNALS = (
+    *("length", "perplexity", "perplexity-difference", "ifd", "s-ifd", "deita"),
+    *("reward", "classifier", "judge"),
+)
 
 
 def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal | None:
@@ -358,7 +387,8 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
     Parameters
     ----------
     spec : str
-        One of `SIGNALS`; ``reward`` and ``classifier`` need a model, for the others it is optional.
+        One of `SIGNALS`; ``reward``, ``classifier`` and ``perplexity-difference`` (the model that
+        the default one is compared with) need a model, for the others it is optional.
     default_model : str
         The language model of a signal that names none.
     device : str
@@ -374,9 +404,21 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         if model:
             raise ConfigError(f"quality {spec!r}: length takes no model")
         return Length()
+    if name == "judge":
+        raise ConfigError(
+            "quality 'judge' asks a server: name it with --judge-url and --judge-model, for `pyids "
+            "run` or `pyids select`"
+        )
+    from pyids.scoring.token_signals import PerplexityDifference, SIfd
+
+    if name == "perplexity-difference":
+        if not model:
+            raise ConfigError(f"quality {name!r} needs the other model: write {name}:MODEL")
+        return PerplexityDifference(default_model, device, other=model)
     language_models: dict[str, Callable[[str, str], Signal]] = {
         "perplexity": Perplexity,
         "ifd": Ifd,
+        "s-ifd": SIfd,
         "deita": Deita,
     }
     if name in language_models:
@@ -399,7 +441,7 @@ def _turns(row: Conversation) -> Iterator[tuple[str, str]]:
             yield prompt, content
 
 
-def _model_identity(name: str) -> str:
+def model_identity(name: str) -> str:
     """Name a model so that other weights under the same name are another model."""
     from pyids.models.hub import resolve_model
 

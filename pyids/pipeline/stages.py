@@ -287,7 +287,7 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
 def _judged(store: Store, config: RunConfig) -> Signal:
     from pyids.models.judge import DIMENSIONS, Judge, quality_prompt
     from pyids.models.raters import judge_endpoint
-    from pyids.scoring.signals import Judged
+    from pyids.scoring.judged import Judged
 
     return Judged(
         Judge(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -18,7 +18,6 @@ from pyids.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation, Encoded
-    from pyids.models.judge import Judge
     from pyids.models.reward import RewardModel
 
 
@@ -160,10 +159,13 @@ class Deita(LanguageModelSignal):
 
     Attributes
     ----------
+    complexity_model
+        The model that rates prompts, where it is not the one that rates answers.
     complexity_prompt, quality_prompt
         With ``{prompt}``, and ``{prompt}`` and ``{response}``; the rating follows at the end.
     """
 
+    complexity_model: str | None = None
     complexity_prompt: str = COMPLEXITY_PROMPT
     quality_prompt: str = QUALITY_PROMPT
     name: ClassVar[str] = "deita"
@@ -171,22 +173,31 @@ class Deita(LanguageModelSignal):
     @property
     def identity(self) -> dict[str, Any]:
         """See `Signal`."""
-        return {**super().identity, "prompts": [self.complexity_prompt, self.quality_prompt]}
+        identity = {**super().identity, "prompts": [self.complexity_prompt, self.quality_prompt]}
+        if self.complexity_model is not None:
+            identity["complexity_model"] = model_identity(self.complexity_model)
+        return identity
+
+    @cached_property
+    def _complexity(self) -> Deita:
+        """Who rates prompts."""
+        other = self.complexity_model
+        return self if other is None else replace(self, model=other, complexity_model=None)
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
-        texts, owners = [], []
+        prompts, answers, owners = [], [], []
         for i, row in enumerate(rows):
             for prompt, response in _turns(row):
                 prompt, response = self._cut(prompt), self._cut(response)
-                texts.append(self.complexity_prompt.format(prompt=prompt))
-                texts.append(self.quality_prompt.format(prompt=prompt, response=response))
+                prompts.append(self.complexity_prompt.format(prompt=prompt))
+                answers.append(self.quality_prompt.format(prompt=prompt, response=response))
                 owners.append(i)
         scores = np.full(len(rows), np.nan)
-        if texts:
-            ratings = self.expected_ratings(texts).reshape(-1, 2)
+        if owners:
+            complexity = self._complexity.expected_ratings(prompts)
             scores[np.unique(owners)] = 0.0
-            np.add.at(scores, owners, ratings[:, 0] * ratings[:, 1])
+            np.add.at(scores, owners, complexity * self.expected_ratings(answers))
         return scores
 
     def _cut(self, text: str) -> str:
@@ -350,31 +361,6 @@ class Classifier:
         return scores
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The mean of a judge's ratings, 1 to 10, in several dimensions (`pyids.models.judge`).
-
-    Attributes
-    ----------
-    judge
-        Who is asked; it keeps its answers by content, and stops at its cap.
-    """
-
-    judge: Judge
-    name: ClassVar[str] = "judge"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Signal`."""
-        endpoint = self.judge.endpoint
-        asked = {"url": endpoint.url, "model": endpoint.model, "prompt": self.judge.prompt}
-        return {"signal": self.name, **asked}
-
-    def score(self, rows: Sequence[Conversation]) -> Float64:
-        """See `Signal`."""
-        return self.judge.rate(rows)
-
-
 SIGNALS = (
     *("length", "perplexity", "perplexity-difference", "ifd", "s-ifd", "deita"),
     *("reward", "classifier", "judge"),
@@ -421,6 +407,9 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         "s-ifd": SIfd,
         "deita": Deita,
     }
+    if name == "deita" and "," in model:
+        answers, _, prompts = model.partition(",")
+        return Deita(answers, device, complexity_model=prompts)
     if name in language_models:
         return language_models[name](model or default_model, device)
     if name in ("reward", "classifier"):

@@ -194,7 +194,7 @@ def _select(
         raise ConfigError(
             f"method {method!r} needs --target: name rows of what the model is to learn"
         )
-    until = _needed(chosen, folder_config)
+    until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = stages.quality(store, config) if rated else None

@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \
-        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
+        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
         bench-scale clean
 
 help: ## list the targets
@@ -86,6 +86,11 @@ bench-encoders: build ## rows a second of the encoders beside sentence-transform
 
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
 	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
+
+bench-target: build ## select for one skill after the other, train, measure it (POOL=x.jsonl.gz; resumable)
+	$(if $(POOL),$(BIN)/python benchmarks/target.py prepare --rows $(POOL))
+	$(BIN)/python benchmarks/target.py run
+	$(BIN)/python benchmarks/target.py table
 
 bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny shapes, COMPILE=1 machine code, SIMULATE=1 shares)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \

@@ -153,6 +153,23 @@ class RunConfig(BaseModel):
     quality: str | None = _option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
+    rating_half_width: float | None = _option(
+        "Selection",
+        "score the quality of rows of each cluster only until the 95% interval of its mean is this "
+        "wide either way; the others count as the mean (default: score every row)",
+        None,
+        gt=0,
+    )
+    correct_ratings: bool = _option(
+        "Selection",
+        "replace ratings of the quality that are improbable beside those of a row's neighbors",
+        False,
+    )
+    best_response: bool = _option(
+        "Selection",
+        "of several answers to one prompt keep the one that the base model finds likeliest",
+        False,
+    )
     oversample: int | None = _option(
         "Selection",
         "candidates drawn for each row kept: outliers of a cluster tend to be left out (default: "
@@ -248,7 +265,7 @@ class RunConfig(BaseModel):
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
     judge_url: Annotated[str, AfterValidator(check_url)] | None = _option(
-        "Scoring", "OpenAI-compatible endpoint of the scorer judge; key in OPENAI_API_KEY", None
+        "Scoring", "OpenAI-compatible endpoint of the judge; key in OPENAI_API_KEY", None
     )
     judge_model: str | None = _option("Scoring", "model at that endpoint", None)
     judge_max_requests: int = _option(
@@ -310,6 +327,11 @@ class RunConfig(BaseModel):
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
                 "one row each: raise --budget or lower --rounds"
             )
+        for name in ("rating_half_width", "correct_ratings"):
+            if getattr(self, name) and self.quality is None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --quality: name one")
+        if self.quality == "judge" and not (self.judge_url and self.judge_model):
+            raise ValueError("the quality judge needs --judge-url and --judge-model: name both")
         for scorer, needed in (
             ("reward", ["reward_model"]),
             ("judge", ["judge_url", "judge_model"]),

@@ -255,7 +255,7 @@ def test_a_missing_checkpoint_is_a_model_error(tmp_path):
 
 
 def test_each_row_once_an_epoch():
-    steps = finetune._plan(10, 2.0, 4, seed=3)
+    steps = finetune.plan_steps(10, 2.0, 4, seed=3)
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
     first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
     assert sorted(first) == sorted(second) == list(range(10))

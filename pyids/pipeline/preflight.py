@@ -52,7 +52,9 @@ def check_inputs(config: RunConfig) -> list[Source]:
     )
     if config.target is not None:
         read_target(config)
-    if config.quality is not None:
+    if config.quality == "judge":
+        judge_endpoint(config)
+    elif config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources
 

@@ -11,7 +11,7 @@ CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
-        bench-scale clean
+        bench-scale bench-startup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,11 +79,14 @@ bench-encoders: build ## rows a second of the encoders beside sentence-transform
 	$(BIN)/python benchmarks/encoders.py $(POOL)
 
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
-	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
+	PYTHONPATH=benchmarks $(RUN) -m quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
 
 bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny shapes, COMPILE=1 machine code, SIMULATE=1 shares)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \
 	  $(if $(DRY),--dry-run) $(if $(COMPILE),--compile 90) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
+
+bench-startup: build ## CPU seconds until `pyids --help` is shown
+	$(BIN)/python benchmarks/startup.py
 
 bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
 	$(BIN)/python benchmarks/scale.py

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from pyids.chat.format_map import PREFIX as MAP_PREFIX
+from pyids.chat.format_map import check_format_map
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
 from pyids.registry import SCORERS, WEIGHT_UPDATES
@@ -85,6 +87,10 @@ def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
     return url
 
 
+def _check_format_map(given: str | None) -> str | None:
+    return None if given is None else check_format_map(given)
+
+
 def _check_encoder(name: str) -> str:
     if name.startswith(("http://", "https://")):
         check_url(name.partition("#")[0])
@@ -112,11 +118,18 @@ class RunConfig(BaseModel):
     )
     format: Annotated[str, AfterValidator(check_format)] = _option(
         "Data",
-        "how a row holds its conversation: auto, messages, sharegpt, alpaca, or two columns "
-        "(prompt/completion)",
+        "how a row holds its conversation: auto (told of each row), messages, sharegpt, alpaca, "
+        "text, or two columns (prompt/completion)",
         "auto",
     )
+    format_map: Annotated[str | None, AfterValidator(_check_format_map)] = _option(
+        "Data",
+        "columns of prompt and response (prompt=COLUMN+COLUMN,response=COLUMN), or a YAML file "
+        "that names them",
+        None,
+    )
     limit: int | None = _option("Data", "read only the first rows", None, ge=1)
+    max_row_bytes: int = _option("Data", "bytes of the longest row", 64 << 20, ge=1)
     keep_duplicates: bool = _option("Data", "keep exact repeats", False)
     strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
 
@@ -185,6 +198,13 @@ class RunConfig(BaseModel):
     batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
     max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
 
+    system: Literal["error", "fold", "drop"] = _option(
+        "Training",
+        "a system turn that the model's chat template refuses: an error, folded into the next "
+        "user turn, or dropped",
+        "error",
+    )
+
     scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
         "Scoring", "what a round's score is", "sound-learnability"
     )
@@ -234,6 +254,8 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "--embeddings-file and --embeddings-column both name the vectors: give one"
             )
+        if self.format_map is not None and self.format != "auto":
+            raise ValueError("--format and --format-map both say how rows are read: give one")
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
@@ -248,6 +270,11 @@ class RunConfig(BaseModel):
                     flag = f"--{name.replace('_', '-')}"
                     raise ValueError(f"the scorer {scorer} needs {flag}: name one")
         return self
+
+    @property
+    def row_format(self) -> str:
+        """The chat format of the rows: `format`, or the map of columns."""
+        return self.format if self.format_map is None else f"{MAP_PREFIX}{self.format_map}"
 
     @property
     def output_path(self) -> Path:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -75,13 +77,20 @@ class _Closing:
     def __enter__(self) -> Self:
         return self
 
+    def kill(self) -> None:
+        """End what this engine started without waiting for tasks."""
+        self.close()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is not None and not issubclass(kind, Exception):
+            self.kill()  # the user wants the process to end
+        else:
+            self.close()
 
 
 class LocalEngine(_Closing):
@@ -114,7 +123,8 @@ class LocalEngine(_Closing):
         running: deque[tuple[T, Future[R]]] = deque()
         try:
             for item in items:
-                running.append((item, self._pool.submit(task, item)))
+                with _signals_held():
+                    running.append((item, self._pool.submit(task, item)))
                 if len(running) >= IN_FLIGHT * self.workers:
                     yield running[0][1].result()
                     running.popleft()
@@ -132,11 +142,31 @@ class LocalEngine(_Closing):
             for _, future in running:
                 future.cancel()
 
+    def kill(self) -> None:
+        """End the worker processes at once; what they were writing is removed by the next run."""
+        if self._pool is not None:
+            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+                process.kill()
+        self.close()
+
     def close(self) -> None:
         """End the worker processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let processes that start here know no SIGINT and SIGTERM: who started them ends them.
+
+    A terminal sends Ctrl-C to all of them, and each would print where it was.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

@@ -14,6 +14,10 @@ class DataError(PyidsError):
     """The input data cannot be used as given: names the file, row, column and remedy."""
 
 
+class DamagedError(DataError):
+    """A file of a run folder is missing, or not what its ledger entry says; names it."""
+
+
 class ConfigError(PyidsError):
     """An option, a combination of options or a run folder does not fit."""
 

@@ -176,6 +176,9 @@ def example_nll(
     return np.array(mean), np.array(count, dtype=np.int64)
 
 
+# ---- sampling ------------------------------------------------------------------------------------
+
+
 def cluster_nll(
     example_mean: NDArray[np.floating],
     labels: NDArray[np.integer],
@@ -192,6 +195,35 @@ def cluster_nll(
 
 
 # ---- sampling ------------------------------------------------------------------------------------
+
+
+def cluster_moments(
+    values: NDArray[np.floating], clusters: NDArray[np.integer], n_clusters: int
+) -> tuple[NDArray[np.int64], Float64, Float64, float]:
+    """Count, sum of d = v - c and sum of d^2 by cluster; c half way between least and most.
+
+    With e such that |d| <= 2^e, d / 2^e and its square are summed as integers in two limbs,
+    multiples of 2^-31 and of 2^-62: exactly, in any order.
+    """
+    count = np.bincount(clusters, minlength=n_clusters)
+    if not len(values):
+        return count, np.zeros(n_clusters), np.zeros(n_clusters), 0.0
+    values = np.asarray(values, np.float64)
+    center = float(values.min()) / 2 + float(values.max()) / 2
+    deviations = values - center
+    exponent = math.frexp(float(np.abs(deviations).max()))[1]
+    scaled = np.ldexp(deviations, -exponent)
+    sums = []
+    for parts, scale in ((scaled, exponent), (scaled**2, 2 * exponent)):
+        high = np.rint(parts * 2.0**31)
+        low = np.rint((parts * 2.0**31 - high) * 2.0**31)
+        limbs = np.zeros((2, n_clusters), np.int64)
+        np.add.at(limbs[0], clusters, high.astype(np.int64))
+        np.add.at(limbs[1], clusters, low.astype(np.int64))
+        whole, rest = limbs.astype(np.float64)
+        with np.errstate(over="ignore"):
+            sums.append(np.ldexp((whole + rest / 2.0**31) / 2.0**31, scale))
+    return count, sums[0], sums[1], center
 
 
 def philox(

@@ -19,20 +19,23 @@ from pyids.callbacks import Callback, Callbacks, LogRounds
 from pyids.config import RunConfig
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
+from pyids.data.sources import open_sources
 from pyids.device import device
-from pyids.models.hub import resolve_model
+from pyids.models.hub import round_model
+from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, draw_rows, log_weights_of, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
+from pyids.pipeline.replay import open_rounds
 from pyids.progress import reporter
 from pyids.result import Result
 from pyids.sampling import allocate
 from pyids.scoring.cluster_weights import columns_of, reweight
 from pyids.scoring.overlap import oversample_where_mismatched
+from pyids.scoring.told import check_told
 from pyids.store.folder import Store
-from pyids.store.rounds import Rounds
 
 if TYPE_CHECKING:
     import datasets
@@ -50,6 +53,8 @@ def run(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
     ends with its training: the checkpoint that all selected rows make.
     """
     check_model(config)
+    if not (config.output_path / "rounds").exists():
+        check_conversations(config, open_sources(config.data, format=config.format))
     with Selection(prepare(config), config, callbacks) as selection:
         selection.run_rounds()
         return selection.finish()
@@ -79,7 +84,7 @@ class Selection:
         self.callbacks = Callbacks((LogRounds(), *callbacks))
         self.budget = config.budget_rows(store.kept)
         self.labels = store.labels()
-        self.rounds = Rounds(store, store.cluster_sizes)
+        self.rounds = open_rounds(store, config, self.labels)
 
     @classmethod
     def open(
@@ -268,16 +273,20 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        from pyids.models.finetune import train_once, training_options
+        from pyids.models.finetune import finetune, read_record, training_options
 
         n = self.rounds.asked(self.config.rounds)
-        checkpoint = train_once(
-            resolve_model(self.config.round_model),
-            lambda: self.conversations(self.rounds.selected()),
-            output_dir=self.rounds.path(n, "checkpoint"),
-            progress=reporter("train"),
-            **training_options(self.config),
-        )
+        if self.rounds.has_checkpoint(n):
+            checkpoint = read_record(self.rounds.path(n, "checkpoint"))
+        else:
+            checkpoint = finetune(
+                round_model(self.config),
+                self.conversations(self.rounds.selected()),
+                output_dir=self.rounds.begin_checkpoint(n),
+                progress=reporter("train"),
+                **training_options(self.config),
+            )
+            self.rounds.save_checkpoint(n)
         self.callbacks.on_train(self, n, checkpoint)
         return checkpoint
 
@@ -324,8 +333,9 @@ class Selection:
         """
         # Scores told twice must not pass for those of a round that nobody has trained on.
         n = self.rounds.asked(self.config.rounds)
-        row_ids, columns = columns_of(scores, self.rounds.probes(n))
-        clusters = self.clusters_of(row_ids)
+        row_ids, columns, clusters = check_told(
+            self.rounds, n, scores, *columns_of(scores, self.rounds.probes(n)), self.clusters_of
+        )
         temperature = None if isinstance(scores, Mapping) else scores.temperature
         told = reweight(self.rounds.weights(n), columns, clusters, self.config, temperature)
         table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}

@@ -1,10 +1,12 @@
 """Reading: every kind of file, every mistake, and the same bytes however it is done."""
 
+import bz2
 import csv
 import datetime
 import decimal
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -106,6 +108,12 @@ def as_parquet(path):
     return path / "d.parquet"
 
 
+def as_wide_parquet(path):
+    rows = [{**row, "extra": str(row["extra"])} for row in ROWS]
+    pq.write_table(pa.Table.from_pylist(rows), path / "d.parquet")
+    return path / "d.parquet"
+
+
 def as_arrow_folder(path):
     datasets = pytest.importorskip("datasets", reason="the package datasets writes Arrow folders")
     datasets.Dataset.from_list(ROWS).save_to_disk(str(path / "saved"), num_shards=3)
@@ -147,7 +155,7 @@ def test_csv_keeps_every_value_as_text(tmp_path):
         writer.writerow(['two\nlines, "quoted"', "yes", "007"])
         writer.writerow(["second", "x" * 200_000, "1e3"])
     intake, rows = read(tmp_path / "run", file)
-    assert intake.formats == {"prompt/completion": 1}
+    assert intake.formats == {"prompt/completion": 2}
     assert [row.record["code"] for row in rows] == ["007", "1e3"]
     assert rows[0].messages[0]["content"] == 'two\nlines, "quoted"'
     assert [row.line for row in rows] == [3, 4]
@@ -224,6 +232,66 @@ def test_an_array_of_one_line_and_items_longer_than_a_block(tmp_path):
     file.write_text(" " + json.dumps(rows))
     _, found = read(tmp_path / "run", file)
     assert [row.record for row in found] == rows
+
+
+TEXT = "\n".join(json.dumps(row) for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.jsonl", TEXT.encode("utf-16")),
+        ("d.jsonl", b"".join(f"{line}\n".encode("utf-16") for line in TEXT.split("\n"))),
+        ("d.jsonl", TEXT.encode("utf-16-le")),
+        ("d.jsonl", TEXT.encode("utf-16-be")),
+        ("d.jsonl.gz", gzip.compress(TEXT.encode("utf-16"))),
+        ("d.jsonl", gzip.compress(TEXT.encode())),
+        ("d.jsonl.gz", zstandard.compress(TEXT.encode())),
+        ("d.jsonl.gz", TEXT.encode()),
+        ("d.jsonl.gz", gzip.compress(TEXT.encode()) + bytes(1000)),
+        ("d.jsonl.bz2", bz2.compress(TEXT.encode())),
+        ("d.jsonl.xz", lzma.compress(TEXT.encode())),
+        ("d.jsonl", json.dumps(ROWS, indent=1).encode()),
+        ("d.json", "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()),
+        ("d.json", TEXT.replace("\n", "").encode()),
+        ("d.jsonl", TEXT.replace("\n", " ").encode()),
+    ],
+)
+def test_any_encoding_and_container_gives_the_same_rows(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    _, rows = read(tmp_path / "run", tmp_path / name)
+    assert [row.record for row in rows] == ROWS
+
+
+def test_tables_under_another_ending_and_by_tabs(tmp_path):
+    as_parquet(tmp_path).rename(tmp_path / "d.jsonl")
+    assert [row.record for row in read(tmp_path / "run", tmp_path / "d.jsonl")[1]] == ROWS
+    (tmp_path / "d.tsv").write_text("prompt\tcompletion\nq, r\ta\n")
+    [row] = read(tmp_path / "tabs", tmp_path / "d.tsv")[1]
+    assert row.record == {"prompt": "q, r", "completion": "a"}
+
+
+@pytest.mark.parametrize("kind", [as_jsonl, as_jsonl_gz, as_array, as_wide_parquet])
+def test_a_row_that_no_memory_takes_is_one_line(kind, monkeypatch, tmp_path):
+    monkeypatch.setitem(ROWS[30]["extra"], "a", ["x" * 2_000_000])
+    sources = open_sources([str(kind(tmp_path))], max_row_bytes=1 << 20)
+    says = r"(line|row) 31: a row of more than 1 MB: delete it"
+    with Store.open(tmp_path / "run") as store, pytest.raises(DataError, match=says):
+        ingest(store, sources)
+
+
+def test_half_a_surrogate_pair_anywhere_is_found_when_the_row_is_read(tmp_path):
+    rows = [
+        chat("q0", "a", note="whole \U0001f600"),
+        chat("q1", "a", note="half \ud83d"),
+        chat("q2", "a", note={"\udc00": 1}),
+        chat("q3", "code: \\ud83d"),
+    ]
+    rows[3]["messages"][1]["reasoning_content"] = "\ud83d"
+    file = tmp_path / "d.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*rows, chat("q4", "code: \\ud83d")])))
+    _, kept = read(tmp_path / "run", file)
+    assert [row.row_id for row in kept] == [0, 4]
 
 
 # ---- splits, shards, workers ---------------------------------------------------------------------
@@ -362,7 +430,7 @@ def turn(**keys):
         (turn(role="assistant", content=5), "content of turn 1 is the number 5: make it a text"),
         (turn(role="assistant", content=None), "content of turn 1 is null: make it a text"),
         (turn(role="assistant", content=[{"type": "text"}]), "turn 1 is a list: make it a text"),
-        (orjson.dumps({"prompt": "x"}), "column 'messages' is missing (the row has: prompt)"),
+        (orjson.dumps({"prompt": "x"}), "no chat format has the columns prompt: rename them"),
         (orjson.dumps({"messages": "x"}), "column 'messages' is a text: make it a list of turns"),
         (orjson.dumps({"messages": [3]}), "turn 0 is the number 3, not an object"),
         (b'{"messages": ' + b"9" * 5000 + b"}", "JSON that cannot be read (Exceeds the limit"),
@@ -491,6 +559,8 @@ def a_dict_of_splits(path):
     return path / "dict"
 
 
+# A frame that names a window of 2 GB, with an empty block.
+LONG = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"
 MANY = b"\n".join(orjson.dumps(chat(f"q{i}", os.urandom(50).hex())) for i in range(5000))
 
 
@@ -501,13 +571,26 @@ MANY = b"\n".join(orjson.dumps(chat(f"q{i}", os.urandom(50).hex())) for i in ran
         (a_file("d.jsonl", b"\n\n \n"), "holds no rows"),
         (a_file("d.jsonl.gz", gzip.compress(b"")), "holds no rows"),
         (a_file("d.json", b"[]"), "holds no rows"),
+        (a_file("d.jsonl", GOOD.decode().encode("utf-16")[:-1]), "broken UTF-16"),
+        (a_file("d.jsonl", b"version https://git-lfs.github.com/spec/v1\n"), "run git lfs pull"),
+        (a_file("d.parquet", b"version https://git-lfs.github.com/spec/v1\n"), "run git lfs pull"),
+        (a_file("d.jsonl", b"PK\x03\x04rest"), "a zip archive: unzip it"),
+        (a_file("d.parquet", gzip.compress(GOOD)), "it is gzip, not parquet: unpack it"),
+        (a_file("d.json", b"<!DOCTYPE html><html>"), "a web page: get the file itself"),
+        (a_file("d.jsonl.zst", LONG), "unpack it with zstd -d --long=31 d.jsonl.zst"),
+        (a_file("d.jsonl.xz", lzma.compress(MANY)[:-2000]), "breaks off here: get it again"),
+        (a_file("d.jsonl.bz2", bz2.compress(MANY)[:-2000]), "d.jsonl.bz2 line"),
         (
-            a_file("d.jsonl", GOOD.decode().encode("utf-16")),
-            "line 1: not UTF-8 (byte 0xFF at byte 1)",
+            a_file("d.json", json.dumps({"v": 1, "data": [chat("q", "a")]}, indent=1).encode()),
+            "one object with the rows under 'data': write them out with jq -c '.[\"data\"][]'",
+        ),
+        (
+            a_file("d.json", json.dumps([chat("q", "a")], indent=1)[1:-9].encode()),
+            "is broken JSON from here",
         ),
         (a_file("d.jsonl.gz", gzip.compress(MANY)[:-2000]), "breaks off here: get it again"),
         (a_file("d.jsonl.zst", zstandard.compress(MANY)[:-2000]), "breaks off here: get it again"),
-        (a_file("d.jsonl.gz", b"no gzip at all"), "line 1: the file cannot be read"),
+        (a_file("d.jsonl.gz", b"\x1f\x8bno gzip at all"), "line 1: the file cannot be read"),
         (a_file("d.json", b"[" + GOOD + b", " + GOOD[:20]), "row 2: the array breaks off"),
         (a_file("d.json", b"[" + GOOD + b", 5]"), "row 2: 5 is no JSON object"),
         (a_file("d.parquet", b"PAR1 not really"), "the file cannot be read"),
@@ -605,10 +688,11 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
-    from pyids.data import ingest, open_sources
+    from pyids.data.ingest import ingest
+    from pyids.data.sources import open_sources
     from pyids.data import sources
     from pyids.engine import LocalEngine
-    from pyids.store import Store
+    from pyids.store.folder import Store
 
     if __name__ == "__main__":
         sources.SPLIT_BYTES = 200_000

@@ -4,8 +4,9 @@ from scipy import stats
 
 import pyids
 from pyids.errors import DataError
-from pyids.scoring.probes import Scores, read_scores
+from pyids.scoring.probes import Scores
 from pyids.scoring.statistics import between_cluster_z, cluster_moments, not_significant, paired_t
+from pyids.scoring.told import read_scores
 
 
 def test_moments_of_each_cluster():

@@ -15,7 +15,7 @@ from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.errors import ModelError
-from pyids.models import finetune, hub, load, nll
+from pyids.models import finetune, hub, lm_head, load, nll
 from pyids.models.finetune import training_options
 from pyids.scoring import scorers
 from pyids.scoring.probes import Models, ScoringOptions
@@ -149,7 +149,7 @@ def test_blocks_of_logits_change_nothing(tiny, monkeypatch):
     model, tokenizer = load.load_model(tiny)
     rows = [template.encode(messages, tokenizer) for messages in ROWS]
     whole = gradient(model, rows, 10_000)
-    monkeypatch.setattr(finetune, "_LOGITS_BYTES", 4 * len(tokenizer) * 3)  # three rows a block
+    monkeypatch.setattr(lm_head, "LOGITS_BYTES", 4 * len(tokenizer) * 3)  # three rows a block
     blocks = gradient(model, rows, 10_000)
     assert abs(whole[0] - blocks[0]) < 1e-5
     torch.testing.assert_close(whole[1], blocks[1], atol=1e-6, rtol=1e-4)

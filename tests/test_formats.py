@@ -42,7 +42,7 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", SAME)
 def test_every_format_is_detected_and_gives_the_same_conversation(format):
     record = SAME[format]
     before = copy.deepcopy(record)
@@ -66,7 +66,7 @@ def test_alpaca_joins_the_input_and_keeps_the_history():
     )
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", SAME)
 def test_tools_belong_to_the_conversation_as_a_list_or_as_text(format):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": None}}}]
     bare = to_messages(SAME[format], format)
@@ -130,6 +130,7 @@ def test_any_two_columns_are_a_format():
         ({"messages": []}, "messages", "no turn of the assistant"),
         ({"messages": turns(ASK)}, "messages", "no turn of the assistant"),
         ({"messages": None}, "messages", "column 'messages' is null: make it a list of turns"),
+        ({"messages": "[1"}, "messages", "column 'messages' is a text: make it a list of turns"),
         ({"messages": turns(("User", "x"))}, "messages", "turn 0 has the role 'User'"),
         ({"messages": [{"content": "x"}]}, "messages", "turn 0 has the role None"),
         ({"messages": [{"role": [], "content": "x"}]}, "messages", r"turn 0 has the role \[\]"),
@@ -222,4 +223,4 @@ def test_any_row_gives_a_conversation_or_says_why_not(record, format):
         assert all(isinstance(turn["content"], str) for turn in messages)
     assert json.dumps(record) == before
     detected = detect_format(record)
-    assert detected is None or detected in FORMATS
+    assert detected is None or detected in FORMATS or check_format(detected) == detected

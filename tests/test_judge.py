@@ -222,7 +222,7 @@ def test_the_caps_hold_and_what_was_paid_for_is_kept(tmp_path):
             Judge(endpoint(server, max_requests=6), cache=file).rate(rows)
         assert len(server.requests) == 6
         with pytest.raises(ConfigError, match="cap of 500 tokens is reached"):
-            Judge(endpoint(server, max_length=500, workers=1), cache=file).rate(rows)
+            Judge(endpoint(server, max_tokens=500, workers=1), cache=file).rate(rows)
         assert len(server.requests) == 6 + 5
         assert Judge(endpoint(server), cache=file).rate(rows).tolist() == [5] * 20
         assert len(server.requests) == 20
@@ -266,10 +266,10 @@ def test_a_real_model_answers_as_judge():
         text = tokenizer.apply_chat_template(
             body["messages"], add_generation_prompt=True, tokenize=False
         )
-        guided = body["max_length"] == 3
+        guided = body["max_tokens"] == 3
         inputs = tokenizer(text + "Rating: [[" * guided, return_tensors="pt")
         allowed = {"prefix_allowed_tokens_fn": lambda *_: digits} if guided else {}
-        length = 1 if guided else body["max_length"]
+        length = 1 if guided else body["max_tokens"]
         with lock:
             out = model.generate(**inputs, max_new_tokens=length, do_sample=False, **allowed)
         new = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -278,7 +278,7 @@ def test_a_real_model_answers_as_judge():
     with Server(respond) as server:
         judge = Judge(endpoint(server, timeout_s=300), answer_tokens=3)
         question = [{"role": "user", "content": "What is the capital of France?"}]
-        assert "Paris" in judge.endpoint.chat(question, max_length=12)
+        assert "Paris" in judge.endpoint.chat(question, max_tokens=12)
         ratings = judge.rate([talk("4"), talk("I do not know")])
         assert np.all((ratings >= 1) & (ratings <= 9))
         assert judge.endpoint.tokens_used > 100

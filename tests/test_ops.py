@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -52,34 +53,13 @@ def test_pool(backend, mode, normalize, dtype):
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), want, atol=2e-6)
     assert (got[4] == 0).all()
-    rows = [hidden[i][mask[i] > 0] for i in range(5)]
-    bounds = torch.tensor([0, *np.cumsum([len(r) for r in rows])])
-    packed = ops.pool_packed(torch.cat(rows), bounds, mode=mode, normalize=normalize)
-    np.testing.assert_allclose(packed.numpy(), want, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", ["mean", "cls"])
 def test_no_sequences_pool_to_no_vectors(backend, mode):
     none = ops.pool(torch.ones(0, 5, 31), torch.ones(0, 5), mode=mode)
-    packed = ops.pool_packed(torch.ones(0, 31), torch.tensor([0]), mode=mode)
-    assert none.shape == packed.shape == (0, 31)
-    assert none.dtype == packed.dtype == torch.float32
-
-
-@pytest.mark.parametrize(("n", "k", "d"), [(123, 17, 31), (1, 1, 1), (252, 300, 7)])
-def test_assign_and_update(backend, n, k, d):
-    x = rng(1).normal(size=(n, d)).astype(np.float32) + 3
-    centers = rng(2).normal(size=(k, d)).astype(np.float32) + 3
-    labels, distances = ops.assign(x, centers)
-    want_labels, want_distances = reference.assign(x, centers)
-    np.testing.assert_array_equal(labels, want_labels)
-    np.testing.assert_allclose(distances, want_distances, rtol=1e-6)
-    for weight in (None, rng(3).random(n).astype(np.float32)):
-        for about in (None, centers):
-            got = ops.update(x, labels, k, sample_weight=weight, centers=about)
-            want = reference.update(x, want_labels, k, sample_weight=weight, centers=about)
-            for g, w in zip(got, want, strict=True):
-                np.testing.assert_allclose(g, w, rtol=1e-9, atol=1e-9)
+    assert none.shape == (0, 31)
+    assert none.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16])
@@ -88,18 +68,15 @@ def test_narrow_integers_count_as_wide_ones(backend, dtype):
     head = torch.from_numpy(rng(5).normal(size=(300, 4))).float()
     # As uint8, 156 is -100.
     targets = torch.tensor([100 if dtype == torch.int8 else 156, 5, 7, 0, 1, 2, 3, 4, 6])
-    bounds, labels = torch.tensor([0, 4, 4, 9]), torch.tensor([7, 0, 7])
-    want = ops.cluster_loss(hidden, head, targets, bounds, labels, 256)
-    deduplicate = [x.to(dtype) for x in (targets, bounds, labels)]
-    got = ops.cluster_loss(hidden, head, *deduplicate, 256)
-    for g, w in zip(got, want, strict=True):
+    bounds = torch.tensor([0, 4, 4, 9])
+    want = ops.token_nll(hidden, head, targets)
+    np.testing.assert_array_equal(ops.token_nll(hidden, head, targets.to(dtype)), want)
+    for g, w in zip(
+        ops.example_nll(want, targets.to(dtype), bounds.to(dtype)),
+        ops.example_nll(want, targets, bounds),
+        strict=True,
+    ):
         np.testing.assert_array_equal(g, w)
-    x = hidden[:3]
-    for g, w in zip(ops.update(x, deduplicate[2], 256), ops.update(x, labels, 256), strict=True):
-        np.testing.assert_array_equal(g, w)
-    np.testing.assert_array_equal(
-        ops.pool_packed(hidden, deduplicate[1]), ops.pool_packed(hidden, bounds)
-    )
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -113,47 +90,66 @@ def test_loss(backend, softcap, with_bias):
     targets[10:30] = IGNORE
     targets[::7] = IGNORE
     bounds = torch.tensor([0, 10, 30, 30, 100, t])
-    labels = torch.tensor([2, 0, 1, 2, 0])
-    got = ops.cluster_loss(hidden, lm_head, targets, bounds, labels, 4, bias=bias, softcap=softcap)
+    got = ops.token_nll(hidden, lm_head, targets, bias=bias, softcap=softcap)
+    got_mean, got_count = ops.example_nll(got, targets, bounds)
     options = {"bias": None if bias is None else bias.numpy(), "softcap": softcap}
     nll = reference.token_nll(hidden.numpy(), lm_head.numpy(), targets.numpy(), **options)
     mean, count = reference.example_nll(nll, targets.numpy(), bounds.numpy())
-    total, number = reference.cluster_nll(mean, labels.numpy(), 4, example_count=count)
-    np.testing.assert_allclose(got.token_nll, nll, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got.example_mean, mean, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(got.example_count, count)
-    np.testing.assert_allclose(got.sum, total, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(got.count, number)
+    np.testing.assert_allclose(got, nll, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got_mean, mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got_count, count)
 
 
-def test_the_core_assigns_as_the_definition(monkeypatch):
-    monkeypatch.setenv("PYIDS_BACKEND", "core")
-    x, centers = rng(1).normal(size=(500, 20)), rng(2).normal(size=(40, 20))
-    for data in (x.astype(np.float32), torch.from_numpy(x).half(), x[:0]):
-        labels, distances = ops.assign(data, centers)
-        plain = np.asarray(data, dtype=np.float64)
-        want_labels, want_distances = reference.assign(plain, centers)
-        np.testing.assert_array_equal(np.asarray(labels), want_labels)
-        np.testing.assert_allclose(np.asarray(distances), want_distances, rtol=1e-6)
+SCORES = {
+    "ordinary": rng(8).normal(size=500),
+    "far from zero": 1e6 + rng(8).normal(size=500),
+    "huge": rng(8).normal(size=500) * 1e200,
+    "tiny": rng(8).normal(size=500) * 1e-300,
+    "skewed": np.exp(8 * rng(8).normal(size=500)),
+    "equal": np.full(500, 0.1),
+    "none": np.empty(0),
+}
+
+
+@pytest.mark.parametrize("scores", SCORES.values(), ids=SCORES.keys())
+def test_moments_of_clusters_are_exact_sums_in_any_order(scores, monkeypatch):
+    clusters = rng(9).integers(0, 7, len(scores)).astype(np.int32)
+    got = {}
+    for backend in ("torch", "reference"):
+        monkeypatch.setenv("PYIDS_BACKEND", backend)
+        got[backend] = ops.cluster_moments(scores, clusters, 8)
+        order = rng(10).permutation(len(scores))
+        again = ops.cluster_moments(scores[order], clusters[order], 8)
+        for a, b in zip(got[backend], again, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    for a, b in zip(*got.values(), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    moments = got["reference"]
+    scale = max(1e-300, np.abs(scores - moments.center).max(initial=0))
+    for j in range(8):
+        mine = scores[clusters == j] - moments.center
+        assert moments.count[j] == len(mine)
+        assert abs(moments.total[j] - math.fsum(mine)) <= 1e-15 * scale * max(1, len(mine))
+        if scale < 1e150:
+            squares = math.fsum((mine / scale) ** 2)
+            assert abs(moments.squares[j] / scale / scale - squares) <= 1e-14 * max(1, len(mine))
 
 
 def test_the_table_says_who_runs():
     ops_listed = {row.op for row in dispatch.implementations()}
-    assert ops_listed >= {"pool", "pool_packed", "assign", "update", "token_nll"}
+    assert ops_listed == {"pool", "token_nll", "example_nll", "cluster_moments"}
     for row in dispatch.implementations():
         assert row.available(), f"{row.op} by {row.backend} lacks {row.needs}"
         assert callable(row.load())
     assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 768)).backend == "triton"
     assert dispatch.choose("pool", "cuda", "bfloat16", (8, 128, 65536)).backend == "torch"
     assert dispatch.choose("pool", "cpu", "float32", (8, 128, 768)).backend == "torch"
-    assert dispatch.choose("assign", "cpu", "float32", (100, 8)).backend == "core"
-    assert dispatch.choose("assign", "cpu", "bfloat16", (100, 8)).backend == "torch"
 
 
 def test_a_forced_backend_that_lacks_an_op_is_an_error(monkeypatch):
-    monkeypatch.setenv("PYIDS_BACKEND", "core")
-    with pytest.raises(ConfigError, match="no core implementation of pool"):
-        ops.pool(*padded())
+    monkeypatch.setenv("PYIDS_BACKEND", "triton")
+    with pytest.raises(ConfigError, match="no triton implementation of cluster_moments"):
+        ops.cluster_moments(np.ones(2), np.zeros(2, int), 1)
 
 
 def test_a_failing_kernel_raises(monkeypatch):
@@ -185,28 +181,24 @@ except ConfigError as error:
 
 HIDDEN, HEAD = np.ones((3, 4), np.float32), np.ones((7, 4), np.float32)
 BAD_CALLS = {
-    "labels[1] = 9 is outside [0, 3)": lambda: ops.update(HIDDEN, np.array([0, 9, 1]), 3),
     "targets[2] = 7 is outside [0, 7)": lambda: ops.token_nll(HIDDEN, HEAD, np.array([0, -100, 7])),
     "targets[0] = -1 is outside": lambda: ops.token_nll(HIDDEN, HEAD, np.array([-1, 0, 0])),
     "softcap=-1.0 must be above 0": lambda: ops.token_nll(
         HIDDEN, HEAD, np.array([0, 0, 0]), softcap=-1.0
     ),
     "lm_head has shape (7, 3)": lambda: ops.token_nll(HIDDEN, HEAD[:, :3], np.array([0, 0, 0])),
-    "x: row 1 has a NaN": lambda: ops.assign(np.array([[0.0], [np.nan]]), np.array([[0.0]])),
-    "centers: row 0 has a NaN": lambda: ops.assign(np.array([[0.0]]), np.array([[np.inf]])),
-    "centers is empty": lambda: ops.assign(HIDDEN, HIDDEN[:0]),
-    "precision='double' is none of": lambda: ops.assign(HIDDEN, HIDDEN, precision="double"),
     "mode='max' is none of": lambda: ops.pool(HIDDEN[None], np.ones((1, 3)), mode="max"),
     "attention_mask has shape": lambda: ops.pool(HIDDEN[None], np.ones((1, 4))),
-    "cu_seqlens falls after position 1": lambda: ops.pool_packed(HIDDEN, np.array([0, 2, 1, 3])),
-    "must start at 0 and end at 3": lambda: ops.pool_packed(HIDDEN, np.array([0, 2])),
-    "sample_weight[0] is negative": lambda: ops.update(
-        HIDDEN, np.zeros(3, int), 1, sample_weight=np.array([-1.0, 0.0, 0.0])
+    "cu_seqlens falls after position 1": lambda: ops.example_nll(
+        HIDDEN[:, 0], np.zeros(3, int), np.array([0, 2, 1, 3])
     ),
-    "is too large to be summed exactly": lambda: ops.cluster_nll(
-        np.array([1e12]), np.array([0]), 1
+    "must start at 0 and end at 3": lambda: ops.example_nll(
+        HIDDEN[:, 0], np.zeros(3, int), np.array([0, 2])
     ),
-    "example_mean: row 1 has a NaN": lambda: ops.cluster_nll(
+    "clusters[1] = 9 is outside [0, 3)": lambda: ops.cluster_moments(
+        np.ones(3), np.array([0, 9, 1]), 3
+    ),
+    "values: row 1 has a NaN": lambda: ops.cluster_moments(
         np.array([1.0, np.nan]), np.array([0, 0]), 1
     ),
 }
@@ -232,7 +224,7 @@ def test_a_token_s_loss_differs_little_with_its_batch():
 def test_unknown_backend_is_an_error(monkeypatch):
     monkeypatch.setenv("PYIDS_BACKEND", "abacus")
     with pytest.raises(ConfigError, match="abacus is no backend"):
-        ops.assign(np.zeros((2, 2)), np.zeros((1, 2)))
+        ops.pool(*padded())
 
 
 def test_nothing_heavy_is_imported():

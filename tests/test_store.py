@@ -11,10 +11,10 @@ import pytest
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError
-from pyids.store import folder as store_module
+from pyids.store import ledger as ledger_module
 from pyids.store.files import atomic_write
 from pyids.store.folder import Path, Store
-from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
+from pyids.store.ledger import begin, load_npy, map_npy, read_entry, save_npy, write_entry
 from pyids.store.manifest import verify
 
 
@@ -131,11 +131,11 @@ def test_killed_between_file_and_entry_the_old_entry_is_gone(tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_entry", killed)
+        patch.setattr(ledger_module, "write_entry", killed)
         with pytest.raises(KeyboardInterrupt):
             save_npy(path, np.ones(4), {"seed": 1})
     # The file is that of seed 1, of the same size: the entry of seed 0 must not vouch for it.
-    assert load_npy(path)[0] == 1
+    assert map_npy(path)[0] == 1
     assert read_entry(path.with_suffix(".json"), {"seed": 0}) is None
 
 
@@ -144,7 +144,7 @@ def test_arrays_are_never_pickled(tmp_path):
         save_npy(tmp_path / "x.npy", np.array([{}], dtype=object), {})
     np.save(tmp_path / "y.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle"):
-        load_npy(tmp_path / "y.npy")
+        map_npy(tmp_path / "y.npy")
     save_npy(tmp_path / "empty.npy", np.empty((0, 3), np.float32), {})
     assert load_npy(tmp_path / "empty.npy").shape == (0, 3)
 
@@ -153,7 +153,7 @@ def test_arrays_are_never_pickled(tmp_path):
 
 HOLD = """
 import sys
-from pyids.store import Store
+from pyids.store.folder import Store
 with Store.open(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -260,12 +260,14 @@ def test_verify_notices_every_kind_of_change(run):
     flipped.write_bytes(content)
     (folder / "repeats.jsonl").unlink()
     (folder / "skipped.jsonl").write_text("x")
+    again = f": `pyids clean {folder} --stage read`, then the command that began the run, with "
+    again += "all its options"
     assert sorted(verify(folder)) == sorted(
         [
-            "keep/new.npy: not in the manifest",
-            "repeats.jsonl: missing",
-            f"rows/{flipped.name}: the content has changed",
-            f"skipped.jsonl: 1 bytes, was {manifest['files']['skipped.jsonl']['bytes']}",
+            "keep/new.npy: not in the manifest: remove it",
+            f"repeats.jsonl: missing{again}",
+            f"rows/{flipped.name}: the content has changed{again}",
+            f"skipped.jsonl: 1 bytes, was {manifest['files']['skipped.jsonl']['bytes']}{again}",
         ]
     )
 

@@ -157,6 +157,24 @@ double squared_distance_f32(const double* x, const float* y, size_t d) {
   return squared_distance_to(x, y, d);
 }
 
+double product(const double* x, const double* y, size_t d) {
+  Double8 low = {}, high = {};
+  size_t t = 0;
+  for (; t + 16 <= d; t += 16) {
+    low += read<Double8>(x + t) * read<Double8>(y + t);
+    high += read<Double8>(x + t + 8) * read<Double8>(y + t + 8);
+  }
+  for (int lane = 0; t < d; ++t, ++lane) {
+    if (lane < 8) {
+      low[lane] += x[t] * y[t];
+    } else {
+      high[lane - 8] += x[t] * y[t];
+    }
+  }
+  const Double8 v = low + high;
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
 inline Float16 multiply_add(Float16 a, Float16 b, Float16 c) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Float16>(_mm512_fmadd_ps(
@@ -247,6 +265,19 @@ void dot_f32(const float* x, size_t ldx, size_t n_x, const float* packed, size_t
   }
 }
 
+void add_gains(const float* products, size_t ld, size_t n, const float* offsets, size_t width,
+               float* sums) {
+  const Float16 zero = {};
+  for (size_t j = 0; j < width; j += 16) {
+    Float16 sum = read<Float16>(sums + j);
+    for (size_t i = 0; i < n; ++i) {
+      const Float16 gain = read<Float16>(products + i * ld + j) * 0x1p20f + offsets[i];
+      sum += gain > zero ? gain : zero;
+    }
+    write(sums + j, sum);
+  }
+}
+
 void add_fixed(const double* x, const double* scales, size_t d, int64_t sign, int64_t* sums) {
   // Adding 1.5 * 2^52 leaves the rounded integer in the low bits: the same at every level.
   const double magic = 0x1.8p52;
@@ -267,219 +298,7 @@ void add_fixed(const double* x, const double* scales, size_t d, int64_t sign, in
   }
 }
 
-// ---- codes and scans
-// -----------------------------------------------------------------------------
-
-template <typename T>
-inline void center_as(const T* row, size_t n, double factor, const float* shift, float* out) {
-  for (size_t t = 0; t < n; ++t) {
-    out[t] = static_cast<float>(widen1(row[t]) * factor - static_cast<double>(shift[t]));
-  }
-}
-
-void center(const void* row, Scalar scalar, size_t n, double factor, const float* shift,
-            float* out) {
-  // Times a power of two is exact, so one float32 subtraction rounds as a float64 one would.
-  unsigned long long bits;
-  memcpy(&bits, &factor, 8);
-  const bool power_of_two = (bits << 12) == 0;
-  const float scale = static_cast<float>(factor);
-  if (scalar == Scalar::f32 && power_of_two) {
-    const float* from = static_cast<const float*>(row);
-    for (size_t t = 0; t < n; ++t) out[t] = from[t] * scale - shift[t];
-  } else if (scalar == Scalar::f16 && power_of_two) {
-    const unsigned short* from = static_cast<const unsigned short*>(row);
-    size_t t = 0;
-#if defined(__F16C__)
-    for (; t + 8 <= n; t += 8) {
-      const __m256 value =
-          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + t)));
-      const __m256 scaled = _mm256_mul_ps(value, _mm256_set1_ps(scale));
-      _mm256_storeu_ps(out + t, _mm256_sub_ps(scaled, _mm256_loadu_ps(shift + t)));
-    }
-#endif
-    for (; t < n; ++t) out[t] = half_to_float(from[t]) * scale - shift[t];
-  } else if (scalar == Scalar::f16) {
-    center_as(static_cast<const unsigned short*>(row), n, factor, shift, out);
-  } else if (scalar == Scalar::f32) {
-    center_as(static_cast<const float*>(row), n, factor, shift, out);
-  } else {
-    center_as(static_cast<const double*>(row), n, factor, shift, out);
-  }
-}
-
-inline float sum16(Float16 v) {
-  float sum = 0;
-  for (int lane = 0; lane < 16; ++lane) sum += v[lane];
-  return sum;
-}
-
-double square_f32(const float* x, size_t d) {
-  double sum = 0;
-  size_t t = 0;
-  do {  // a float32 sum of 256 terms rounds often enough
-    const size_t end = d - t < 256 ? d : t + 256;
-    Float16 lanes = {};
-    for (; t + 16 <= end; t += 16) {
-      lanes = multiply_add(read<Float16>(x + t), read<Float16>(x + t), lanes);
-    }
-    float part = sum16(lanes);
-    for (; t < end; ++t) part += x[t] * x[t];
-    sum += part;
-  } while (t < d);
-  return sum;
-}
-
-CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset, uint8_t* code) {
-  typedef int Int16 __attribute__((vector_size(64)));
-  typedef unsigned char Byte16 __attribute__((vector_size(16)));
-  const Float16 zero = {};
-  const float magic = 0x1.8p23f;  // adding it rounds to an integer, in the low bits
-  int magic_bits;
-  memcpy(&magic_bits, &magic, 4);
-  Float16 tail = {};  // the last columns, padded with zeros
-  const size_t whole = d / 16 * 16;
-  for (size_t t = whole; t < d; ++t) tail[t - whole] = x[t];
-
-  Float16 top = {};
-  for (size_t t = 0; t < whole; t += 16) {
-    const Float16 v = read<Float16>(x + t);
-    const Float16 magnitude = v < zero ? -v : v;
-    top = magnitude > top ? magnitude : top;
-  }
-  const Float16 magnitude = tail < zero ? -tail : tail;
-  top = magnitude > top ? magnitude : top;
-  float largest = 0;
-  for (int lane = 0; lane < 16; ++lane) largest = top[lane] > largest ? top[lane] : largest;
-  const float unit = largest / static_cast<float>(levels);
-  // Below the normal range the code is zero and the rest is the row itself.
-  const float inverse = unit > 0x1p-100f ? 1.0f / unit : 0.0f;
-
-  Float16 squares = {}, rests = {};
-  for (size_t t = 0; t < padded; t += 16) {
-    const Float16 v = t < whole ? read<Float16>(x + t) : t == whole ? tail : zero;
-    const Float16 rounded = (v * inverse + magic) - magic;
-    const Int16 integer = reinterpret_cast<Int16>(rounded + magic) - magic_bits + offset;
-    const Float16 rest = v - rounded * unit;
-    squares = multiply_add(rounded, rounded, squares);
-    rests = multiply_add(rest, rest, rests);
-    write(code + t, __builtin_convertvector(integer, Byte16));
-  }
-  const float slack = 1.0f + 0x1p-12f;  // of sums of up to 2^16 terms in float32
-  const float length = unit * __builtin_sqrtf(sum16(squares)) * slack;
-  // 2^-23: x was rounded to float32, and the product `rounded * unit` is. 2^-60: squares that
-  // vanish.
-  const float rest = __builtin_sqrtf(sum16(rests)) * slack + length * 0x1p-23f + 0x1p-60f;
-  return {unit, length + 0x1p-60f, rest};
-}
-
-// Also where v is NaN, of a bound that overflowed: it rules out nothing.
-inline unsigned not_above(Float16 v, float limit) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_set1_ps(limit), _CMP_NGT_UQ);
-#elif defined(__FMA__)
-  Float8 halves[2];
-  memcpy(halves, &v, sizeof halves);
-  const __m256 limits = _mm256_set1_ps(limit);
-  const unsigned low = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_NGT_UQ)));
-  const unsigned high = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_NGT_UQ)));
-  return low | high << 8;
-#else
-  unsigned mask = 0;
-  for (unsigned lane = 0; lane < 16; ++lane) mask |= (v[lane] > limit ? 0u : 1u) << lane;
-  return mask;
-#endif
-}
-
-enum { kTileGroups = 4 };  // groups whose products are held at a time
-
-// The next float32 above the nearest one.
-inline float round_up_f32(double v) {
-  const float nearest = static_cast<float>(v);
-  int bits;
-  memcpy(&bits, &nearest, 4);
-  if (bits == 0x7f800000 || nearest != nearest) return nearest;
-  bits = nearest == 0 ? 1 : bits + (nearest > 0 ? 1 : -1);
-  float next;
-  memcpy(&next, &bits, 4);
-  return next;
-}
-
-// Reports what may win of one tile of products: n_rows x 16 * GROUPS, groups from `group` on.
-template <int GROUPS, typename Dot>
-inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const CentreCodes& centres,
-                          ScanRow* state, Hit* hits) {
-  typedef Dot Dot16 __attribute__((vector_size(64)));
-  const size_t at = 16 * group;
-  size_t count = 0;
-  for (size_t i = 0; i < n_rows; ++i) {
-    const ScanRow row = state[i];
-    Float16 lower[GROUPS], slack[GROUPS];
-    unsigned long long mask = 0;
-    for (int g = 0; g < GROUPS; ++g) {
-      const size_t from = at + 16 * static_cast<size_t>(g);
-      const Float16 dot =
-          __builtin_convertvector(read<Dot16>(dots + i * 16 * kTileGroups + 16 * g), Float16) *
-          row.scale;
-      slack[g] = multiply_add(read<Float16>(centres.code + from), row.code - Float16{},
-                              read<Float16>(centres.rest + from) * row.rest);
-      lower[g] = read<Float16>(centres.offset + from) -
-                 multiply_add(dot, read<Float16>(centres.scale + from), slack[g]);
-      mask |= static_cast<unsigned long long>(not_above(lower[g], row.best + row.margin)) << 16 * g;
-    }
-    if (__builtin_expect(mask == 0, 1)) continue;
-    float lowers[16 * GROUPS], slacks[16 * GROUPS];
-    memcpy(lowers, lower, sizeof lowers);
-    memcpy(slacks, slack, sizeof slacks);
-    float best = row.best;
-    for (; mask != 0; mask &= mask - 1) {
-      const int lane = __builtin_ctzll(mask);
-      const size_t j = at + static_cast<size_t>(lane);
-      if (lowers[lane] > best + row.margin) continue;
-      hits[count++] = {static_cast<uint32_t>(i), centres.index[j], lowers[lane]};
-      // In float64, which rounds nothing that counts; 2^-22: the sum S itself was rounded; 2^-33:
-      // of row.round, the part that D has in it.
-      const double upper = static_cast<double>(lowers[lane]) +
-                           2 * (1 + 0x1p-22) * static_cast<double>(slacks[lane]) +
-                           static_cast<double>(centres.gap[j]) + static_cast<double>(row.round);
-      const float above = round_up_f32(upper + 0x1p-33 * __builtin_fabs(upper));
-      if (above < best) best = above > row.floor ? above : row.floor;
-    }
-    state[i].best = best;
-  }
-  return count;
-}
-
-template <typename Dot>
-inline size_t scan_tile(const Dot* dots, size_t n_rows, size_t group, size_t n_groups,
-                        const CentreCodes& centres, ScanRow* state, Hit* hits) {
-  switch (n_groups) {
-    case 1:
-      return scan_groups<1>(dots, n_rows, group, centres, state, hits);
-    case 2:
-      return scan_groups<2>(dots, n_rows, group, centres, state, hits);
-    case 3:
-      return scan_groups<3>(dots, n_rows, group, centres, state, hits);
-    default:
-      return scan_groups<kTileGroups>(dots, n_rows, group, centres, state, hits);
-  }
-}
-
-size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CentreCodes& centres,
-                ScanRow* state, Hit* hits) {
-  alignas(64) float dots[kScanRows * 16 * kTileGroups];
-  const float* packed = static_cast<const float*>(centres.packed);
-  size_t count = 0;
-  for (size_t g = 0; g < centres.n_groups; g += kTileGroups) {
-    const size_t left = centres.n_groups - g;
-    const size_t n_groups = left < kTileGroups ? left : static_cast<size_t>(kTileGroups);
-    dot_f32(rows, d, n_rows, packed + g * 16 * d, n_groups, d, dots, 16 * kTileGroups);
-    count += scan_tile(dots, n_rows, g, n_groups, centres, state, hits + count);
-  }
-  return count;
-}
+#include "kernels_codes.inl"
 
 #if defined(__AVX2__)
 #include "kernels_i8.inl"
@@ -490,23 +309,14 @@ size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CentreCodes& c
 const Kernels& PYIDS_KERNELS() {
 #if defined(__AVX2__)
   static const Kernels table = {
-      widen,     raise_magnitudes, center,  squared_distance, squared_distance_f32,
-      add_fixed, square_f32,       dot_f32, kRowLevels,       encode,
-      dot_i8,    scan_f32,         scan_i8};
+      widen,      raise_magnitudes, center,     squared_distance, squared_distance_f32,
+      product,    add_fixed,        square_f32, dot_f32,          add_gains,
+      kRowLevels, encode,           dot_i8,     scan_f32,         scan_i8};
 #else
-  static const Kernels table = {widen,
-                                raise_magnitudes,
-                                center,
-                                squared_distance,
-                                squared_distance_f32,
-                                add_fixed,
-                                square_f32,
-                                dot_f32,
-                                127,
-                                encode,
-                                nullptr,
-                                scan_f32,
-                                nullptr};
+  static const Kernels table = {
+      widen,   raise_magnitudes, center,     squared_distance, squared_distance_f32,
+      product, add_fixed,        square_f32, dot_f32,          add_gains,
+      127,     encode,           nullptr,    scan_f32,         nullptr};
 #endif
   return table;
 }

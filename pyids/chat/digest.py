@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import xxhash
 
 from pyids.chat.formats import Message, UnusableRow, tools_of
+
+# What turns carry that no model is given: rows that differ in it alone are the same row.
+_BOOKKEEPING = frozenset(
+    {"id", "message_id", "parent_id", "turn_id", "turn_identifier", "timestamp", "created"}
+    | {"created_at", "create_time", "hashed_ip", "header", "country", "state", "language"}
+    | {"toxic", "redacted", "openai_id"}
+)
+
+
+# Characters of a text that are split into words at a time.
+_BLOCK = 1 << 16
 
 
 def normalize(text: str) -> str:
@@ -18,13 +30,32 @@ def normalize(text: str) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    return " ".join(text.split())
+    if len(text) <= _BLOCK:
+        return " ".join(text.split())
+    return "".join(_squeezed(text))
+
+
+def _squeezed(text: str) -> Iterator[str]:
+    """Do so in pieces: a list of all words would take ten times the memory of the text."""
+    space = begun = False
+    for start in range(0, len(text), _BLOCK):
+        block = text[start : start + _BLOCK]
+        words = " ".join(block.split())
+        if not words:
+            space = True
+            continue
+        if begun and (space or block[0].isspace()):
+            yield " "
+        yield words
+        begun, space = True, block[-1].isspace()
 
 
 def digest(messages: Iterable[Message]) -> bytes:
     """xxh3-128 of a conversation's normalized text: equal digests mean an exact repeat.
 
-    Roles, contents (`normalize`), tool calls and the tools offered count; other columns do not.
+    All that reaches the model counts: roles, contents (`normalize`), reasoning, tool calls, names,
+    weights, whatever else a template may render of a turn, and the tools offered. Other columns do
+    not, nor what a turn has of bookkeeping, such as ids and times.
 
     Raises
     ------
@@ -35,8 +66,8 @@ def digest(messages: Iterable[Message]) -> bytes:
     parts = []
     for message in messages:
         parts.append(f"{message['role']}\x1f{normalize(message['content'])}")
-        if "tool_calls" in message:
-            parts.append("\x1f" + _canonical(message["tool_calls"]))
+        if len(message) > 2:
+            parts += _carried(message)
     if tools := tools_of(messages):
         parts.append("\x1f\x1f" + _canonical(tools))
     try:
@@ -45,5 +76,19 @@ def digest(messages: Iterable[Message]) -> bytes:
         raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)") from None
 
 
-def _canonical(value: object) -> str:
+def _carried(message: Message) -> Iterable[str]:
+    """Give what a turn carries beside role and content; what says nothing is left out."""
+    for key in sorted(message.keys() - {"role", "content"} - _BOOKKEEPING):
+        value = message[key]
+        if key == "weight":
+            if value == 0:
+                yield "\x1fweight\x1f0"
+        elif isinstance(value, str):
+            if text := normalize(value):
+                yield f"\x1f{normalize(key)}\x1f{text}"
+        elif value not in (None, [], {}):
+            yield f"\x1f{normalize(key)}\x1f" + _canonical(value)
+
+
+def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

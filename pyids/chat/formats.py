@@ -1,106 +1,98 @@
 """Chat formats: how a row holds a conversation, and the conversation in one form.
 
 The one form is a list of turns, ``{"role": ..., "content": ...}`` with the roles of `ROLES`; what
-else a turn of the format ``messages`` carries (``tool_calls``, ``name``) stays in it.
+else the model is given of a turn (``tool_calls``, ``reasoning_content``, ``weight``) stays in it.
+`pyids.chat.schemas.SCHEMAS` is the table of the forms that are known, among them
 
 | format | columns |
 |---|---|
 | ``messages`` | ``messages``: turns with ``role`` and ``content`` |
-| ``sharegpt`` | ``conversations``: turns with ``from`` and ``value``; ``system`` |
-| ``alpaca`` | ``instruction``, ``input``, ``output``; ``system``, ``history`` |
+| ``sharegpt`` | ``conversations``: turns with ``from`` and ``value``, or texts in turns |
+| ``alpaca`` | ``instruction``, ``input``, ``output``; ``history`` |
 | ``prompt/completion`` | two columns, each a text or a list of turns |
+| ``text`` | ``text``: a language-model row, all of it the response |
 
-Any pair of columns is a format of the last kind: ``question/answer``, ``prompt/response``.
+Any pair of columns is a format of the fourth kind, ``question/answer``, and a map
+(`pyids.chat.format_map`) names columns of any sort. ``auto`` tells the format of each row by its
+columns.
 
-Beside any of them a column ``tools`` may hold what the row offers the assistant to call: a list of
-objects, or that list as JSON text.
+Beside any of them a column ``system`` holds the system turn, and a column ``tools`` what the row
+offers the assistant to call: a list of objects, or that list as JSON text.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
-from pyids.chat.rawjson import parse
+from pyids.chat.format_map import PREFIX as MAP_PREFIX
+from pyids.chat.format_map import columns_of, read_mapped, tools_column
+from pyids.chat.schemas import (
+    BY_NAME,
+    SCHEMAS,
+    SHAPES,
+    SYSTEM_COLUMNS,
+    Schema,
+    check_types,
+    read_pair,
+)
+from pyids.chat.turns import ROLES as ROLES
+from pyids.chat.turns import BadRow as BadRow
+from pyids.chat.turns import Message as Message
+from pyids.chat.turns import Tool as Tool
+from pyids.chat.turns import Turns as Turns
+from pyids.chat.turns import UnusableRow as UnusableRow
+from pyids.chat.turns import as_list, kind_of
+from pyids.chat.turns import list_columns as list_columns
+from pyids.chat.turns import tools_of as tools_of
 
-if TYPE_CHECKING:
-    pass
-
-
-Message = dict[str, Any]
-
-
-Tool = dict[str, Any]
-
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-
-
-_ROLES = {role: role for role in ROLES}
-
-
-# Pairs that are recognized without being named, in order of preference.
-PAIRS = ("prompt/completion", "prompt/response", "question/answer", "instruction/response")
-
-
-FORMATS = ("messages", "sharegpt", "alpaca", *PAIRS)
-
-
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    **_ROLES,
-}
+FORMATS = tuple(schema.name for schema in SCHEMAS)
 
 
-class BadRow(ValueError):
-    """The row is not of its format: a mistake in the data, named with its column and remedy."""
+# Columns whose name says that they belong to the prompt.
+_PROMPT_LIKE = re.compile(
+    r"(sys|system)([_ -]?(prompt|message|instruction)s?)?|contexts?|inputs?|histor(y|ies)|"
+    r"instructions?|questions?|quer(y|ies)|prompts?|problems?|background|passages?|documents?|"
+    r"articles?|persona|(available_)?tools|functions|(reasoning|think).*|thoughts?|rationale|"
+    r"(complex_)?cot|chain_of_thought|choices|options|examples|demonstrations|few_shot|definition|"
+    r"images?|audios?|videos?|knowledge|scratchpad|messages|conversations?",
+    re.IGNORECASE,
+)
 
 
-class UnusableRow(ValueError):
-    """The row is of its format, but nothing can be learnt from it: why."""
-
-
-class Turns(list[Message]):
-    """The turns of a row that offers tools; wherever there are none, a plain list does as well.
-
-    Attributes
-    ----------
-    tools
-        What the assistant may call, as the chat template is given it.
-    """
-
-    def __init__(self, turns: Iterable[Message], tools: Sequence[Tool]) -> None:
-        super().__init__(turns)
-        self.tools = list(tools)
-
-
-def tools_of(turns: Iterable[Mapping[str, Any]]) -> list[Tool]:
-    """Return the tools that a conversation offers, often none."""
-    return turns.tools if isinstance(turns, Turns) else []
+@lru_cache(maxsize=4096)
+def _candidates(columns: tuple[str, ...]) -> tuple[Schema, ...]:
+    """Schemas that rows of these columns may have, in the order of preference."""
+    spelled = {column.lower(): column for column in columns if column != column.lower()}
+    found = []
+    for schema in SCHEMAS:
+        if all(column in columns for column in schema.columns):
+            found.append(schema)
+        if schema.read is None and any(column in spelled for column in schema.columns):
+            # Question and Response: a pair has the columns as they are spelled.
+            shapes = {spelled.get(column, column): s for column, s in schema.columns.items()}
+            if all(column in columns for column in shapes):
+                found.append(Schema("/".join(shapes), shapes, schema.published))
+    return tuple(found)
 
 
 def detect_format(record: Mapping[str, Any]) -> str | None:
-    """Tell the format of a row by its columns, or None.
+    """Tell the format of a row by its columns and what stands in them, or None.
 
-    ``messages`` goes before ``sharegpt``, ``alpaca`` and the pairs.
+    A column of null counts as missing: a table fills it in where rows of several formats meet.
     """
-    if isinstance(record.get("messages"), list):
-        return "messages"
-    if isinstance(record.get("conversations"), list):
-        return "sharegpt"
-    if "instruction" in record and "output" in record:
-        return "alpaca"
-    for pair in PAIRS:
-        prompt, completion = pair.split("/")
-        if prompt in record and completion in record:
-            return pair
+    candidates = _candidates(tuple(record))
+    for schema in candidates:
+        if all(SHAPES[shape](record[column]) for column, shape in schema.columns.items()):
+            if schema.name == "text" and "parent_id" in record:
+                return None  # a message of a tree, not a text of its own
+            return schema.name
+    # The columns of a schema with something else in them: its error says what.
+    for schema in candidates:
+        if schema.name in ("messages", "sharegpt") and record[next(iter(schema.columns))]:
+            return schema.name
     return None
 
 
@@ -112,11 +104,27 @@ def check_format(name: str) -> str:
     ValueError
         It is neither one of `FORMATS` nor two columns joined by a slash.
     """
-    if name in ("auto", *FORMATS) or (name.count("/") == 1 and all(name.split("/"))):
+    if name in ("auto", *FORMATS) or name.startswith(MAP_PREFIX):
+        return name
+    if name.count("/") == 1 and all(name.split("/")):
         return name
     raise ValueError(
-        f"there is no chat format {name!r}: choose auto, messages, sharegpt, alpaca, or two "
+        f"there is no chat format {name!r}: choose auto, messages, sharegpt, alpaca, text, or two "
         "columns such as prompt/completion"
+    )
+
+
+def no_format(record: Mapping[str, Any]) -> str:
+    """Say what to do with a row whose format nothing tells."""
+    if "parent_id" in record:
+        return (
+            "one message of a tree of messages in each row (parent_id): join each path of the tree "
+            "into a column messages first"
+        )
+    return (
+        f"no chat format has the columns {list_columns(record)}: rename them to prompt and "
+        "completion, name the pair with --format COLUMN/COLUMN, or the columns of each part with "
+        "--format-map"
     )
 
 
@@ -128,13 +136,14 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
     record : mapping
         The row; it is not changed.
     format : str
-        One of `FORMATS`, or two columns joined by a slash.
+        One of `FORMATS`, two columns joined by a slash, a map, or ``auto``.
 
     Returns
     -------
     list of dict
         Turns with ``role`` and ``content``; at least one turn of the assistant says something, and
-        at least one of somebody else. `Turns` where the row offers tools.
+        at least one of somebody else, but for language-model rows. `Turns` where the row offers
+        tools.
 
     Raises
     ------
@@ -142,176 +151,139 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
         A column is missing or of the wrong type, a role is unknown, a content is no text, there is
         no turn of the assistant.
     UnusableRow
-        The response or the prompt is empty, or a text cannot be written as UTF-8.
+        The response or the prompt is empty, or no response has a weight.
     """
-    if format == "messages":
-        messages = _turns(record, "messages")
-    elif "messages" in record:
+    if format == "auto":
+        detected = detect_format(record)
+        if detected is None:
+            raise BadRow(no_format(record))
+        format = detected
+    if format != "messages" and record.get("messages") is not None and not _maps_messages(format):
         raise BadRow(
             "column 'messages' stands where the conversation is added to what is selected: rename "
             "it, or read it with --format messages"
         )
-    elif format == "sharegpt":
-        messages = _system(record) + _sharegpt(record)
-    elif format == "alpaca":
-        messages = _system(record) + _alpaca(record)
+    schema = BY_NAME.get(format)
+    if format.startswith(MAP_PREFIX):
+        messages = read_mapped(record, format)
+    elif schema is not None and schema.read is not None:
+        check_types(record, schema)
+        messages = schema.read(record)
     else:
-        prompt, completion = format.split("/")
-        messages = _system(record) + _side(record, prompt, "user")
-        messages += _side(record, completion, "assistant")
-    _check(messages)
-    tools = _read_tools(record)
+        messages = read_pair(record, *format.split("/"))
+    if messages and messages[0]["role"] not in ("system", "developer"):
+        messages = _system(record) + messages
+    _check(messages, record)
+    column = tools_column(format) if format.startswith(MAP_PREFIX) else "tools"
+    tools = _read_tools(record, column)
     return Turns(messages, tools) if tools else messages
 
 
-def _read_tools(record: Mapping[str, Any]) -> list[Tool]:
-    given = tools = record.get("tools")
-    if isinstance(tools, str):
-        with contextlib.suppress(ValueError):  # what is no JSON stays a text, and is named below
-            tools = parse(tools.encode()) if tools.strip() else None
-    if not tools:
+def _maps_messages(format: str) -> bool:
+    return format.startswith(MAP_PREFIX) and "messages" in columns_of(format)
+
+
+def _system(record: Mapping[str, Any]) -> list[Message]:
+    for column in SYSTEM_COLUMNS:
+        if column in record:
+            text = record[column]
+            if isinstance(text, str) and text.strip():
+                return [{"role": "system", "content": text}]
+    return []
+
+
+def _read_tools(record: Mapping[str, Any], column: str) -> list[Tool]:
+    given = record.get(column)
+    if not given and column == "tools":
+        # The name that the OpenAI API once had; of another form it is a column like any other.
+        column, given = "functions", record.get("functions")
+        if not SHAPES["calls"](given):
+            return []
+    tools = as_list(given)
+    if not tools or (isinstance(tools, str) and tools.strip() in ("", "null")):
         return []
     if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
         return tools
     raise BadRow(
-        f"column 'tools' is {_kind(given)}: make it a list of objects or that list as JSON text, "
-        "or rename it"
+        f"column {column!r} is {kind_of(given)}: make it a list of objects or that list as JSON "
+        "text, or rename it"
     )
 
 
-def _turns(
-    record: Mapping[str, Any],
-    column: str,
-    role_key: str = "role",
-    content_key: str = "content",
-    roles: Mapping[str, str] = _ROLES,
-) -> list[Message]:
-    """Take the turns of a list column, their roles translated by `roles`."""
-    turns = record.get(column)
-    if not isinstance(turns, list):
-        raise BadRow(_wrong(record, column, "a list of turns"))
-    messages = []
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise BadRow(f"column {column!r}: turn {number} is {_kind(turn)}, not an object")
-        role = turn.get(role_key)
-        known = roles.get(role) if isinstance(role, str) else None
-        if known is None:
-            raise BadRow(
-                f"column {column!r}: turn {number} has the {role_key} {_brief(role)}: "
-                f"use one of {', '.join(sorted(roles))}"
-            )
-        content = turn.get(content_key)
-        if content is None and turn.get("tool_calls"):
-            content = ""
-        elif not isinstance(content, str):
-            raise BadRow(
-                f"column {column!r}: the {content_key} of turn {number} is {_kind(content)}: "
-                "make it a text"
-            )
-        if roles is not _ROLES:
-            turn = {"role": known, "content": content}
-        elif None in turn.values():  # columns that tables give every turn, used or not
-            turn = {key: value for key, value in turn.items() if value is not None}
-            turn["content"] = content
-        messages.append(turn)
-    return messages
-
-
-def _sharegpt(record: Mapping[str, Any]) -> list[Message]:
-    """Read turns of ``from`` and ``value``, or of ``role`` and ``content``."""
-    turns = record.get("conversations")
-    first = turns[0] if isinstance(turns, list) and turns else None
-    if isinstance(first, dict) and "from" not in first:
-        return _turns(record, "conversations", roles=_SHAREGPT_ROLES)
-    return _turns(record, "conversations", "from", "value", _SHAREGPT_ROLES)
-
-
-def _alpaca(record: Mapping[str, Any]) -> list[Message]:
-    instruction = _text(record, "instruction")
-    given = _text(record, "input", optional=True)
-    messages: list[Message] = []
-    history = record.get("history") or []
-    if not isinstance(history, list):
-        raise BadRow(_wrong(record, "history", "a list of [question, answer] pairs"))
-    for number, pair in enumerate(history):
-        if not (
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(isinstance(text, str) for text in pair)
-        ):
-            raise BadRow(f"column 'history': item {number} is no pair of two texts")
-        messages.append({"role": "user", "content": pair[0]})
-        messages.append({"role": "assistant", "content": pair[1]})
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    messages.append({"role": "user", "content": prompt})
-    messages.append({"role": "assistant", "content": _text(record, "output")})
-    return messages
-
-
-def _side(record: Mapping[str, Any], column: str, role: str) -> list[Message]:
-    """One side of a pair: a text of `role`, or a list of turns."""
-    if isinstance(record.get(column), list):
-        return _turns(record, column)
-    return [{"role": role, "content": _text(record, column)}]
-
-
-def _system(record: Mapping[str, Any]) -> list[Message]:
-    text = _text(record, "system", optional=True)
-    return [{"role": "system", "content": text}] if text.strip() else []
-
-
-def _text(record: Mapping[str, Any], column: str, *, optional: bool = False) -> str:
-    text = record.get(column)
-    if isinstance(text, str):
-        return text
-    if optional and text is None:
-        return ""
-    raise BadRow(_wrong(record, column, "a text"))
-
-
-def _wrong(record: Mapping[str, Any], column: str, wanted: str) -> str:
-    if column not in record:
-        return (
-            f"column {column!r} is missing (the row has: {list_columns(record)}): name the format "
-            "with --format"
-        )
-    return f"column {column!r} is {_kind(record[column])}: make it {wanted}"
-
-
-def list_columns(names: Iterable[str]) -> str:
-    """Name the first columns in one line."""
-    names = [name if name.isprintable() else repr(name) for name in names]
-    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in names[:12]]
-    return ", ".join([*shown, "..."] if len(names) > 12 else shown) or "none"
-
-
-def _kind(value: object) -> str:
-    """Say what a JSON value is, in JSON's words."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
-    return "null" if value is None else names.get(type(value), f"the number {_brief(value)}")
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _check(messages: Iterable[Message]) -> None:
-    answered = asked = has_assistant = False
+def _check(messages: Sequence[Message], record: Mapping[str, Any]) -> None:
+    answered = asked = has_assistant = weighted = False
     for message in messages:
-        said = not message["content"].isspace() and message["content"] != ""
+        content = message["content"]
+        said = content != "" and not content.isspace()
         if message["role"] == "assistant":
             has_assistant = True
-            answered = answered or said or bool(message.get("tool_calls"))
+            if len(message) > 2:
+                said = said or any(
+                    message.get(key) for key in ("tool_calls", "reasoning_content", "thinking")
+                )
+                weighted = weighted or message.get("weight") != 0
+            else:
+                weighted = True
+            answered = answered or said
         else:
             asked = asked or said
     if not has_assistant:
         raise BadRow("no turn of the assistant: every row needs a response to learn from")
     if not answered:
         raise UnusableRow("the response is empty")
-    if not asked:
+    if not weighted:
+        raise UnusableRow("the weight of every response is 0")
+    if not asked and not (len(messages) == 1 and messages[0]["content"] == record.get("text")):
         raise UnusableRow("the prompt is empty")
+
+
+# ---- what does not reach the model ---------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _prompt_like(columns: tuple[str, ...], format: str) -> tuple[str, ...]:
+    """Columns that look like part of a prompt, but for those that the format is made of."""
+    if format.startswith(MAP_PREFIX):
+        core = columns_of(format)
+    elif format in BY_NAME and BY_NAME[format].read is not None:
+        core = set(BY_NAME[format].columns)
+    else:
+        core = set(format.split("/"))
+    return tuple(c for c in columns if c not in core and _PROMPT_LIKE.fullmatch(c.strip()))
+
+
+def unused_columns(
+    record: Mapping[str, Any], format: str, messages: Sequence[Message]
+) -> Sequence[str]:
+    """Name the columns that look like part of the prompt and hold what the model is not given.
+
+    Parameters
+    ----------
+    record, format, messages
+        A row, its format, and its conversation by `to_messages`.
+    """
+    columns = _prompt_like(tuple(record), format)
+    if not columns:
+        return ()
+    tools = tools_of(messages)
+    given = "\n".join(_texts([*messages, *tools]))
+    return [
+        column
+        for column in columns
+        if not (tools and as_list(record[column]) == tools)
+        and any(text.strip() not in given for text in _texts([as_list(record[column])]))
+    ]
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    """All texts inside JSON values, but for the names of those who speak and their kinds."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from _texts(value)
+        elif isinstance(value, dict):
+            yield from _texts(v for k, v in value.items() if k not in ("role", "from", "type"))
 
 
 def response_length(messages: Sequence[Message]) -> int:

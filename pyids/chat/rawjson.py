@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from json.decoder import JSONDecodeError
 from typing import Any
 
@@ -37,6 +37,18 @@ def parse(raw: bytes) -> Any:
         return orjson.loads(raw)
     except orjson.JSONDecodeError:
         return json.loads(raw.decode())  # decoded here: json would guess at UTF-16
+
+
+def has_half_surrogate(raw: bytes) -> bool:
+    """Whether a text of a row holds half of a surrogate pair, which no UTF-8 can hold."""
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            json.dumps(json.loads(raw.decode()), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return True
+    return False
 
 
 def compact(raw: bytes) -> bytes:
@@ -80,24 +92,39 @@ def with_members(raw: bytes, new: Iterable[tuple[str, bytes]], *, replace: str =
     """
     if replace and f'"{replace}'.encode() in raw:
         old = [(key, value) for key, value in members(raw) if not key.startswith(replace)]
-        inside = b",".join(orjson.dumps(key) + b":" + value.encode() for key, value in old)
+        inside = _joined(old)
     else:
         inside = raw.strip()[1:-1].strip()
     added = b",".join(orjson.dumps(key) + b":" + value for key, value in new)
     return b"{" + b",".join(part for part in (inside, added) if part) + b"}"
 
 
-def array_items(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:
+def without_member(raw: bytes, name: str) -> bytes:
+    """Leave a member out of the object `raw`, the others as they were written."""
+    return b"{" + _joined([(key, value) for key, value in members(raw) if key != name]) + b"}"
+
+
+def _joined(pairs: Iterable[tuple[str, str]]) -> bytes:
+    return b",".join(orjson.dumps(key) + b":" + value.encode() for key, value in pairs)
+
+
+def array_items(text: str, position: int, *, ended: bool = False) -> Iterator[tuple[str, Any, int]]:
     """Parse as many items of a JSON array as `text` holds whole, from `position`.
 
-    Returns
-    -------
-    list of (str, value)
-        The text of each item and the item.
+    Parameters
+    ----------
+    ended : bool, default False
+        Nothing follows the text, so that its last item is whole.
+
+    Yields
+    ------
+    str
+        The text of the item.
+    value
+        The item.
     int
-        Where the first item that is not whole begins.
+        Where it ends.
     """
-    items: list[tuple[str, Any]] = []
     while True:
         start = _skip(text, position)
         if text.startswith(",", start):
@@ -105,11 +132,12 @@ def array_items(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:
         try:
             value, stop = _decoder.raw_decode(text, start)
         except JSONDecodeError:
-            return items, position
-        if stop == len(text):  # a number cut by the end of the block would look whole
-            return items, position
-        items.append((text[start:stop], value))
+            return
+        # A number cut by the end of the block would look whole.
+        if stop == len(text) and not (ended or text[start] in "{["):
+            return
         position = stop
+        yield text[start:stop], value, position
 
 
 def _skip(text: str, position: int) -> int:

@@ -1,6 +1,7 @@
 """Conversations to token ids, with a mask of the tokens that the assistant wrote.
 
-The mask covers every assistant turn: its text, its tool calls and the token that ends the turn;
+The mask covers every assistant turn that is to be learnt: what the model would generate after the
+prompt, that is its reasoning, its text, its tool calls and the token or text that ends the turn;
 never system, user or tool turns, nor the template's own headers.
 """
 
@@ -14,6 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids.chat.formats import Turns, tools_of
+from pyids.chat.render import (
+    MARK,
+    Renderer,
+    Turn,
+    common_prefix,
+    common_suffix,
+    ends_turn,
+    has_loss,
+    plain,
+)
 from pyids.errors import ModelError
 
 if TYPE_CHECKING:
@@ -26,22 +37,11 @@ Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 
 
-# For models without a chat template: roles as words, turns a blank line apart, the end-of-text
-# token after each answer.
-PLAIN_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if not loop.first %}{{ '\n\n' }}{% endif -%}"
-    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif -%}"
-)
-
-
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-_MARK = "PYIDS{}RESPONSE"
+# An empty or opened block of reasoning that stands before an answer.
+_THINK = re.compile(r"<think>\s*(</think>\s*)?\Z")
 
 
 class Encoded(NamedTuple):
@@ -70,7 +70,10 @@ def encode(
     message is replaced in turn by a marker: what the two renderings have in common before and after
     it is the template's, the rest is the response. Whole conversations are compared, so templates
     that rewrite earlier turns (dropped reasoning, a system prompt moved into the last turn) need no
-    special care. Models without a template get `PLAIN_TEMPLATE`.
+    special care. A response begins where the prompt for it ends, so that what a template writes
+    into an answer (an opening ``<think>``) is learnt, as it will have to be generated. Turns of
+    weight 0 (`pyids.chat.render.has_loss`) are context. Models without a template get
+    `pyids.chat.render.PLAIN_TEMPLATE`.
 
     Parameters
     ----------
@@ -92,15 +95,26 @@ def encode(
             f"model {tokenizer.name_or_path!r}: its tokenizer has no character offsets, which "
             "response masks need; choose a model with a tokenizer.json"
         )
-    turns = [_plain(message) for message in messages]
-    tools = tools_of(messages) or None
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several templates under names
-        template = tokenizer.get_chat_template(tools=tools)
-    if template and _GENERATION.search(template):
-        encoded = _encode_marked(turns, tokenizer, tools)
+    render: Renderer = Renderer.of(tokenizer, messages)
+    turns = render.turns_of(messages)
+    text = render(turns)
+    # A plain template holds no special tokens of its own, so the tokenizer adds them.
+    tokens = tokenizer(
+        text,
+        add_special_tokens=render.is_plain,
+        return_offsets_mapping=True,
+        verbose=False,  # no warning of a length that is cut afterwards
+    )
+    ids = np.asarray(tokens["input_ids"], np.int64)
+    offsets = np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
+    learnt = [i for i, turn in enumerate(turns) if has_loss(turn)]
+    if _GENERATION.search(render.template):
+        ids, mask = _encode_marked(turns, render)
+        context = [i for i, t in enumerate(turns) if t["role"] == "assistant" and i not in learnt]
+        mask &= ~_covered(offsets, response_spans(turns, render, text, context))
     else:
-        encoded = _encode_compared(turns, tokenizer, template or PLAIN_TEMPLATE, tools)
+        mask = _covered(offsets, response_spans(turns, render, text, learnt))
+    encoded = Encoded(ids, mask)
     return encoded if max_length is None else truncate(encoded, max_length)
 
 
@@ -113,17 +127,9 @@ def encode_prompt(
     -------
     int64 (T,)
     """
-    template = tokenizer.chat_template or PLAIN_TEMPLATE
-    text = _apply(
-        tokenizer,
-        [_plain(message) for message in messages],
-        tools_of(messages) or None,
-        chat_template=template if isinstance(template, str) else None,
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    added = template is PLAIN_TEMPLATE
-    ids = tokenizer(text, add_special_tokens=added, verbose=False)["input_ids"]
+    render: Renderer = Renderer.of(tokenizer, messages)
+    text = render(render.turns_of(messages), prompt=True)
+    ids = tokenizer(text, add_special_tokens=render.is_plain, verbose=False)["input_ids"]
     return np.asarray(ids, np.int64)[-max_length:]
 
 
@@ -161,26 +167,12 @@ def text_of(messages: Conversation) -> str:
     All turns in order, without their roles, joined by newlines: for one question and one answer
     that is the question, a newline, the answer.
     """
-    return "\n".join(text for message in messages if (text := _plain(message)["content"]))
+    return "\n".join(text for message in messages if (text := plain(message)["content"]))
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    """Copy a message; content given as text parts becomes one string, None an empty one."""
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(
-            part if isinstance(part, str) else part.get("text", "") for part in content
-        )
-    return {**message, "content": content or ""}
-
-
-def _encode_marked(
-    turns: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None
-) -> Encoded:
-    out: Any = _apply(
-        tokenizer,
+def _encode_marked(turns: list[Turn], render: Renderer) -> Encoded:
+    out: Any = render.apply(
         turns,
-        tools,
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -191,25 +183,27 @@ def _encode_marked(
     )
 
 
-def _encode_compared(
-    turns: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    tools: list[Any] | None,
-) -> Encoded:
-    def render(messages: list[dict[str, Any]]) -> str:
-        return str(_apply(tokenizer, messages, tools, chat_template=template, tokenize=False))
+def _covered(offsets: NDArray[np.int64], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Return which tokens, bool (T,), lie in one of the spans, by their characters (T, 2)."""
+    mask = np.zeros(len(offsets), np.bool_)
+    for start, end in spans:
+        # A token that straddles the start (" Paris" after "[/INST]") belongs to the response.
+        mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
+    mask &= offsets[:, 1] > offsets[:, 0]
+    return mask
 
-    text = render(turns)
-    mark = _MARK.format("")
+
+def response_spans(
+    turns: list[Turn], render: Renderer, text: str, which: Iterable[int]
+) -> list[tuple[int, int]]:
+    """Return where in the rendered text the responses of some turns stand, as characters."""
+    mark = MARK
     while mark in text:
-        mark = _MARK.format(len(mark))
-    specials = "|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)"
-    ends_turn = re.compile(rf"\s*({specials})")
+        mark = f"PYIDS{len(mark)}RESPONSE"
+    end_token = ends_turn(render.tokenizer)
     spans: list[tuple[int, int]] = []
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
+    for i in which:
+        turn = turns[i]
         try:
             marked = render([*turns[:i], {"role": "assistant", "content": mark}, *turns[i + 1 :]])
         except ModelError:
@@ -217,68 +211,37 @@ def _encode_compared(
                 raise
             # Only a call may stand before a tool's result: compare with the turn left out.
             without = render([*turns[:i], *turns[i + 1 :]])
-            start = _common_prefix(text, without)
-            spans.append((start, len(text) - _common_suffix(text[start:], without)))
+            start = common_prefix(text, without)
+            spans.append((start, len(text) - common_suffix(text[start:], without)))
             continue
-        if mark in marked:  # else the template leaves this turn out
-            before, _, after = marked.partition(mark)
-            start = _common_prefix(text, before)
-            end = len(text) - _common_suffix(text[start:], after)
-            # The token that ends the turn, where nothing but white space stands before it.
-            if found := ends_turn.match(text, end):
-                end = found.end()
-            spans.append((start, end))
-
-    # A plain template holds no special tokens of its own, so the tokenizer adds them.
-    added = template is PLAIN_TEMPLATE
-    tokens = tokenizer(
-        text,
-        add_special_tokens=added,
-        return_offsets_mapping=True,
-        verbose=False,  # no warning of a length that is cut afterwards
-    )
-    ids = np.asarray(tokens["input_ids"], np.int64)
-    offsets = np.asarray(tokens["offset_mapping"], np.int64).reshape(-1, 2)
-    mask = np.zeros(len(ids), np.bool_)
-    for start, end in spans:
-        # A token that straddles the start (" Paris" after "[/INST]") belongs to the response.
-        mask |= (offsets[:, 1] > start) & (offsets[:, 0] < end)
-    mask &= offsets[:, 1] > offsets[:, 0]
-    return Encoded(ids, mask)
+        if mark not in marked:  # the template leaves this turn out
+            continue
+        before, _, after = marked.partition(mark)
+        start = common_prefix(text, before)
+        end = len(text) - common_suffix(text[start:], after)
+        closing = render.facts.closing
+        # The token that ends the turn, where nothing but white space stands before it; or its text.
+        if found := end_token.match(text, end):
+            end = found.end()
+        elif closing and text.startswith(closing, end):
+            end += len(closing)
+        spans.append((_start(turns[:i], render, text, start, end), end))
+    return spans
 
 
-def _common_prefix(a: str, b: str) -> int:
-    """Return the length of the longest common prefix."""
-    return len(b) if a.startswith(b) else _shared(a, b)
-
-
-def _shared(a: str, b: str) -> int:
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-
-
-def _common_suffix(a: str, b: str) -> int:
-    """Return the length of the longest common suffix."""
-    return len(b) if a.endswith(b) else _shared(a[::-1], b[::-1])
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    turns: list[dict[str, Any]],
-    tools: list[Any] | None,
-    **options: Any,
-) -> Any:
-    from jinja2 import TemplateError
-
+def _start(before: list[Turn], render: Renderer, text: str, start: int, end: int) -> int:
+    """Return where the prompt for a response ends, which begins at ``start`` as it differs."""
+    if not render.facts.has_prompt:
+        found = _THINK.search(text, 0, start)
+        return found.start() if found else start
     try:
-        return tokenizer.apply_chat_template(turns, tools=tools, **options)
-    except (TemplateError, TypeError, KeyError) as error:
-        roles = " ".join(str(turn.get("role")) for turn in turns)
-        raise ModelError(
-            f"model {tokenizer.name_or_path!r}: its chat template refuses the turns '{roles}': "
-            f"{' '.join(str(error).split())}"
-        ) from error
+        prompt = render(before, prompt=True)
+    except ModelError:  # such as nothing at all before a first turn of the assistant
+        return start
+    if len(prompt) >= end or not text.startswith(prompt):
+        return start
+    between = text[min(start, len(prompt)) : max(start, len(prompt))]
+    return len(prompt) if between.strip() else start
 
 
 def response_alone(row: Encoded, bos: int) -> Encoded:

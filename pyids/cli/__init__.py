@@ -14,18 +14,28 @@ import click
 
 from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
-from pyids.errors import ConfigError, PyidsError
+from pyids.errors import ConfigError
+from pyids.store.remedies import STAGES
+from pyids.terminal import answered, printable
 
 
 class _Commands(click.Group):
     """A group whose commands answer a mendable mistake with one line and exit code 2."""
 
     def invoke(self, context: click.Context) -> Any:
-        try:
+        with answered(debug=context.params["debug"]):
             return super().invoke(context)
-        except PyidsError as error:
-            click.echo(f"pyids: {error}", err=True)
-            context.exit(2)
+
+
+class _Printable(logging.Formatter):
+    """Messages hold names of files and what servers said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _say(text: object) -> None:
+    click.echo(printable(text))
 
 
 def _shows_progress(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,10 +85,11 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pyids-select", prog_name="pyids")
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
-def cli(quiet: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(quiet: bool, debug: bool) -> None:
     """Pick the small subset of an instruction data set that trains the better model."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("pyids")
     logger.handlers = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -98,12 +109,12 @@ def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options
     if dry_run:
         from pyids.pipeline.preflight import plan
 
-        click.echo(plan(config))
+        _say(plan(config))
     else:
         from pyids.bars import RoundTable
         from pyids.selection import run as run_selection
 
-        click.echo(run_selection(config, [RoundTable()]))
+        _say(run_selection(config, [RoundTable()]))
 
 
 @cli.command(cls=GroupedCommand)
@@ -132,10 +143,10 @@ def select(
         for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
-        click.echo(select_from_folder(data[0], method, path, settings=parsed, **changes))
+        _say(select_from_folder(data[0], method, path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
-        click.echo(select_module.select(config, method, path, settings=parsed))
+        _say(select_module.select(config, method, path, settings=parsed))
 
 
 @cli.command()
@@ -146,7 +157,7 @@ def methods() -> None:
     for title, entries in catalog().items():
         click.echo(f"{title}:")
         for entry in entries:
-            click.echo(f"  {entry.name:22} {entry.summary} [{entry.source}]")
+            _say(f"  {entry.name:22} {entry.summary} [{entry.source}]")
 
 
 @cli.command()
@@ -161,21 +172,23 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
     """Write what the run in FOLDER has selected, in the form that a trainer reads."""
     from pyids.data.hub import push_to_hub
     from pyids.pipeline.identity import saved_config
+    from pyids.pipeline.prepare import reopen
     from pyids.selection import Selection
     from pyids.store.rounds import has_drawn
 
-    saved_config(Path(folder))
+    config = saved_config(Path(folder))
     if not has_drawn(Path(folder)):
         raise ConfigError(
             f"{folder}: no round has drawn rows yet: go on with `pyids run` or `pyids ask` (what "
             "`pyids select` has selected it has written)"
         )
     manifest = Path(folder) / "manifest.json"
-    with Selection.open(folder) as selection:
-        if selection.round == selection.config.rounds and not manifest.exists():
+    with Selection(reopen(config, finish=True), config) as selection:
+        ended = selection.round == config.rounds and not manifest.exists()
+        if ended and not selection.store.read_only:
             selection.finish()  # the last `tell` was stopped before this
         written = selection.export(path, format=form)
-    click.echo(push_to_hub(written, hub_name) if hub_name else written)
+    _say(push_to_hub(written, hub_name) if hub_name else written)
 
 
 @cli.command(cls=GroupedCommand)
@@ -199,7 +212,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
             sys.exit(3)
         train = selection.export()
         to_score = selection.export_probes()
-    click.echo(f"{train}\n{to_score}")
+    _say(f"{train}\n{to_score}")
 
 
 @cli.command()
@@ -207,10 +220,13 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 @click.argument("scores", type=click.Path())
 def tell(folder: str, scores: str) -> None:
     """Tell this round's scores: a JSON object {"_pyids_id": 7, "score": 0.5} a line of SCORES."""
-    from pyids.scoring.probes import read_scores
+    from pyids.pipeline.identity import saved_config
+    from pyids.pipeline.prepare import reopen
+    from pyids.scoring.told import read_scores
     from pyids.selection import Selection
 
-    with Selection.open(folder) as selection:
+    config = saved_config(Path(folder))
+    with Selection(reopen(config, finish=True), config) as selection:
         selection.tell(read_scores(Path(scores)))
         if selection.round == selection.config.rounds:
             selection.finish()
@@ -264,7 +280,7 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _write_result(result: Any, json_path: str | None) -> None:
     from pyids.store.files import write_json
 
-    click.echo(result)
+    _say(result)
     if json_path is not None:
         write_json(Path(json_path), result.as_json())
 
@@ -315,18 +331,33 @@ def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) 
 
 @cli.command()
 @click.argument("folder", type=click.Path())
-def verify(folder: str) -> None:
-    """Hash every file of a run folder again and compare with its manifest."""
+@click.option("--replay", is_flag=True, help="derive every draw and weight again, and compare")
+def verify(folder: str, replay: bool) -> None:
+    """Hash every file of a run folder again and compare with its manifest and ledgers."""
     from pyids.store.manifest import verify as verify_folder
 
     problems = verify_folder(Path(folder))
-    click.echo("\n".join(problems) or f"{folder} is what its run left behind")
+    if replay and not problems:
+        from pyids.pipeline.replay import replay_rounds
+
+        problems = replay_rounds(Path(folder))
+    _say("\n".join(problems) or f"{folder} is what its run left behind")
     sys.exit(1 if problems else 0)
 
 
-def main() -> None:
-    """Run the command line."""
-    try:
-        cli()
-    except KeyboardInterrupt:
-        sys.exit(130)
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
+@click.option(
+    "--from",
+    "from_round",
+    type=click.IntRange(1),
+    default=1,
+    help="with rounds: the first that goes [default: 1]",
+)
+def clean(folder: str, stage: str, from_round: int) -> None:
+    """Remove what one stage has written to a run folder; the next command makes it again."""
+    from pyids.store.clean import clean as clean_folder
+
+    removed = clean_folder(Path(folder), stage, from_round=from_round)
+    _say("\n".join(removed) or "nothing to remove")

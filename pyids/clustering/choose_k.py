@@ -14,17 +14,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids import _core
-from pyids.clustering.extent import Metric, as_shards
+from pyids.clustering.extent import Metric
 from pyids.clustering.kmeans import KMeans
+from pyids.clustering.nearest import simplified_silhouette
 from pyids.errors import ConfigError
 from pyids.neighbors import take_rows
 from pyids.sampling import sample_by_cluster
 
 Criterion: TypeAlias = Literal["silhouette", "elbow"]
-
-
-_BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,10 @@ def choose_k(
     for done, k in enumerate(ks, 1):
         kmeans = KMeans(k, metric=metric, max_iter=iterations, random_state=seed, n_threads=threads)
         kmeans.fit(sample)
-        value = simplified_silhouette(
-            sample, kmeans.labels_, kmeans.cluster_centers_, metric=metric, threads=threads
+        silhouettes = simplified_silhouette(
+            sample, kmeans.cluster_centers_, metric=metric, n_threads=threads
         )
+        value = float(silhouettes.mean())
         points.append({"k": k, "silhouette": value, "inertia": kmeans.inertia_ / len(sample)})
         if progress is not None:
             progress(done, len(ks))
@@ -127,48 +125,6 @@ def default_grid(n_rows: int) -> list[int]:
     while grid[-1] * 2 * 16 <= n_rows:
         grid.append(grid[-1] * 2)
     return grid
-
-
-def simplified_silhouette(
-    rows: NDArray[Any],
-    labels: NDArray[np.int32],
-    centers: NDArray[Any],
-    *,
-    metric: Metric = "euclidean",
-    threads: int | None = None,
-) -> float:
-    """Return the mean of ``(b - a) / max(a, b)``, from distances to own and nearest other center.
-
-    Parameters
-    ----------
-    rows : (N, D) float16, float32 or float64
-    labels : int32 (N,)
-    centers : (K, D), K at least 2
-    metric : {"euclidean", "cosine"}
-        Rows count at unit length for the cosine.
-    threads : int, optional
-        One per core unless given; the result does not depend on it.
-    """
-    n_threads = _core.resolve_threads(threads or 0)
-    others = np.ascontiguousarray(centers, np.float64)
-    rows = as_shards(rows)[0]
-    values = np.empty(len(rows))
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        factors = None
-        if metric == "cosine":
-            lengths = np.sqrt(np.square(block.astype(np.float64)).sum(axis=1))
-            factors = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        distances = np.sqrt(_core.squared_distances([block], factors, others, n_threads))
-        at = np.arange(len(block)), labels[start : start + len(block)]
-        own = distances[at]
-        distances[at] = np.inf
-        other = distances.min(axis=1)
-        largest = np.maximum(own, other)
-        values[start : start + len(block)] = np.divide(
-            other - own, largest, out=np.zeros_like(own), where=largest > 0
-        )
-    return float(values.mean())
 
 
 def elbow(ks: Sequence[int], inertias: Sequence[float]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids.data.sources import Source
-from pyids.store.files import atomic_write, fingerprint
+from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Shard, Store
-from pyids.store.ledger import begin, read_entry, write_entry
+from pyids.store.ledger import begin, checked, read_entry, write_entry
 
 # About so many rows a bucket: some 10 MB while it is sorted.
 ROWS_PER_BUCKET = 1 << 17
@@ -61,7 +60,7 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     store.scratch.mkdir()
     first = _first_occurrences(store)
     counts = {"kept": 0, "skipped": 0, "repeats": 0}
-    files: list[Path] = []
+    files = [store.path / "skipped.jsonl", store.path / "repeats.jsonl"]
     with (
         atomic_write(store.path / "skipped.jsonl") as skipped_path,
         atomic_write(store.path / "repeats.jsonl") as repeats_path,
@@ -108,9 +107,7 @@ def _first_occurrences(store: Store) -> NDArray[np.int64]:
             bucket = spilled["high"] >> np.uint64(64 - bits)
             for number, spill in enumerate(files):
                 spill.write(spilled[bucket == number].tobytes())
-    first: NDArray[np.int64] = np.memmap(
-        store.scratch / "first.i8", dtype=np.int64, mode="w+", shape=(rows,)
-    )
+    first: NDArray[np.int64] = create_mapped(store.scratch / "first.i8", (rows,), np.int64)
     for start in range(0, rows, ROWS_PER_BUCKET):
         first[start : start + ROWS_PER_BUCKET] = _SKIPPED
     for path in spills:
@@ -136,7 +133,7 @@ def _digests(store: Store, shard: Shard) -> NDArray[Any]:
 
 
 def _columns(store: Store, shard: Shard, names: list[str]) -> dict[str, Any]:
-    path = store.artifact("rows", shard, ".parquet")
+    path = checked(store.artifact("rows", shard, ".parquet"))
     with pq.ParquetFile(path, pre_buffer=False) as file:
         table = file.read(columns=names, use_threads=False)
     return {name: table.column(name).combine_chunks() for name in names}

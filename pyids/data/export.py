@@ -33,7 +33,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pyids.chat.formats import Message, tools_of
-from pyids.chat.rawjson import parse, with_members
+from pyids.chat.rawjson import parse, with_members, without_member
 from pyids.errors import ConfigError, DataError
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
@@ -171,9 +171,24 @@ def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
         if source["vectors"] and source["kind"] in ("parquet", "arrow"):
             vector = store.embedding(row.row_id)
             added = [(source["vectors"], orjson.dumps(vector, option=_NUMPY)), *added]
-        if source["format"] != "messages":
+        raw = row.raw
+        record = parse(raw)
+        if not _says(record.get("messages"), row.messages):
+            # A system prompt of another column, turns given as text, weights by another name.
             added = [("messages", orjson.dumps(row.messages)), *added]
-        yield with_members(row.raw, added, replace=PREFIX)
+            raw = without_member(raw, "messages") if "messages" in record else raw
+        yield with_members(raw, added, replace=PREFIX)
+
+
+def _says(given: Any, messages: list[Message]) -> bool:
+    """Whether the column as it came is what is trained on; nulls say nothing."""
+    if not isinstance(given, list) or len(given) != len(messages):
+        return False
+    return all(
+        turn == said or {"content": "", **{k: v for k, v in turn.items() if v is not None}} == said
+        for turn, said in zip(given, messages, strict=True)
+        if isinstance(turn, dict)
+    ) and all(isinstance(turn, dict) for turn in given)
 
 
 def _conversations(store: Store, selected: Selected) -> Iterator[bytes]:

@@ -8,9 +8,10 @@ whatever the size of the input.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,13 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pyids.chat.digest import digest
-from pyids.chat.formats import BadRow, UnusableRow, to_messages
+from pyids.chat.format_map import PREFIX as MAP_PREFIX
+from pyids.chat.formats import (
+    BadRow,
+    UnusableRow,
+    detect_format,
+    no_format,
+    to_messages,
+    unused_columns,
+)
+from pyids.chat.rawjson import has_half_surrogate
 from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.readers import Problem, Reader
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
-from pyids.store.files import atomic_write, write_json
+from pyids.store.files import atomic_write, write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, read_entry, write_entry
 
@@ -47,7 +57,7 @@ MAX_ERRORS = 20
 
 
 # To be raised when the same input would be read differently.
-_READER_VERSION = 2
+_READER_VERSION = 3
 
 
 _SCHEMA = pa.schema(
@@ -74,7 +84,9 @@ class Intake:
     kept, skipped, repeats : int
         Rows that stay, that are unusable, that repeat an earlier row; they add up to `rows`.
     formats : dict
-        Chat format -> number of files of it.
+        Chat format -> number of rows of it.
+    unused : dict
+        Column that looks like part of the prompt and does not reach the model -> rows with it.
     """
 
     rows: int
@@ -82,15 +94,28 @@ class Intake:
     skipped: int
     repeats: int
     formats: dict[str, int]
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 def describe(intake: Intake) -> str:
-    """Say in one line what was read."""
-    formats = ", ".join(f"{name} ({files})" for name, files in intake.formats.items())
-    return (
-        f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are unusable, "
-        f"{intake.repeats} repeat another"
+    """Say in one line what was read, and in one more each what of the prompt is left out."""
+    formats = ", ".join(f"{_name(name)} ({rows})" for name, rows in intake.formats.items())
+    unused = [
+        f"column {column!r} of {rows} rows looks like part of the prompt and does not reach the "
+        f"model: name it with --format-map (prompt=COLUMN+{column},response=COLUMN) if it should"
+        for column, rows in intake.unused.items()
+    ]
+    return "\n".join(
+        [
+            f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are "
+            f"unusable, {intake.repeats} repeat another",
+            *unused,
+        ]
     )
+
+
+def _name(format: str) -> str:
+    return "the format map" if format.startswith(MAP_PREFIX) else format
 
 
 def ingest(
@@ -133,11 +158,13 @@ def ingest(
         The first `MAX_ERRORS` errors of the data, one a line: file, line or row, column, remedy.
     """
     _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=True)
+    return _after_reading(store, keep_duplicates)
+
+
+def _after_reading(store: Store, keep_duplicates: bool) -> Intake:
     drop_duplicates(store, keep_duplicates=keep_duplicates)
-    formats: dict[str, int] = {}
-    for source in sources:
-        formats[source.format] = formats.get(source.format, 0) + 1
-    return Intake(store.rows_read, store.kept, store.skipped, store.repeats, formats)
+    counts = (store.rows_read, store.kept, store.skipped, store.repeats)
+    return Intake(*counts, store.index["formats"], store.index["unused"])
 
 
 def check(
@@ -155,11 +182,7 @@ def check(
     """
     with tempfile.TemporaryDirectory(prefix="pyids-check-") as folder, Store.open(folder) as store:
         _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=False)
-        drop_duplicates(store, keep_duplicates=keep_duplicates)
-        formats: dict[str, int] = {}
-        for source in sources:
-            formats[source.format] = formats.get(source.format, 0) + 1
-        return Intake(store.rows_read, store.kept, store.skipped, store.repeats, formats)
+        return _after_reading(store, keep_duplicates)
 
 
 # ---- the driver ----------------------------------------------------------------------------------
@@ -178,6 +201,11 @@ class _Task:
     records: bool
 
     @property
+    def entry(self) -> str:
+        """Name of its ledger entry."""
+        return f"{self.split.number:05d}.json"
+
+    @property
     def inputs(self) -> dict[str, Any]:
         split, source = self.split, self.split.source
         return {
@@ -187,6 +215,7 @@ class _Task:
             "kind": source.kind,
             "format": source.format,
             "without": source.vectors,
+            "max_row_bytes": source.max_row_bytes,
             "max_rows": self.max_rows,
             "groups_per_shard": self.groups_per_shard,
             "strict": self.strict,
@@ -221,9 +250,12 @@ def _read(
         )
         for split in splits
     ]
+    if any(read_entry(rows_folder / task.entry, task.inputs) is None for task in tasks):
+        begin(rows_folder / "index.json")  # which would vouch for other rows
     errors: list[str] = []
     shards: list[dict[str, Any]] = []
     files: dict[str, Any] = {}
+    counts = {"formats": Counter[str](), "unused": Counter[str]()}
     first_lines = [0] * len(sources)
     rows = bytes_read = 0
     for task, report in zip(tasks, engine.map(read_split, tasks), strict=False):
@@ -252,6 +284,8 @@ def _read(
             rows += shard_rows
         first_lines[number] += report["lines"]
         files.update(report["files"])
+        for name, count in counts.items():
+            count.update(report[name])
         bytes_read += task.split.bytes
         if progress is not None:
             progress(rows, bytes_read, total_bytes)
@@ -267,8 +301,9 @@ def _read(
         "sources": [asdict(source) for source in sources],
         "shards": shards,
         "files": files,
+        **{name: dict(count.most_common()) for name, count in counts.items()},
     }
-    write_json(rows_folder / "index.json", index)
+    write_sealed(rows_folder / "index.json", index)
     store.forget()
     _remove_strays(rows_folder, {*files, "index.json"})
 
@@ -309,16 +344,18 @@ def read_split(task: _Task) -> dict[str, Any]:
     """
     split, source = task.split, task.split.source
     folder = Path(task.folder)
-    entry = folder / f"{split.number:05d}.json"
+    entry = folder / task.entry
     if (done := read_entry(entry, task.inputs)) is not None:
         return {**done, "problems": []}
     begin(entry)
     reader = Reader(
-        source.path, source.kind, source.compression, split.start, split.stop, source.vectors
+        *(source.path, source.kind, source.compression, split.start, split.stop),
+        drop=source.vectors,
+        max_row_bytes=source.max_row_bytes,
     )
     writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
-    format, strict = source.format, task.strict
+    look = _Look(source.format)
     with writer:
         for line, raw, record in reader:
             if isinstance(record, Problem):
@@ -326,12 +363,12 @@ def read_split(task: _Task) -> dict[str, Any]:
             else:
                 key = problem = None
                 try:
-                    key = digest(to_messages(record, format))
+                    key = look.digest(record, raw)
                 except BadRow as error:
                     problems.append((line, str(error)))
                 except UnusableRow as error:
                     problem = str(error)
-                    if strict:
+                    if task.strict:
                         problems.append((line, f"{problem} (an error because of --strict)"))
                 writer.add(raw, line, key, problem)
             if len(problems) >= MAX_ERRORS or writer.rows == task.max_rows:
@@ -340,11 +377,38 @@ def read_split(task: _Task) -> dict[str, Any]:
         "rows": writer.rows,
         "lines": reader.lines,
         "shards": [[path.stem, rows] for path, rows in writer.shards],
+        "formats": dict(look.formats),
+        "unused": dict(look.unused),
     }
     if problems:
         return {**report, "files": {}, "problems": problems}
     paths = [path for path, _ in writer.shards]
     return {**write_entry(entry, paths, task.inputs, **report), "problems": []}
+
+
+class _Look:
+    """Looks into rows, and counts their formats and the columns that do not reach the model."""
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+        self.formats = Counter[str]()
+        self.unused = Counter[str]()
+
+    def digest(self, record: dict[str, Any], raw: bytes) -> bytes:
+        """Give the digest of a row's conversation; see `to_messages` for what is raised."""
+        format = self.format if self.format != "auto" else detect_format(record)
+        if format is None:
+            raise BadRow(no_format(record))
+        try:
+            messages = to_messages(record, format)
+        except UnusableRow:
+            self.formats[format] += 1
+            raise
+        self.formats[format] += 1
+        if (b"\\ud" in raw or b"\\uD" in raw) and has_half_surrogate(raw):
+            raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)")
+        self.unused.update(unused_columns(record, format, messages))
+        return digest(messages)
 
 
 class _ShardWriter:

@@ -20,9 +20,9 @@ import orjson
 from pyids._typing import Int64
 from pyids.data.exact_dedup import places
 from pyids.neighbors import near_duplicates
-from pyids.store.files import atomic_write, fingerprint, read_json
+from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Store
-from pyids.store.ledger import begin, read_entry, write_entry
+from pyids.store.ledger import begin, load_sealed, read_entry, write_entry
 
 
 def drop_near_duplicates(store: Store, threshold: float) -> int:
@@ -46,7 +46,7 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     inputs = {
         "threshold": threshold,
         "rows": [store.fingerprint(shard) for shard in store.shards],
-        "vectors and labels": fingerprint([read_json(entry)["files"] for entry in entries]),
+        "vectors and labels": fingerprint([load_sealed(entry)["files"] for entry in entries]),
     }
     folder = store.path / "distinct"
     entry = folder / "index.json"
@@ -67,7 +67,7 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
         kept = store.row_ids(shard)
         ids[first : first + len(kept)] = kept
         first += len(kept)
-    files = []
+    files = [store.path / "near_duplicates.jsonl"]
     first = gone = 0
     with (
         atomic_write(store.path / "near_duplicates.jsonl") as temporary,
@@ -100,13 +100,13 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
 
 def _mapped(store: Store, name: str) -> Int64:
     """Make an int64 array, one entry a kept row, that lies in a file."""
-    return np.memmap(store.scratch / name, dtype=np.int64, mode="w+", shape=(max(1, store.kept),))
+    return create_mapped(store.scratch / name, (store.kept,), np.int64)
 
 
 def _by_cluster(store: Store) -> tuple[Int64, list[int]]:
     """Sort the positions of the kept rows by cluster, ascending inside one; and where each ends."""
     labels = store.labels()
-    sizes = np.array(read_json(store.path / "centroids.json")["sizes"], dtype=np.int64)
+    sizes = store.cluster_sizes
     ends = np.cumsum(sizes)
     free = ends - sizes  # where the next row of each cluster goes
     members = _mapped(store, "members.i8")

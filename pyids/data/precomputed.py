@@ -25,9 +25,9 @@ from pyids.data.readers import open_arrow, open_parquet
 from pyids.data.sources import Source, Split, fingerprint_files, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError, PyidsWarning
-from pyids.store.files import atomic_write
+from pyids.store.files import atomic_write, create_npy
 from pyids.store.folder import Shard, Store
-from pyids.store.ledger import begin, load_npy, read_entry, write_entry
+from pyids.store.ledger import begin, checked, load_npy, read_entry, write_entry
 
 _ROWS_PER_BLOCK = 1024
 
@@ -254,7 +254,7 @@ def _write(out: Path, blocks: Iterator[Block], target: _Target) -> dict[str, Any
                 block = block.astype(dtype, copy=False)
             if vectors is None:
                 width = block.shape[1]
-                vectors = _create(temporary, (len(ids), width), dtype)
+                vectors = create_npy(temporary, (len(ids), width), dtype)
             block_ids = ids[start : start + len(block)]
             if block.shape[1] != width:
                 raise DataError(
@@ -273,16 +273,6 @@ def _write(out: Path, blocks: Iterator[Block], target: _Target) -> dict[str, Any
             vectors[start : start + len(block)] = block
         del vectors
     return {"rows": len(ids), "width": width, "zeros": zeros, "zero_rows": zero_rows}
-
-
-def _create(path: Path, shape: tuple[int, int], dtype: type) -> NDArray[Any]:
-    """Make a ``.npy`` file and map it for writing; one without rows cannot be mapped."""
-    if shape[0] == 0:
-        empty: NDArray[Any] = np.empty(shape, dtype)
-        with path.open("wb") as file:
-            np.lib.format.write_array(file, empty, allow_pickle=False)
-        return empty
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
 def _listed(row_ids: list[int]) -> str:
@@ -304,7 +294,7 @@ def _kept_of_file(target: _Target, path: str) -> Iterator[Block]:
 def _kept_of_records(target: _Target, column: str) -> Iterator[Block]:
     """Vectors out of the JSON of the rows, which holds the column."""
     positions = target.positions
-    with pq.ParquetFile(target.parquet, pre_buffer=False) as file:
+    with pq.ParquetFile(checked(Path(target.parquet)), pre_buffer=False) as file:
         end = 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=["record"])

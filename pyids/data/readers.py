@@ -7,10 +7,12 @@ import codecs
 import csv
 import datetime
 import decimal
-import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import orjson
@@ -18,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pyids.chat.rawjson import array_items, compact, parse
+from pyids.data.containers import BLOCK_BYTES, open_bytes, unreadable
 
-# Bytes of a file that a reader holds.
-_BLOCK_BYTES = 1 << 20
-_BATCH_ROWS = 1024
+# Rows of a table that become objects at a time: few, for a small file may hold huge rows.
+_BATCH_ROWS = 64
+MAX_ROW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Problem:
     ends_file: bool = False
 
 
+# What reading a broken file raises.
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeError, pa.ArrowInvalid)
+
+
 Item = tuple[int, bytes, "dict[str, Any] | Problem"]
 
 
@@ -58,14 +65,16 @@ class Reader:
     path : str
         The file.
     kind : str
-        ``jsonl``, ``json``, ``csv``, ``parquet`` or ``arrow``.
+        ``jsonl``, ``json``, ``csv``, ``tsv``, ``parquet`` or ``arrow``.
     compression : str or None
-        ``gzip`` or ``zstd`` (not for tables in binary files).
+        ``gzip``, ``zstd``, ``bz2`` or ``xz``, or ``utf-16`` (not for tables in binary files).
     start, stop : int
         For uncompressed jsonl the lines that begin in these bytes, for parquet row groups, for
         Arrow record batches; ``stop`` 0 is the end.
     drop : str, optional
         A column that parquet and Arrow rows are read without.
+    max_row_bytes : int
+        The longest row.
 
     Attributes
     ----------
@@ -81,6 +90,7 @@ class Reader:
         start: int = 0,
         stop: int = 0,
         drop: str | None = None,
+        max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
         self.path = path
         self.kind = kind
@@ -88,6 +98,7 @@ class Reader:
         self.start = start
         self.stop = stop
         self.drop = drop
+        self.max_row_bytes = max_row_bytes
         self.lines = 0
 
     def __iter__(self) -> Iterator[Item]:
@@ -96,17 +107,23 @@ class Reader:
             "jsonl": self._jsonl,
             "json": self._array,
             "csv": self._csv,
+            "tsv": self._csv,
             "parquet": self._parquet,
             "arrow": self._arrow,
         }[self.kind]
         try:
             yield from rows()
-        except (OSError, pa.ArrowInvalid) as error:
-            yield self._end(_unreadable(error))
+        except UNREADABLE as error:
+            yield self._end(unreadable(error, self.path))
 
     def _end(self, text: str) -> Item:
         line = self.lines + 1
         return line, b"", Problem(line, text, ends_file=True)
+
+    def _too_long(self) -> str:
+        return (
+            f"a row of more than {self.max_row_bytes >> 20} MB: delete it, or raise --max-row-bytes"
+        )
 
     # -- JSON --
 
@@ -118,23 +135,28 @@ class Reader:
                 # the line that holds the byte before this split.
                 file.seek(self.start - 1)
                 left -= len(file.readline()) - 1
-            for line in file:
+            for line in iter(partial(file.readline, self.max_row_bytes + 1), b""):
+                if len(line) > self.max_row_bytes:
+                    yield self._end(self._too_long())
+                    return
                 if self.stop:
                     if left <= 0:
                         return
                     left -= len(line)
                 self.lines += 1
                 raw = line.strip()
-                if self.lines == 1 and self.start == 0:
-                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                if raw[:1] != b"{" or raw[-1:] != b"}":
+                    # Files that were written in pieces have a byte order mark between them, too.
+                    raw = raw.removeprefix(codecs.BOM_UTF8).removesuffix(codecs.BOM_UTF8)
                 if raw:
                     yield self.lines, raw, _parse(self.lines, raw)
 
     def _array(self) -> Iterator[Item]:
+        """Read the items of one array, or objects that follow one another over any lines."""
         decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         with open_bytes(self.path, self.compression) as file:
-            text, position, block_bytes = "", 0, _BLOCK_BYTES
-            opened = ended = False
+            text, position, block_bytes = "", 0, BLOCK_BYTES
+            end, opened, ended = "", False, False
             while not ended:
                 block = file.read(block_bytes)
                 ended = not block
@@ -143,38 +165,48 @@ class Reader:
                 except UnicodeDecodeError as error:
                     yield self._end(_not_utf8(error))
                     return
+                del block
                 position = 0
                 if not opened and (text := text.lstrip()):
-                    opened, position = True, 1  # past the bracket
+                    opened = True
+                    if text[0] == "[":
+                        end, position = "]", 1
+                before = position
                 try:
-                    items, position = array_items(text, position)
+                    for item, record, stop in array_items(text, position, ended=ended):
+                        position = stop
+                        self.lines += 1
+                        yield self._item(item, record)
                 except (ValueError, RecursionError) as error:
                     yield self._end(f"JSON that cannot be read ({error}): mend or delete the item")
                     return
-                for item, record in items:
-                    self.lines += 1
-                    raw = item.encode()
-                    if b"\n" in raw:
-                        raw = compact(raw)
-                    if isinstance(record, dict):
-                        yield self.lines, raw, record
-                    else:
-                        yield self.lines, raw, _no_object(self.lines, record)
+                if len(text) - position > self.max_row_bytes:
+                    yield self._end(self._too_long())
+                    return
                 # An item longer than the block: read ever more, or the work would be quadratic.
-                block_bytes = _BLOCK_BYTES if items else 2 * block_bytes
+                block_bytes = BLOCK_BYTES if position > before else 2 * block_bytes
             rest = text[position:].strip()
-            if rest != "]":
-                yield self._end(
-                    "the array breaks off or is broken here "
-                    f"({rest[:40]!r}): mend it, or get the file again"
-                )
+            if rest != end:
+                what = "array breaks off or is broken" if end else "file is broken JSON from"
+                yield self._end(f"the {what} here ({rest[:40]!r}): mend it, or get the file again")
+
+    def _item(self, item: str, record: Any) -> Item:
+        raw = item.encode()
+        if len(raw) > self.max_row_bytes:
+            return self.lines, raw, Problem(self.lines, self._too_long())
+        if b"\n" in raw:
+            raw = compact(raw)
+        if isinstance(record, dict):
+            return self.lines, raw, record
+        return self.lines, raw, _no_object(self.lines, record)
 
     # -- tables --
 
     def _csv(self) -> Iterator[Item]:
         csv.field_size_limit(1 << 30)  # the default, 128 KiB, is less than a long conversation
         with open_bytes(self.path, self.compression) as file:
-            reader = csv.reader(self._decoded(file), strict=True)
+            delimiter = "\t" if self.kind == "tsv" else ","
+            reader = csv.reader(self._decoded(file), strict=True, delimiter=delimiter)
             try:
                 header = next(reader, [])
                 if text := _twice(header):
@@ -200,10 +232,11 @@ class Reader:
                 self.lines = max(0, reader.line_num - 1)
                 yield self._end(f"broken CSV ({error}): mend the quotes")
 
-    @staticmethod
-    def _decoded(file: BinaryIO) -> Iterator[str]:
+    def _decoded(self, file: BinaryIO) -> Iterator[str]:
         encoding = "utf-8-sig"
-        for line in file:
+        for line in iter(partial(file.readline, self.max_row_bytes + 1), b""):
+            if len(line) > self.max_row_bytes:
+                raise csv.Error(self._too_long())
             yield line.decode(encoding)
             encoding = "utf-8"
 
@@ -242,30 +275,47 @@ class Reader:
                 items = [item for i in range(len(batch)) for item in _one(batch.slice(i, 1))]
             for raw, record in items:
                 self.lines += 1
-                if isinstance(record, str):
+                if len(raw) > self.max_row_bytes:
+                    yield self.lines, raw, Problem(self.lines, self._too_long())
+                elif isinstance(record, str):
                     yield self.lines, raw, Problem(self.lines, record)
                 else:
                     yield self.lines, raw, record
 
 
-def open_bytes(path: str, compression: str | None) -> BinaryIO:
-    """Open a file for reading its (decompressed) bytes; a truncated one raises OSError."""
-    if compression is None:
-        return open(path, "rb", buffering=_BLOCK_BYTES)
-    stream = pa.input_stream(path, compression=compression, buffer_size=_BLOCK_BYTES)
-    return io.BufferedReader(stream, _BLOCK_BYTES)
+def is_lines(path: str, compression: str | None) -> bool:
+    """Whether a file of JSON has a row in each line.
 
-
-def first_byte(path: str, compression: str | None) -> bytes:
-    """First byte that is neither white space nor a byte order mark."""
+    Not where it begins with an array, and not where its first object goes on in the next line, or
+    another one follows it in the same.
+    """
     with open_bytes(path, compression) as file:
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8)
-        return head.lstrip()[:1]
+        head = file.read(BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head[:1] == b"[":
+        return False
+    first, _, rest = head.partition(b"\n")
+    if head[:1] != b"{" or (not rest.strip() and not first.rstrip().endswith(b"}")):
+        return True
+    if _is_json(first):
+        return True
+    # A broken first line, or an object over several lines: the next one tells.
+    several = b"}{" in b"".join(first.split())
+    second = rest.lstrip().partition(b"\n")[0]
+    goes_on = first.count(b"{") > first.count(b"}") and not _is_json(second)
+    return not (several or goes_on)
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        parse(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
     """Open a parquet file such that a row group is streamed, not held."""
-    return pq.ParquetFile(path, buffer_size=_BLOCK_BYTES, pre_buffer=False)
+    return pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False)
 
 
 def open_arrow(path: str) -> Any:
@@ -321,22 +371,13 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     )
 
 
-def _unreadable(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read the file: ask its owner, or copy it"
-    text = str(error).partition("\n")[0]
-    if "Truncated compressed stream" in text:
-        return "the compressed file breaks off here: get it again (a truncated download?)"
-    return f"the file cannot be read from here on ({text}): get it again"
-
-
 # What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8.
 _UNFIT = (ValueError, OverflowError, TypeError)
 
 
 def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
     """Turn rows of a table into JSON and objects."""
-    return [(orjson.dumps(row, default=_to_json), row) for row in batch.to_pylist()]
+    return [(orjson.dumps(row, default=to_json), row) for row in batch.to_pylist()]
 
 
 def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
@@ -350,7 +391,7 @@ def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
 def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
     for name, column in zip(row.schema.names, row.columns, strict=True):
         try:
-            orjson.dumps(column.to_pylist(), default=_to_json)
+            orjson.dumps(column.to_pylist(), default=to_json)
         except _UNFIT as error:
             yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
 
@@ -361,7 +402,7 @@ def _twice(names: Sequence[str]) -> str:
     return "" if name is None else f"the column {name!r} stands twice: rename one"
 
 
-def _to_json(value: object) -> object:
+def to_json(value: object) -> object:
     """JSON for what a table holds and JSON does not."""
     if isinstance(value, datetime.date | datetime.time):  # a subclass, such as pandas' Timestamp
         return value.isoformat()

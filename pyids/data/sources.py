@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pyids.chat.formats import check_format, detect_format, list_columns
-from pyids.data.readers import Problem, Reader, first_byte, open_arrow, open_parquet
+from pyids.chat.formats import check_format, detect_format, list_columns, no_format
+from pyids.data.containers import head_of, sniff
+from pyids.data.folders import choose_split, files_of_folder, parse_name
+from pyids.data.readers import (
+    MAX_ROW_BYTES,
+    UNREADABLE,
+    Problem,
+    Reader,
+    is_lines,
+    open_arrow,
+    open_parquet,
+)
 from pyids.errors import ConfigError, DataError
-from pyids.store.files import hash_file, read_json, write_json
-from pyids.store.folder import Store, is_run_folder
+from pyids.store.files import hash_file, read_json, remembered, write_sealed
+from pyids.store.folder import Store
 
-Kind = Literal["jsonl", "json", "csv", "parquet", "arrow"]
+logger = logging.getLogger("pyids")
+
+
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 
 # The size of a split is a function of the data alone: never of the workers, so that shards, and
 # with them every later file, are the same on any machine.
@@ -31,11 +45,11 @@ _KINDS: dict[str, Kind] = {
     ".ndjson": "jsonl",
     ".json": "jsonl",  # or an array: its first byte tells
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 
 
@@ -48,15 +62,18 @@ class Source:
     path : str
         The file.
     kind : str
-        ``jsonl``, ``json`` (one array), ``csv``, ``parquet`` or ``arrow``.
+        ``jsonl``, ``json`` (one array, or objects over several lines), ``csv``, ``tsv``,
+        ``parquet`` or ``arrow``.
     compression : str or None
-        ``gzip`` or ``zstd``.
+        ``gzip``, ``zstd``, ``bz2`` or ``xz``; or ``utf-16``, which is read like them.
     format : str
-        Its chat format (`pyids.chat.formats`).
+        Its chat format (`pyids.chat.formats`), or ``auto``: that of each row.
     columns : tuple of str
         Columns of its first row.
     vectors : str or None
         Column of precomputed vectors, which rows do not carry along.
+    max_row_bytes : int
+        The longest row.
     """
 
     path: str
@@ -65,11 +82,12 @@ class Source:
     format: str = ""
     columns: tuple[str, ...] = ()
     vectors: str | None = None
+    max_row_bytes: int = MAX_ROW_BYTES
 
     @property
     def unit(self) -> str:
         """What a position in the file counts: ``line`` or ``row``."""
-        return "line" if self.kind in ("jsonl", "csv") else "row"
+        return "line" if self.kind in ("jsonl", "csv", "tsv") else "row"
 
 
 @dataclass(frozen=True)
@@ -85,22 +103,28 @@ class Split:
 
 
 def open_sources(
-    data: Sequence[str | Path], *, format: str = "auto", vectors: str | None = None
+    data: Sequence[str | Path],
+    *,
+    format: str = "auto",
+    vectors: str | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> list[Source]:
     """Find the files that `data` names and what each holds.
 
     Parameters
     ----------
     data : sequence of str
-        Files (``.jsonl``, ``.json``, ``.csv``, each also ``.gz`` or ``.zst``; ``.parquet``;
-        ``.arrow``), folders and globs of them (sorted by path), folders that
+        Files (``.jsonl``, ``.json``, ``.csv``, ``.tsv``, each also ``.gz``, ``.zst``, ``.bz2`` or
+        ``.xz``; ``.parquet``; ``.arrow``), folders (``FOLDER[@config][:split]``,
+        `pyids.data.folders`) and globs of them (sorted by path), folders that
         ``datasets.save_to_disk`` wrote, and names on the hub (``owner/name[@config][:split]``;
         the split is ``train`` unless named).
     format : str, default "auto"
-        Chat format of all of them (`pyids.chat.formats`); ``auto`` tells it by the first row of
-        each.
+        Chat format of all of them (`pyids.chat.formats`); ``auto`` tells it of each row.
     vectors : str, optional
         Column of precomputed vectors.
+    max_row_bytes : int
+        The longest row: a small compressed file may hold one that no memory takes.
 
     Returns
     -------
@@ -124,13 +148,16 @@ def open_sources(
         raise DataError(f"{error.filename}: no permission to look there: ask its owner") from None
     if not sources:
         raise DataError("no data: name at least one file, folder or data set")
-    return [_look_into(replace(source, vectors=vectors), format) for source in sources]
+    return [
+        _look_into(replace(source, vectors=vectors, max_row_bytes=max_row_bytes), format)
+        for source in sources
+    ]
 
 
 def _find(name: str) -> Iterator[Source]:
     path = Path(name)
-    if path.is_dir():
-        yield from _in_folder(path)
+    if (folder := parse_name(name)) is not None:
+        yield from _in_folder(*folder)
     elif path.is_file():
         yield _source(path)
     elif path.exists():
@@ -147,32 +174,19 @@ def _find(name: str) -> Iterator[Source]:
         raise DataError(f"{name}: no such file or folder: check the path")
 
 
-def _in_folder(folder: Path) -> Iterator[Source]:
+def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
-        if "train" not in splits and len(splits) != 1:
-            raise DataError(
-                f"{folder}: holds the splits {', '.join(splits)}: name one, such as "
-                f"{folder / splits[0]}"
-            )
-        yield from _in_folder(folder / ("train" if "train" in splits else splits[0]))
+        chosen = choose_split(folder, splits, split)
+        if left := [name for name in splits if name != chosen]:
+            logger.info("%s: read the split %s; left out %s", folder, chosen, ", ".join(left))
+        yield from _in_folder(folder / chosen, None, None)
         return
     if (folder / "state.json").is_file():
         for file in read_json(folder / "state.json")["_data_files"]:
             yield Source(str(folder / file["filename"]), "arrow", None)
         return
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and _kind(file)
-        and file.name not in _METADATA
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    # What runs have written beside the data, such as runs/ in the present directory, is none.
-    inside = {parent for file in files for parent in file.parents if parent.is_relative_to(folder)}
-    runs = set(filter(is_run_folder, inside))
-    files = [file for file in files if runs.isdisjoint(file.parents)]
+    files = files_of_folder(folder, config, split, _kind)
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
     yield from map(_source, files)
@@ -202,38 +216,53 @@ def _kind(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
     if suffix in _COMPRESSIONS:
         inner = _KINDS.get(Path(path.stem).suffix.lower())
-        return inner if inner in ("jsonl", "csv") else None
+        return inner if inner in ("jsonl", "csv", "tsv") else None
     return _KINDS.get(suffix)
 
 
 def _endings() -> str:
-    return ".jsonl .json .csv (also .gz, .zst) .parquet .arrow"
+    return ".jsonl .json .csv .tsv (also .gz, .zst, .bz2, .xz) .parquet .arrow"
 
 
 def _source(path: Path) -> Source:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{shown}: a file name that is no UTF-8: rename the file") from None
     kind = _kind(path)
     if kind is None:
         raise DataError(f"{path}: the ending says nothing about what it holds: use {_endings()}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty: leave it out, or get it again")
-    compression = _COMPRESSIONS.get(path.suffix.lower())
-    return Source(str(path), kind, compression)
+    try:
+        is_kind, compression = sniff(str(path), head_of(str(path)))
+    except OSError:  # what cannot be read the reader says below
+        return Source(str(path), kind, _COMPRESSIONS.get(path.suffix.lower()))
+    if compression is not None and kind in ("parquet", "arrow"):
+        raise DataError(f"{path}: it is {compression}, not {kind}: unpack it, or get it again")
+    return Source(str(path), cast(Kind, is_kind or kind), compression)
 
 
 def _look_into(source: Source, format: str) -> Source:
     """Fill in what only the content tells: array or lines, chat format, columns."""
     path = source.path
-    if source.kind == "jsonl" and ".json" in [suffix.lower() for suffix in Path(path).suffixes]:
-        with suppress(OSError):  # what cannot be read the reader says below
-            if first_byte(path, source.compression) == b"[":
+    if source.kind == "jsonl":
+        with suppress(*UNREADABLE):  # what cannot be read the reader says below
+            if not is_lines(path, source.compression):
                 source = replace(source, kind="json")
-    reader = Reader(source.path, source.kind, source.compression, drop=source.vectors)
+    reader = Reader(
+        *(source.path, source.kind, source.compression),
+        drop=source.vectors,
+        max_row_bytes=source.max_row_bytes,
+    )
     empty = True
     first: dict[str, Any] | None = None
-    for _, _, record in islice(reader, 100):
+    line = 1
+    for number, _, record in islice(reader, 100):
         empty = False
         if not isinstance(record, Problem):
-            first = record
+            line, first = number, record
             break
         if record.ends_file:
             raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
@@ -243,17 +272,18 @@ def _look_into(source: Source, format: str) -> Source:
     columns = tuple(first or ())
     if source.vectors and first is not None:
         _check_vectors(source, columns)
-    if format == "auto":
-        detected = detect_format(first) if first is not None else "messages"
-    else:
-        detected = format
-    if detected is None:
-        raise DataError(
-            f"{path} {source.unit} 1: no chat format has the columns "
-            f"{list_columns(columns)}: rename them to prompt and completion, or name the pair with "
-            "--format COLUMN/COLUMN"
-        )
-    return replace(source, format=detected, columns=columns)
+    if format == "auto" and first is not None and detect_format(first) is None:
+        if key := next((key for key, value in first.items() if _is_rows(value)), None):
+            raise DataError(
+                f"{path}: one object with the rows under {key!r}: write them out with jq -c "
+                f"'.[\"{key}\"][]' {Path(path).name} > rows.jsonl"
+            )
+        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+    return replace(source, format=format, columns=columns)
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
@@ -336,8 +366,8 @@ def fingerprint_files(
         ``name`` (without its folder: data may move), ``bytes``, ``xxh3``.
     """
     limit_bytes = None if limit is None else LIMITED_HASH_BYTES
-    remembered = store.path / ".inputs.json" if store is not None else None
-    known = read_json(remembered) if remembered is not None and remembered.exists() else {}
+    memory = store.path / ".inputs.json" if store is not None else None
+    known = remembered(memory, dict) if memory is not None else {}
     found = []
     for path in (Path(path).resolve() for path in paths):
         stat = path.stat()
@@ -345,6 +375,6 @@ def fingerprint_files(
         if known.get(str(path), {}).get("stamp") != stamp:
             known[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
         found.append({"name": path.name, "bytes": stat.st_size, "xxh3": known[str(path)]["xxh3"]})
-    if remembered is not None:
-        write_json(remembered, known)
+    if memory is not None:
+        write_sealed(memory, known)
     return found

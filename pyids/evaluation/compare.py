@@ -35,7 +35,7 @@ from pyids.evaluation.tables import table
 from pyids.models.hub import resolve_model
 from pyids.models.load import load_tokenizer
 from pyids.store.folder import Store
-from pyids.store.ledger import load_npy
+from pyids.store.ledger import checked, load_npy
 from pyids.store.rounds import has_checkpoint
 
 if TYPE_CHECKING:
@@ -401,7 +401,7 @@ def _clusters(store: Store, wanted: set[bytes]) -> dict[bytes, str]:
     """Find the clusters of rows of a run's pool by their content."""
     found: dict[bytes, str] = {}
     for shard, labels in zip(store.shards, store.labels(), strict=True):
-        path = store.artifact("rows", shard, ".parquet")
+        path = checked(store.artifact("rows", shard, ".parquet"))
         with pq.ParquetFile(path, pre_buffer=False) as file:
             column = file.read(columns=["digest"], use_threads=False).column("digest")
         positions = load_npy(store.artifact("keep", shard)) - shard.first_row_id

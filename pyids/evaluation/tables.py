@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyids.terminal import printable
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Align columns: the first to the left, the others to the right.
@@ -15,7 +17,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     rows
         Cells, as many as the header has; floats get four significant digits, None and NaN a dash.
     """
-    lines = [list(header), *([_cell(value) for value in row] for row in rows)]
+    lines = [[_cell(name) for name in header], *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -29,4 +31,4 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _cell(value: object) -> str:
     if value is None or value != value:  # None, or NaN: the only value unequal to itself
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(value, one_line=True)

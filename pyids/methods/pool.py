@@ -227,7 +227,7 @@ def pool_from_store(
     threads : int, optional
         One per core unless given.
     """
-    from pyids.store.files import read_json
+    from pyids.store.ledger import load_sealed
 
     row_ids = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
     loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store)}
@@ -238,7 +238,7 @@ def pool_from_store(
     metric: Metric = "euclidean"
     if (entry := store.path / "centroids.json").exists():
         loaders["centroids"] = lambda: _load_centroids(entry.with_suffix(".safetensors"))
-        metric = read_json(entry)["inputs"]["metric"]
+        metric = load_sealed(entry)["inputs"]["metric"]
     if quality is not None:
         loaders["quality"] = quality if callable(quality) else _constant(quality)
 
@@ -265,7 +265,9 @@ def response_lengths(store: Store) -> Int64:
 def _load_centroids(path: Any) -> NDArray[Any]:
     from safetensors.numpy import load_file
 
-    centroids: NDArray[Any] = load_file(path)["centroids"]
+    from pyids.store.ledger import checked
+
+    centroids: NDArray[Any] = load_file(checked(path))["centroids"]
     return centroids
 
 

@@ -9,11 +9,16 @@ message, file or log.
 from __future__ import annotations
 
 import os
+import random
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -21,9 +26,27 @@ import orjson
 from pyids._typing import Float32
 from pyids.config import check_url
 from pyids.errors import ConfigError, ModelError
+from pyids.terminal import printable
 
 if TYPE_CHECKING:
     import urllib3
+
+# What a server answers that may answer otherwise a moment later; 0 is a broken connection.
+_PASSING = {0, 408, 409, 425, 429, 500, 502, 503, 504}
+
+_MAX_BACKOFF_S = 60.0
+
+# The longest answer that is read: 64 vectors of 16,384 numbers are some 20 MB of JSON.
+_MAX_BYTES = 64 << 20
+
+
+class _Answer(NamedTuple):
+    """A status, or 0 for a broken connection and -1 for an answer that is not waited for."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    problem: str
 
 
 @dataclass
@@ -38,15 +61,19 @@ class Endpoint:
         As the server calls it.
     key_variable
         The environment variable that holds the key; none is sent where it is not set.
-    max_requests, max_length
+    max_requests, max_tokens
         The caps: requests sent, the repeated ones too, and tokens as the server counts them. A
         request that would come after a cap was reached is not sent. None: no cap.
     retries
         How often a request is sent again.
     timeout_s
         Longest wait for a connection or for the next bytes, in seconds.
+    answer_s
+        Longest wait for a whole answer, in seconds.
     pause_s
         First pause before sending again, in seconds; doubles each time, at most 60.
+    max_pause_s
+        Longest pause that a server may ask for, in seconds.
     workers
         Requests under way at once.
     """
@@ -55,10 +82,12 @@ class Endpoint:
     model: str
     key_variable: str = "OPENAI_API_KEY"
     max_requests: int | None = None
-    max_length: int | None = None
+    max_tokens: int | None = None
     retries: int = 5
     timeout_s: float = 120.0
+    answer_s: float = 600.0
     pause_s: float = 1.0
+    max_pause_s: float = 120.0
     workers: int = 4
     requests_sent: int = field(default=0, init=False)
     tokens_used: int = field(default=0, init=False)
@@ -80,23 +109,13 @@ class Endpoint:
             raise ConfigError(
                 "endpoints need urllib3: pip install 'pyids-select[endpoint]'"
             ) from error
-        retry = urllib3.Retry(
-            total=self.retries,
-            status_forcelist=(408, 409, 425, 429, 500, 502, 503, 504),
-            allowed_methods=None,  # a POST too: asking again changes nothing on the server
-            backoff_factor=self.pause_s,
-            backoff_max=60,
-            backoff_jitter=self.pause_s / 4,
-            raise_on_status=False,
-            redirect=0,  # a redirect could take the key elsewhere
-        )
         return urllib3.PoolManager(
             maxsize=self.workers,
-            retries=retry,
+            retries=False,  # we send again ourselves; a redirect could take the key elsewhere
             timeout=urllib3.Timeout(total=None, connect=self.timeout_s, read=self.timeout_s),
         )
 
-    def post(self, path: str, content: Mapping[str, Any]) -> Any:
+    def post(self, path: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Send a JSON value, with the model's name, and return the answer's.
 
         Raises
@@ -104,48 +123,129 @@ class Endpoint:
         ConfigError
             A cap was reached, or the server refuses the key.
         ModelError
-            The server cannot be reached, refuses the request, or does not answer in JSON.
+            The server cannot be reached, refuses the request, asks for a longer pause than
+            `max_pause_s`, sends more than `_MAX_BYTES` or for longer than `answer_s`, or does not
+            answer in JSON.
         """
+        body = orjson.dumps({"model": self.model, **content})
+        where = f"{self.url}{path}"
+        for sent in range(1, self.retries + 2):
+            with self._lock:
+                self._check_caps()
+                self.requests_sent += 1
+            answer = self._send(where, body)
+            if answer.status not in _PASSING or sent > self.retries:
+                break
+            time.sleep(self._pause(answer, sent, where))
+        return self._read(answer, where, sent)
+
+    def _send(self, where: str, body: bytes) -> _Answer:
+        """Send a request once; what a broken connection did is an answer of status 0.
+
+        In a thread of its own, because no time-out of a socket ends a server that sends a byte now
+        and then.
+        """
+        result: list[_Answer] = []
+        thread = threading.Thread(
+            target=lambda: result.append(self._exchange(where, body)),
+            name="endpoint",
+            daemon=True,
+        )
+        thread.start()
+        thread.join(self.answer_s)
+        if not result:
+            return _Answer(-1, b"", {}, f"no whole answer in {self.answer_s:g} s")
+        return result[0]
+
+    def _exchange(self, where: str, body: bytes) -> _Answer:
         import urllib3
 
-        with self._lock:
-            self._check_caps()
-            self.requests_sent += 1
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
-        where = f"{self.url}{path}"
-        body = orjson.dumps({"model": self.model, **content})
+        received = bytearray()
         try:
-            response = self._pool.request("POST", where, body=body, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
-            with self._lock:
-                self.requests_sent += self.retries
-            reason = getattr(error, "reason", None) or error
+            response = self._pool.request(
+                "POST", where, body=body, headers=headers, redirect=False, preload_content=False
+            )
+            try:
+                for block in response.stream(1 << 16):
+                    received += block
+                    if len(received) > _MAX_BYTES:
+                        response.close()
+                        return _Answer(-1, b"", {}, f"an answer of more than {_MAX_BYTES} bytes")
+            finally:
+                response.release_conn()
+        except (urllib3.exceptions.HTTPError, ValueError, UnicodeError) as error:
+            reason = getattr(error, "reason", None)
+            name = type(reason if isinstance(reason, Exception) else error).__name__
+            return _Answer(0, b"", {}, name)
+        return _Answer(response.status, bytes(received), dict(response.headers), "")
+
+    def _pause(self, answer: _Answer, sent: int, where: str) -> float:
+        """Return how long to wait before the next request, in seconds."""
+        pause: float = min(_MAX_BACKOFF_S, self.pause_s * 2 ** (sent - 1))
+        asked = {name.lower(): value for name, value in answer.headers.items()}.get("retry-after")
+        if asked is None:
+            # So that those who were refused together do not come back together.
+            return pause * (1 + random.random() / 4)
+        if asked.strip().isdecimal():
+            wanted = float(asked)
+        else:
+            try:
+                when = parsedate_to_datetime(asked)
+                wanted = (when - datetime.now(when.tzinfo or UTC)).total_seconds()
+            except (TypeError, ValueError):
+                wanted = pause
+        if wanted > self.max_pause_s:
             raise ModelError(
-                f"{where}: no answer after {self.retries + 1} requests ({type(reason).__name__}): "
-                "check that the server runs, or raise the time-out"
-            ) from error
-        repeated = len(response.retries.history) if response.retries else 0
-        if response.status in (401, 403):
+                f"{where}: the server asks to wait {wanted:.0f} s (status {answer.status}): run "
+                "again then, answers so far are kept"
+            )
+        return max(0.0, wanted)
+
+    def _read(self, answer: _Answer, where: str, sent: int) -> dict[str, Any]:
+        if answer.status in (401, 403):
             raise ConfigError(
-                f"{where}: the server refuses the key (status {response.status}): set "
+                f"{where}: the server refuses the key (status {answer.status}): set "
                 f"{self.key_variable}"
             )
-        try:
-            answer = orjson.loads(response.data)
-        except orjson.JSONDecodeError:
-            answer = None
-        with self._lock:
-            self.requests_sent += repeated
-            if isinstance(answer, dict):
-                self.tokens_used += int((answer.get("usage") or {}).get("total_tokens") or 0)
-        if response.status != 200 or not isinstance(answer, dict):
-            said = " ".join(response.data.decode(errors="replace").split())[:200]
+        if answer.status == 0:
             raise ModelError(
-                f"{where}: status {response.status} after {repeated + 1} requests: {said}"
+                f"{where}: no answer after {sent} requests ({answer.problem}): check that the "
+                "server runs, or raise the time-out"
             )
-        return answer
+        if answer.status == -1:
+            raise ModelError(f"{where}: {answer.problem}: ask another server, or a smaller model")
+        if 300 <= answer.status < 400:
+            to = {name.lower(): value for name, value in answer.headers.items()}.get("location", "")
+            raise ModelError(
+                f"{where}: status {answer.status}, a redirect to {self._shown(to)!r}: none is "
+                "followed, for it could take the key elsewhere: if you trust that URL, give it"
+            )
+        try:
+            value = orjson.loads(answer.body)
+        except orjson.JSONDecodeError:
+            value = None
+        if isinstance(value, dict):
+            usage = value.get("usage")
+            tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+            if type(tokens) is int and tokens > 0:
+                with self._lock:
+                    self.tokens_used += tokens
+        if answer.status != 200 or not isinstance(value, dict):
+            raise ModelError(
+                f"{where}: status {answer.status} after {sent} requests: {self._shown(answer.body)}"
+            )
+        return value
+
+    def _shown(self, said: object) -> str:
+        """Shorten what a server said to one line for a message, without the key."""
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        if key := os.environ.get(self.key_variable):
+            for form in (key, quote(key, safe=""), orjson.dumps(key).decode()[1:-1]):
+                text = text.replace(form, f"[{self.key_variable}]")
+        return printable(" ".join(text.split())[:200], one_line=True)
 
     def _check_caps(self) -> None:
         if self.max_requests is not None and self.requests_sent >= self.max_requests:
@@ -153,9 +253,9 @@ class Endpoint:
                 f"{self.url}: the cap of {self.max_requests} requests is reached: raise it and run "
                 "again, answers so far are kept"
             )
-        if self.max_length is not None and self.tokens_used >= self.max_length:
+        if self.max_tokens is not None and self.tokens_used >= self.max_tokens:
             raise ConfigError(
-                f"{self.url}: the cap of {self.max_length} tokens is reached: raise it and run "
+                f"{self.url}: the cap of {self.max_tokens} tokens is reached: raise it and run "
                 "again, answers so far are kept"
             )
 
@@ -166,7 +266,7 @@ class Endpoint:
             return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
             raise ModelError(
-                f"{self.url}: the answer holds no message: {str(answer)[:200]}"
+                f"{self.url}: the answer holds no message: {self._shown(answer)}"
             ) from error
 
     def embed(self, texts: Sequence[str]) -> Float32:
@@ -174,12 +274,14 @@ class Endpoint:
         answer = self.post("/embeddings", {"input": list(texts), "encoding_format": "float"})
         try:
             items = sorted(answer["data"], key=lambda item: item["index"])
-            vectors = np.array([item["embedding"] for item in items], np.float32)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                vectors = np.array([item["embedding"] for item in items], np.float32)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{self.url}: the answer holds no vectors: {str(answer)[:200]}"
+                f"{self.url}: the answer holds no vectors: {self._shown(answer)}"
             ) from error
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        whole = vectors.ndim == 2 and len(vectors) == len(texts) and vectors.shape[1] > 0
+        if not whole or not np.isfinite(vectors).all():
             raise ModelError(
                 f"{self.url}: asked for {len(texts)} vectors, got values of shape {vectors.shape}, "
                 "or some that are not finite"

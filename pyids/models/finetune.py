@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from pyids import device as device_module
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
+from pyids.models.adapter import add_adapter
 from pyids.models.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.models.hf import one_line, quiet
 from pyids.models.hub import ModelRef, resolve_model
@@ -37,10 +38,6 @@ Method = Literal["lora", "full"]
 
 
 _RECORD = "checkpoint.json"
-
-
-# The largest block of logits that exists at a time.
-_LOGITS_BYTES = 128 << 20
 
 
 # The share of the steps in which the learning rate rises.
@@ -163,7 +160,7 @@ def finetune(
         weights = "float32" if method == "full" else dtype
         model, _ = load_model(ref, device, weights)
         if method == "lora":
-            model = _add_adapter(model, lora_rank)
+            model = add_adapter(model, lora_rank)
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
             losses = _train(
@@ -196,19 +193,6 @@ def finetune(
     )
     _save(model, tokenizer, checkpoint)
     return checkpoint
-
-
-def train_once(
-    ref: ModelRef,
-    rows: Callable[[], Sequence[Conversation]],
-    *,
-    output_dir: Path,
-    **options: Any,
-) -> Checkpoint:
-    """Read the checkpoint in `output_dir`, or make it from `rows()`; see `finetune`."""
-    if output_dir.exists():
-        return read_record(output_dir)
-    return finetune(ref, rows(), output_dir=output_dir, **options)
 
 
 def load_checkpoint(
@@ -276,20 +260,6 @@ def _plan(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> lis
     return steps
 
 
-def _add_adapter(model: Any, rank: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    with quiet():
-        return get_peft_model(model, config)
-
-
 def micro_batches(
     rows: Sequence[Encoded], batch_tokens: int, pad_id: int
 ) -> list[dict[str, torch.Tensor]]:
@@ -332,7 +302,11 @@ def _train(
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    pad_id = model.config.pad_token_id or 0
+    head = Head.of(model)
+    for row in rows:
+        head.limits.check(row.input_ids)
+    # Padding is never looked at, so any token does.
+    pad_id = 0
     losses: list[float] = []
     tokens = [sum(len(rows[i].input_ids) for i in step) for step in steps]
 
@@ -394,7 +368,7 @@ def _train(
             return steps[i]
 
     def collate(batch: list[list[int]]) -> Any:
-        return micro_batches([rows[i] for i in batch[0]], batch_tokens, pad_id)
+        return micro_batches([rows[i] for i in batch[0]], batch_tokens if head.pads else 1, pad_id)
 
     where = torch.device(device)
     if where.type == "cuda":
@@ -434,31 +408,8 @@ def _train(
 
 
 def response_loss(model: torch.nn.Module, micro: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the sum of the NLLs of a micro-batch's response tokens, with its gradient.
-
-    Only response positions meet the LM head, a block at a time; blocks beyond the first keep no
-    logits for the backward pass but compute them again.
-    """
-    import torch
-    from torch.utils.checkpoint import checkpoint
-
-    head = Head.of(model)
-    hidden = head.hidden(micro["input_ids"], micro["attention_mask"])
-    chosen = micro["targets"] != -100
-    states, targets = hidden[chosen], micro["targets"][chosen]
-    rows = max(1, _LOGITS_BYTES // (4 * head.weight.shape[0]))
-
-    def block(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(head.logits(states), targets, reduction="sum")
-
-    if len(states) <= rows:
-        return block(states, targets)
-    total = states.new_zeros((), dtype=torch.float32)
-    for i in range(0, len(states), rows):
-        total = total + checkpoint(
-            block, states[i : i + rows], targets[i : i + rows], use_reentrant=False
-        )
-    return total
+    """Return the sum of the NLLs of a micro-batch's response tokens, with its gradient."""
+    return Head.of(model).loss(micro["input_ids"], micro["attention_mask"], micro["targets"])
 
 
 def _save(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids.chat.template import Encoded
+from pyids.models.adapter import last_layer
 from pyids.models.batching import Progress
 from pyids.models.finetune import micro_batches, response_loss
 
@@ -76,4 +77,4 @@ def row_gradients(
 
 def _weights(model: Any) -> list[torch.nn.Parameter]:
     adapter = [p for name, p in model.named_parameters() if "lora_" in name]
-    return adapter or list(model.get_decoder().layers[-1].parameters())
+    return adapter or list(last_layer(model).parameters())

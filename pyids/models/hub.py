@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyids.config import RunConfig
 from pyids.errors import ModelError
 from pyids.models.gguf import convert_gguf
 from pyids.models.hf import one_line
@@ -59,11 +61,15 @@ class ModelRef:
         The folder, or the ``.gguf`` file; None for a hub model that is not in the local cache yet.
     revision
         The hub's commit, or None where the files have no version of their own.
+    system
+        What is done with a system turn that the chat template refuses: "fold" it into the next
+        user turn, "drop" it, or call it an "error".
     """
 
     name: str
     path: Path | None
     revision: str | None = None
+    system: str = "error"
 
     @property
     def is_gguf(self) -> bool:
@@ -177,17 +183,35 @@ def _resolve_hub(name: str, what: str) -> ModelRef:
     return ModelRef(name, None, info.sha)
 
 
+def tokenizer_folder(ref: ModelRef) -> Path:
+    """Return a folder with the model's configuration and tokenizer; weights are not fetched."""
+    if ref.path is None:
+        return _download(ref, _DESCRIPTION)
+    return local_folder(ref)
+
+
+_DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+def _download(ref: ModelRef, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo = ref.name.partition("@")[0]
+    try:
+        return Path(snapshot_download(repo, revision=ref.revision, allow_patterns=list(patterns)))
+    except Exception as error:  # as in _resolve_hub; re-raised
+        raise ModelError(
+            f"model {ref.name!r}: the download failed: {one_line(error)}; run again to resume"
+        ) from error
+
+
 def local_folder(ref: ModelRef) -> Path:
     """Return the folder with the model's files: fetched or converted first where that is needed."""
     if ref.path is None:
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        repo = ref.name.partition("@")[0]
-        try:
-            return Path(snapshot_download(repo, revision=ref.revision, allow_patterns=patterns))
-        except Exception as error:  # as in _resolve_hub; re-raised
-            raise ModelError(
-                f"model {ref.name!r}: the download failed: {one_line(error)}; run again to resume"
-            ) from error
+        return _download(ref, ("*.safetensors", *_DESCRIPTION))
     return convert_gguf(ref.path) if ref.is_gguf else ref.path
+
+
+def round_model(config: RunConfig) -> ModelRef:
+    """Find the model of the rounds; its template takes system turns as the options say."""
+    return replace(resolve_model(config.round_model), system=config.system)

@@ -22,6 +22,7 @@ from pyids.chat.template import Conversation
 from pyids.errors import ModelError
 from pyids.models.batching import Progress
 from pyids.models.endpoint import Endpoint
+from pyids.store.files import fingerprint
 
 JUDGE_PROMPT = (
     "You are an impartial judge of an assistant's answers. Below is a conversation. Judge only the "
@@ -128,7 +129,7 @@ class Judge:
 
     def _ask(self, key: str, prompt: str) -> None:
         answer = self.endpoint.chat(
-            [{"role": "user", "content": prompt}], temperature=0, max_length=self.answer_tokens
+            [{"role": "user", "content": prompt}], temperature=0, max_tokens=self.answer_tokens
         )
         rating = parse_rating(answer)
         with self._lock:
@@ -136,14 +137,16 @@ class Judge:
             if self.cache is not None:
                 self.cache.parent.mkdir(parents=True, exist_ok=True)
                 with self.cache.open("ab") as file:
-                    file.write(orjson.dumps({"key": key, "rating": rating}) + b"\n")
+                    entry = {"key": key, "rating": rating}
+                    file.write(orjson.dumps({**entry, "xxh3": fingerprint(entry)}) + b"\n")
 
 
 def _read(path: Path) -> Iterator[tuple[str, float | None]]:
-    """Read a cache; a line that a killed process left half written is skipped."""
+    """Read a cache; what is half written or damaged is skipped: its answer is asked again."""
     for line in path.read_bytes().split(b"\n"):
         try:
             entry = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
-        yield entry["key"], entry["rating"]
+        if isinstance(entry, dict) and entry.pop("xxh3", None) == fingerprint(entry):
+            yield entry["key"], entry["rating"]

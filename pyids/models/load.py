@@ -6,15 +6,22 @@ weights an installed package carries, so that a machine without a network has th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyids.chat.render import adapt_to_system
 from pyids.errors import ModelError
 from pyids.models.hf import one_line, quiet, torch_dtype
 from pyids.models.hub import ModelRef, local_folder, resolve_model
+from pyids.models.lm_head import Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Weights that may be missing: nothing that is asked of a model passes through them.
+_SPARE = r"(.*\.)?pooler\."
 
 
 def load_model(
@@ -40,7 +47,8 @@ def load_model(
     Raises
     ------
     ModelError
-        Where the files are not a causal language model that transformers can load.
+        Where the files are not a causal language model that transformers can load, or hold not all
+        of its weights; where its tokens see later tokens, as an encoder's do.
     """
     ref = resolve_model(ref) if isinstance(ref, str) else ref
     folder = local_folder(ref)
@@ -49,13 +57,14 @@ def load_model(
     model = load_pretrained(
         AutoModelForCausalLM, ref, folder, device, dtype, trust_remote_code=trust_remote_code
     )
+    Head.of(model)  # tries a few tokens
     return model, load_tokenizer(ref, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(
     ref: ModelRef | str, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer alone."""
+    """Load a model's tokenizer alone; its template takes system turns as ``ref.system`` says."""
     ref = resolve_model(ref) if isinstance(ref, str) else ref
     folder = local_folder(ref)
     from transformers import AutoTokenizer
@@ -65,10 +74,11 @@ def load_tokenizer(
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as in `load_pretrained`; re-raised
         raise ModelError(
             f"model {ref.name!r}: its tokenizer cannot be loaded: {one_line(error)}"
         ) from error
+    adapt_to_system(tokenizer, ref.system)
     return tokenizer
 
 
@@ -82,19 +92,38 @@ def load_pretrained(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Call ``auto_class.from_pretrained`` on a local folder, quietly; our error when it fails."""
+    """Call ``auto_class.from_pretrained`` on a local folder, quietly.
+
+    Raises
+    ------
+    ModelError
+        The files cannot be read, or leave weights of the model at random values.
+    """
     import torch
-    from safetensors import SafetensorError
 
     try:
         with quiet():
-            model = auto_class.from_pretrained(
+            model, found = auto_class.from_pretrained(
                 folder,
                 dtype=torch_dtype(dtype),
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
+                use_safetensors=True,  # never a pickle, which runs code
+                output_loading_info=True,
                 **options,
             )
-        return model.to(torch.device(device)).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = model.to(torch.device(device)).eval()
+    except Exception as error:  # files of any content make any error; re-raised
         raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
+    # A pooler stands beside the hidden states, which are what is asked for where it may be missing.
+    missing = sorted(name for name in found["missing_keys"] if not re.match(_SPARE, name))
+    wrong = sorted(str(key[0]) for key in found["mismatched_keys"])
+    for names, what in ((missing, "are missing"), (wrong, "have another shape")):
+        if names:
+            raise ModelError(
+                f"model {ref.name!r}: its files are not those of a {type(model).__name__}: "
+                f"{len(names)} of its weights {what} ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}): they would be random; get the files again, "
+                "or name another model"
+            )
+    return model

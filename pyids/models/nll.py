@@ -12,7 +12,7 @@ from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.models.batching import Progress, batches_by_length, default_batch_tokens
 from pyids.models.lm_head import Head
-from pyids.ops import example_nll, token_nll
+from pyids.ops import example_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,6 +96,8 @@ def encoded_nll(
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side must be 'left' or 'right', not {padding_side!r}")
     head = Head.of(model)
+    for row in rows:
+        head.limits.check(row.input_ids)
     # Nothing after the last response token matters, and that token itself is only predicted.
     spans = [np.flatnonzero(row.response_mask[1:]) for row in rows]
     ends = [int(span[-1]) + 1 if len(span) else 0 for span in spans]
@@ -114,7 +116,8 @@ def encoded_nll(
             shared = head.remember(first.to(device))
             begin = begin if shared is not None else 0
         lengths = [ends[i] - begin for i in scored]
-        for batch in batches_by_length(lengths, batch_tokens or default_batch_tokens(device)):
+        tokens = batch_tokens or default_batch_tokens(device)
+        for batch in batches_by_length(lengths, tokens if head.pads else 1):
             members = scored[batch]
             width = lengths[batch[0]]
             input_ids = np.zeros((len(members), width), np.int64)
@@ -127,21 +130,15 @@ def encoded_nll(
                 input_ids[b, at] = rows[i].input_ids[begin : ends[i]]
                 attention_mask[b, at] = 1
                 targets[b, at] = np.where(rows[i].response_mask[nxt], rows[i].input_ids[nxt], -100)
-            hidden = head.hidden(
+            nll = head.nll(
                 torch.from_numpy(input_ids).to(device),
                 torch.from_numpy(attention_mask).to(device),
+                torch.from_numpy(targets).to(device),
                 shared,
             )
             chosen = targets != -100
             counts[members] = chosen.sum(1)
             wanted = torch.from_numpy(targets[chosen]).to(device)
-            nll = token_nll(
-                hidden[torch.from_numpy(chosen).to(device)],
-                head.weight,
-                wanted,
-                bias=head.bias,
-                softcap=head.softcap,
-            )
             bounds = np.concatenate([[0], np.cumsum(counts[members])])
             means[members] = (
                 example_nll(nll, wanted, torch.from_numpy(bounds).to(device))[0].cpu().numpy()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids.chat.formats import tools_of
+from pyids.chat.render import Renderer
 from pyids.chat.template import Conversation, text_of
 from pyids.errors import ModelError
 from pyids.models.batching import Progress, batches_by_length
@@ -83,7 +83,7 @@ class RewardModel:
     def _tokenize(self, tokenizer: Any, messages: Conversation) -> dict[str, list[int]]:
         limit = {"truncation": True, "max_length": self.max_length}
         if tokenizer.chat_template:
-            tools = tools_of(messages) or None
-            text = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
+            render = Renderer.of(tokenizer, messages)
+            text = render(render.turns_of(messages))
             return dict(tokenizer(text, add_special_tokens=False, **limit))
         return dict(tokenizer(text_of(messages[:-1]), text_of(messages[-1:]), **limit))

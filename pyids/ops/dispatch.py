@@ -24,9 +24,6 @@ Data: TypeAlias = Any  # a NumPy array or a torch tensor
 PoolMode: TypeAlias = Literal["mean", "weighted_mean", "last_token", "cls"]
 
 
-Precision: TypeAlias = Literal["exact", "tf32", "half"]
-
-
 BACKENDS = ("core", "triton", "torch", "reference")
 
 
@@ -56,10 +53,6 @@ class Implementation:
         ``module:name``, imported when first used.
     needs
         A module, or ``module:name``, without which the row does not count.
-    ignores
-        Options that mean nothing to it: the reference is always exact.
-    names_bad_rows
-        It raises for rows that are not finite, so that they need not be read twice.
     forced_only
         Taken only when ``PYIDS_BACKEND`` asks for it.
     shapes
@@ -72,8 +65,6 @@ class Implementation:
     dtypes: tuple[str, ...]
     function: str
     needs: str
-    ignores: tuple[str, ...] = ()
-    names_bad_rows: bool = False
     forced_only: bool = False
     shapes: str = "any"
     fits: Callable[[tuple[int, ...]], bool] = lambda shape: True
@@ -119,17 +110,13 @@ def _rows(op: str, kernel: str, dtypes: tuple[str, ...]) -> tuple[Implementation
     fits: dict[str, Any] = (
         {"shapes": "H <= 32768", "fits": _hidden_fits} if kernel == "pool" else {}
     )
-    if op in ("assign", "update"):
-        fits["names_bad_rows"] = True
     return (
         Implementation(op, "triton", ("cuda",), dtypes, function, "triton", **fits),
         Implementation(
             op, "torch", ("cpu", "cuda"), ANY_DTYPE, f"pyids.ops.torch_backend:{op}", "torch"
         ),
         # Slow and in float64: what is left where torch is not installed.
-        Implementation(
-            op, "reference", ("cpu",), ANY_DTYPE, f"pyids.reference:{op}", "numpy", ("precision",)
-        ),
+        Implementation(op, "reference", ("cpu",), ANY_DTYPE, f"pyids.reference:{op}", "numpy"),
         # Triton's interpreter, for whoever looks for a mistake.
         Implementation(
             op, "triton", ("cpu",), dtypes, function, "triton", forced_only=True, **fits
@@ -139,21 +126,10 @@ def _rows(op: str, kernel: str, dtypes: tuple[str, ...]) -> tuple[Implementation
 
 _TABLE = (
     *_rows("pool", "pool", _HALF_TO_SINGLE),
-    *_rows("pool_packed", "pool", _HALF_TO_SINGLE),
-    Implementation(
-        "assign",
-        "core",
-        ("cpu",),
-        ("float16", "float32", "float64"),
-        "pyids.ops.core_backend:assign",
-        "pyids._core",
-        ("precision",),
-    ),
-    *_rows("assign", "assign", ANY_DTYPE),
-    *_rows("update", "update", ANY_DTYPE),
     *_rows("token_nll", "loss", _HALF_TO_SINGLE),
     *_rows("example_nll", "loss", ANY_DTYPE),
-    *_rows("cluster_nll", "loss", ANY_DTYPE),
+    # Of a few thousand values: no kernel of its own.
+    *(row for row in _rows("cluster_moments", "", ANY_DTYPE) if row.backend != "triton"),
 )
 
 
@@ -202,7 +178,7 @@ def run_op(op: str, lead: Data, *arguments: Any, **options: Any) -> Any:
         _require_interpreter()
     convert: Callable[[Any], Any] = _to_array if row.takes_arrays else _to_tensor
     function = row.load()
-    options = {name: convert(v) for name, v in options.items() if name not in row.ignores}
+    options = {name: convert(v) for name, v in options.items()}
     result = function(*(convert(argument) for argument in arguments), **options)
 
     def back(value: Any) -> Any:

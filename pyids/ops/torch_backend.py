@@ -5,12 +5,10 @@ Every function takes tensors that `pyids.ops` has validated, on any device, and 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-
-# Scores are computed a block at a time; a block is at most this many float32 values (32 MB).
-_BLOCK_ELEMENTS = 1 << 23
-
 
 _TOKEN_BLOCK = 512
 
@@ -18,8 +16,8 @@ _TOKEN_BLOCK = 512
 _VOCABULARY_BLOCK = 8192
 
 
-# example means are summed as multiples of this, exactly, so that their order does not matter
-_MEAN_QUANTUM = 2.0**-32
+# Exact sums are of integers in two limbs of so many steps.
+_LIMB = 2.0**31
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, *, mode: str, normalize: bool) -> Tensor:
@@ -42,126 +40,9 @@ def pool(hidden: Tensor, attention_mask: Tensor, *, mode: str, normalize: bool) 
     return _normalized(out) if normalize else out
 
 
-def pool_packed(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, normalize: bool) -> Tensor:
-    """See `pyids.ops.pool_packed`."""
-    starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    length = ends - starts
-    filled = length > 0
-    out = hidden.new_zeros(len(length), hidden.shape[1], dtype=torch.float32)
-    if mode in ("last_token", "cls"):
-        row = (ends - 1 if mode == "last_token" else starts)[filled]
-        out[filled] = hidden[row].float()
-    else:
-        for b in filled.nonzero()[:, 0].tolist():
-            states = hidden[starts[b] : ends[b]].float()
-            total = length[b]
-            if mode == "weighted_mean":
-                rank = torch.arange(1, len(states) + 1, device=hidden.device)
-                states, total = states * rank[:, None], rank.sum()
-            out[b] = states.sum(0) / total
-    return _normalized(out) if normalize else out
-
-
 def _normalized(vectors: Tensor) -> Tensor:
     norm = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(norm == 0, 1.0, norm)
-
-
-def assign(x: Tensor, centers: Tensor, *, precision: str) -> tuple[Tensor, Tensor]:
-    """See `pyids.ops.assign`.
-
-    "exact": both sides are shifted by the mean center (distances do not notice, rounding does),
-    scored in float32, and every pair whose score is within the rounding bound of the row's best
-    is measured again in float64.
-    """
-    # The bound below is for float32, not for tf32.
-    tf32, torch.backends.cuda.matmul.allow_tf32 = (
-        torch.backends.cuda.matmul.allow_tf32,
-        precision == "tf32",
-    )
-    try:
-        return _assign(x, centers, precision)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-
-
-def _assign(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    n, d = x.shape
-    k = len(centers)
-    shift = centers.double().mean(0)
-    shifted = (centers.double() - shift).float()
-    half = precision == "half"
-    norms = shifted.double().square().sum(1).float()
-    reach = float(norms.max().sqrt())
-    labels = torch.empty(n, dtype=torch.int32, device=x.device)
-    distances = torch.empty(n, dtype=torch.float32, device=x.device)
-    step = max(1, min(n, _BLOCK_ELEMENTS // k))
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        points = (x[rows].double() - shift).float()
-        if half:
-            peak = float(points.abs().amax().clamp(min=1e-30))
-            dot = (points / peak).half() @ (shifted.T / max(reach, 1e-30)).half()
-            scores = norms - 2 * peak * max(reach, 1e-30) * dot.float()
-        else:
-            scores = torch.addmm(norms, points, shifted.T, alpha=-2)
-        best, index = scores.min(1)
-        if precision == "exact":
-            # Of float32's unit roundoff: one for each product's sum step and operand, D + 4 in all,
-            # on both scores compared, for |x||c| and |c|^2.
-            length = points.double().square().sum(1).sqrt().float()
-            bound = (d + 4) * 2.0**-23 * reach * (2 * length + reach)
-            row, column = (scores <= (best + bound)[:, None]).nonzero(as_tuple=True)
-            value = _pair_distances(x[rows], centers, row, column)
-            distance = torch.full((len(points),), torch.inf, dtype=torch.float64, device=x.device)
-            distance.scatter_reduce_(0, row, value, "amin")
-            ties = torch.where(value == distance[row], column, k)
-            index = torch.full((len(points),), k, device=x.device)
-            index.scatter_reduce_(0, row, ties, "amin")
-            distances[rows] = distance.float()
-        else:
-            every = torch.arange(len(points), device=x.device)
-            distances[rows] = _pair_distances(x[rows], centers, every, index).float()
-        labels[rows] = index.int()
-    return labels, distances
-
-
-def _pair_distances(x: Tensor, centers: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """|x[row] - centers[column]|^2 in float64, from differences: no cancellation."""
-    out = torch.empty(len(row), dtype=torch.float64, device=x.device)
-    step = max(1, _BLOCK_ELEMENTS // (2 * x.shape[1] + 1))
-    for start in range(0, len(row), step):
-        part = slice(start, start + step)
-        difference = x[row[part]].double() - centers[column[part]].double()
-        out[part] = difference.square().sum(1)
-    return out
-
-
-def update(
-    x: Tensor,
-    labels: Tensor,
-    n_clusters: int,
-    *,
-    sample_weight: Tensor | None,
-    centers: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `pyids.ops.update`: a stable sort by label, then one ordered float64 sum a cluster."""
-    order = labels.sort(stable=True).indices
-    sizes = labels.bincount(minlength=n_clusters)
-    counts = torch.zeros(n_clusters, dtype=torch.float64, device=x.device)
-    inertia = torch.zeros_like(counts)
-    sums = counts.new_zeros(n_clusters, x.shape[1])
-    for j, rows in enumerate(torch.split(order, sizes.tolist())):
-        if len(rows) == 0:
-            continue
-        points = x[rows].double()
-        weights = None if sample_weight is None else sample_weight[rows].double()[:, None]
-        sums[j] = (points if weights is None else points * weights).sum(0)
-        counts[j] = len(rows) if weights is None else weights.sum()
-        about = sums[j] / counts[j].clamp(min=1e-300) if centers is None else centers[j].double()
-        squares = (points - about).square()
-        inertia[j] = (squares if weights is None else squares * weights).sum()
-    return sums, counts, inertia
 
 
 def token_nll(
@@ -222,13 +103,32 @@ def example_nll(
     return total / count.clamp(min=1), count
 
 
-def cluster_nll(
-    example_mean: Tensor, labels: Tensor, n_clusters: int, *, example_count: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See `pyids.ops.cluster_nll`: integer sums, so that the order of the examples is no matter."""
-    labels = labels.long()
-    scored = torch.ones_like(labels) if example_count is None else (example_count > 0).long()
-    quanta = (example_mean.double() / _MEAN_QUANTUM).round().long() * scored
-    total = labels.new_zeros(n_clusters).index_add_(0, labels, quanta)
-    count = labels.new_zeros(n_clusters).index_add_(0, labels, scored)
-    return total.double() * _MEAN_QUANTUM, count
+def cluster_moments(
+    values: Tensor, clusters: Tensor, n_clusters: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """See `pyids.ops.cluster_moments`."""
+    clusters = clusters.long()
+    values = values.double()
+    count = torch.bincount(clusters, minlength=n_clusters)
+    zeros = values.new_zeros(n_clusters)
+    if not len(values):
+        return count, zeros, zeros.clone(), 0.0
+    center = float(values.min()) / 2 + float(values.max()) / 2
+    deviations = values - center
+    exponent = math.frexp(float(deviations.abs().max()))[1]
+    scaled = torch.ldexp(deviations, deviations.new_full((), -exponent).int())
+
+    def exact_sum(parts: Tensor, scale: int) -> Tensor:
+        """Sum numbers of at most 1 as two int64 limbs of 31 bits."""
+        high = torch.round(parts * _LIMB)
+        low = torch.round((parts * _LIMB - high) * _LIMB)
+        sums = [
+            torch.zeros(n_clusters, dtype=torch.int64, device=values.device)
+            .index_add_(0, clusters, limb.long())
+            .double()
+            for limb in (high, low)
+        ]
+        total = (sums[0] + sums[1] / _LIMB) / _LIMB
+        return torch.ldexp(total, total.new_full((), scale).int())
+
+    return count, exact_sum(scaled, exponent), exact_sum(scaled**2, 2 * exponent), center

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pyids.config import RunConfig, load_config, make_config
+from pyids.data.folders import parse_name
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
-from pyids.errors import ConfigError
-from pyids.store.folder import Store
+from pyids.errors import ConfigError, DamagedError
+from pyids.store.files import read_sealed
+from pyids.store.folder import Store, brief
 
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
@@ -21,8 +25,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Give `config` with paths of data and vectors that hold in any working directory."""
     paths: dict[str, Any] = {
         "data": [
-            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
-            for name in config.data  # what is neither is a name on the hub
+            os.path.abspath(name)
+            if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+            else name
+            for name in config.data  # what is none of these is a name on the hub
         ]
     }
     if (path := config.embeddings_file) is not None:
@@ -55,9 +61,60 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
     Raises
     ------
     ConfigError
-        It is not a run folder.
+        It is not a run folder, its ``config.yaml`` cannot be used, or was edited where it decides
+        what is selected.
     """
     path = folder / "config.yaml"
-    if not path.exists():
+    if path.is_symlink() or not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    return make_config(**{**load_config(path), **changes, "output_dir": str(folder)})
+    try:
+        saved = make_config(**{**load_config(path), "output_dir": str(folder)})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: damaged or edited ({error}): repeat the command that began the run, with all "
+            "its options, and it is written again"
+        ) from None
+    made_with = Store(folder).identity()
+    if made_with is not None:
+        _compare(path, decided(saved), made_with, f"{folder} was made with")
+    check_decided(folder, saved)
+    return make_config(**{**saved.model_dump(), **changes, "output_dir": str(folder)})
+
+
+def decided(config: RunConfig) -> dict[str, Any]:
+    """Collect the options that decide what is selected, as JSON values."""
+    chosen: dict[str, Any] = orjson.loads(
+        orjson.dumps(config.model_dump(exclude=_MACHINE | {"embeddings_file"}))
+    )
+    return chosen
+
+
+def named(config: RunConfig) -> dict[str, Any]:
+    """Collect the files, servers, models and options that a run with `config` would use."""
+    return {**config.model_dump(exclude=_MACHINE), "data": config.data}
+
+
+def check_decided(folder: Path, config: RunConfig) -> None:
+    """Check that the rounds of a folder were drawn with the options of `config`.
+
+    Raises
+    ------
+    ConfigError
+        They were not; names the field.
+    """
+    for entry in sorted(folder.glob("rounds/*/selected.json")):
+        try:
+            had = read_sealed(entry)["inputs"]["decided"]
+        except (DamagedError, FileNotFoundError):
+            continue  # `pyids.pipeline.replay` sees to it
+        number = entry.parent.name
+        _compare(folder, decided(config), had, f"round {number} was drawn with")
+
+
+def _compare(where: Path, now: Mapping[str, Any], had: Mapping[str, Any], origin: str) -> None:
+    for key, value in now.items():
+        if had.get(key) != value:
+            raise ConfigError(
+                f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: set it "
+                "back, or choose another --output-dir"
+            )

@@ -19,6 +19,7 @@ from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.models.raters import judge_endpoint
+from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.identity import identity_of
 from pyids.pipeline.stages import find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
@@ -40,7 +41,12 @@ def check_inputs(config: RunConfig) -> list[Source]:
         open_vectors(config.embeddings_file)
     elif column is None:
         find_encoder(config.encoder)
-    sources = open_sources(config.data, format=config.format, vectors=column)
+    sources = open_sources(
+        config.data,
+        format=config.row_format,
+        vectors=column,
+        max_row_bytes=config.max_row_bytes,
+    )
     if config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources
@@ -91,10 +97,11 @@ def check_model(config: RunConfig) -> None:
 def plan(config: RunConfig) -> str:
     """Check data, configuration, models and output as a run would, and say what it would do.
 
-    Nothing is written but in a temporary folder, and no model is loaded.
+    Nothing is written but in a temporary folder, and no model is loaded but its tokenizer.
     """
     check_model(config)
     sources = check_inputs(config)
+    check_conversations(config, sources)
     check_writable(config.output_path)
     folder = Store(config.output_path)
     folder.check_place()

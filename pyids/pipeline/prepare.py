@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -11,12 +12,15 @@ from pyids.config import RunConfig
 from pyids.data.precomputed import take_vectors
 from pyids.device import device
 from pyids.engine import make_engine
-from pyids.pipeline.identity import identity_of, with_absolute_paths
+from pyids.errors import ConfigError, DataError
+from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
-from pyids.pipeline.stages import cluster, drop_near, embed, rate, read
+from pyids.pipeline.stages import cluster, drop_near, embed, rate, rated, read
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
+from pyids.store.ledger import load_sealed
+from pyids.store.place import check_links, is_ours, write_mark
 
 # Stages in their order; a later one needs those before it.
 Stage: TypeAlias = Literal["read", "embed", "cluster"]
@@ -35,6 +39,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     with _opened(config) as store:
         identity = identity_of(config, sources, store)
         store.check_claim(identity)
+        check_decided(store.path, config)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
@@ -48,7 +53,9 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as temporary:
-                temporary.write_text(with_absolute_paths(config).to_yaml(), encoding="utf-8")
+                absolute = with_absolute_paths(config)
+                temporary.write_text(absolute.to_yaml(), encoding="utf-8")
+            write_mark(store.path, named(absolute))
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
         if until == "cluster":
@@ -56,24 +63,56 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         return store
 
 
-def reopen(config: RunConfig, until: Stage = "cluster") -> Store:
+def reopen(config: RunConfig, until: Stage = "cluster", *, finish: bool = False) -> Store:
     """Open the run folder that holds `config`, and do the stages that are not done.
 
-    Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing: a
-    folder that has them needs nothing outside it.
+    Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing, and
+    only if this user has named them: a folder may come from somebody else.
+
+    Parameters
+    ----------
+    config
+        The configuration that the folder holds (`pyids.pipeline.identity.saved_config`).
+    until
+        The last stage that is needed.
+    finish
+        Only scores are taken, or what was selected is written: use nothing but what the folder
+        itself holds, and open one that cannot be written, too.
+
+    Raises
+    ------
+    ConfigError
+        A stage is missing that would use what the folder names, and this user has not named it.
+    DamagedError
+        A file is missing or damaged and cannot be made again.
     """
-    if not _has_vectors(Store(config.output_path), needed=until != "read"):
-        return prepare(config, until)
-    with _opened(config) as store:
-        if until == "cluster":
-            _after_vectors(store, config)
+    folder = config.output_path
+    missing = _missing(Store(folder), needed=until != "read" and not finish)
+    if missing is not None and finish:
+        raise missing
+    if missing is not None:
+        if not is_ours(folder, named(config)):
+            raise ConfigError(
+                f"{missing}; or name the data again (`pyids ask {folder} --data ...` with all "
+                "options): what a folder's config.yaml names is not used unless you have named it"
+            )
+        try:
+            return prepare(config, until)
+        except DataError as error:
+            raise type(error)(f"{missing}; the data cannot be read again: {error}") from None
+    with _opened(config, may_write=not finish) as store:
+        if finish:
+            cluster(store, config)
+            drop_near(store, config)
+        elif until == "cluster":
+            _after_vectors(store, config, ours=is_ours(folder, named(config)))
         return store
 
 
 @contextmanager
-def _opened(config: RunConfig) -> Iterator[Store]:
+def _opened(config: RunConfig, *, may_write: bool = True) -> Iterator[Store]:
     """Open the run folder; it stays open, unless the block raises."""
-    store = Store.open(config.output_path)
+    store = Store.open(config.output_path, may_write=may_write)
     try:
         yield store
     except BaseException:
@@ -81,23 +120,35 @@ def _opened(config: RunConfig) -> Iterator[Store]:
         raise
 
 
-def _has_vectors(store: Store, *, needed: bool) -> bool:
-    """Whether the rows have been read to the end, and embedded if that is needed."""
-    if not all((store.path / kind / "index.json").exists() for kind in ("rows", "keep")):
-        return False
-    entries = (store.artifact("embeddings", shard, ".json") for shard in store.shards)
-    return not needed or all(entry.exists() for entry in entries)
+def _missing(store: Store, *, needed: bool) -> DataError | None:
+    """Return what is wrong with the rows that were read, and the vectors if they are needed."""
+    try:
+        check_links(store.path)
+        _ = store.index, store.kept
+        if needed:
+            for shard in store.shards:
+                load_sealed(store.artifact("embeddings", shard, ".json"))
+    except DataError as error:
+        return error
+    return None
 
 
-def _after_vectors(store: Store, config: RunConfig) -> None:
+def _after_vectors(store: Store, config: RunConfig, *, ours: bool = True) -> None:
     """Do the stages that need nothing but rows and vectors."""
     cluster(store, config)
     drop_near(store, config)
+    if not ours and not rated(store, config):
+        raise ConfigError(
+            f"{store.path}: its rows are not rated by {config.quality!r}, and what a folder's "
+            "config.yaml names is not used unless you have named it: repeat the command that began "
+            "the run, with all its options"
+        )
     rate(store, config)
 
 
 def facts(store: Store, config: RunConfig) -> dict[str, Any]:
     """Return what the manifest says of a run beside the hashes: how and on what it was made."""
+    looked_for = config.device == "auto" and "torch" in sys.modules
     return {
         "config": config.model_dump(),
         "rows": {
@@ -107,7 +158,8 @@ def facts(store: Store, config: RunConfig) -> dict[str, Any]:
             "near_duplicates": store.near_duplicates,
             "kept": store.kept,
         },
-        # What is named may be missing here, where the rest of the work needs it no more.
-        "device": device(config) if config.device == "auto" else config.device,
+        # What is named may be missing here, where the rest of the work needs it no more; and where
+        # nothing has asked for a device, none is looked for: that would import torch.
+        "device": device(config) if looked_for else config.device,
         "threads": config.threads or len(os.sched_getaffinity(0)),
     }

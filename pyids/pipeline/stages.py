@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,25 @@ from pyids.data.ingest import Intake, describe, ingest
 from pyids.data.sources import Source
 from pyids.device import device
 from pyids.engine import Engine
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, DamagedError
 from pyids.progress import report
-from pyids.store.files import atomic_write, fingerprint, read_json, write_json
+from pyids.store.files import (
+    atomic_write,
+    fingerprint,
+    read_sealed,
+    remembered,
+    write_sealed,
+)
 from pyids.store.folder import Shard, Store
-from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
+from pyids.store.ledger import (
+    begin,
+    hash_npy,
+    load_npy,
+    load_sealed,
+    read_entry,
+    save_npy,
+    write_entry,
+)
 from pyids.store.rounds import has_drawn
 
 if TYPE_CHECKING:
@@ -158,17 +173,11 @@ def cluster(store: Store, config: RunConfig) -> None:
         "metric": config.metric,
         "seed": config.seed,
     }
-    path = store.path / "centroids.safetensors"
-    entry = path.with_suffix(".json")
-    if read_entry(entry, inputs) is not None:
+    entry = store.path / "centroids.json"
+    labels = [store.artifact("labels", shard, ".json") for shard in store.shards]
+    if all(read_entry(each, inputs) is not None for each in (entry, *labels)):
         return
-    if has_drawn(store.path) and entry.exists() and read_json(entry)["inputs"] != inputs:
-        raise ConfigError(
-            f"{store.path}: its rounds drew from clusters of other vectors than there are now (a "
-            "new version of the encoder?): choose another --output-dir"
-        )
-    from safetensors.numpy import save_file
-
+    before = _drawn_from(store, [entry, *labels], inputs)
     from pyids.clustering.kmeans import KMeans
 
     # By the cosine there is k-means on the CPU alone.
@@ -183,22 +192,69 @@ def cluster(store: Store, config: RunConfig) -> None:
         max_memory=_CLUSTERING_BYTES,
     )
     kmeans.fit(store.embeddings())
-    begin(entry)
-    start = 0
-    for shard in store.shards:
-        stop = start + len(store.row_ids(shard))
-        save_npy(store.artifact("labels", shard), kmeans.labels_[start:stop], inputs)
-        start = stop
-    sizes = np.bincount(kmeans.labels_, minlength=n_clusters)
-    with atomic_write(path) as temporary:
-        save_file(
-            {"centroids": kmeans.cluster_centers_, "sizes": sizes.astype(np.int64)}, temporary
-        )
-    write_entry(entry, [path], inputs, sizes=sizes.tolist(), inertia=kmeans.inertia_)
+    _write_clusters(store, kmeans.labels_, kmeans.cluster_centers_, kmeans.inertia_, inputs, before)
     logger.info(
         "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
         *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
     )
+
+
+def _write_clusters(
+    store: Store,
+    labels: NDArray[np.int32],
+    centroids: NDArray[Any],
+    inertia: float,
+    inputs: dict[str, Any],
+    before: dict[str, str],
+) -> None:
+    from safetensors.numpy import save
+
+    ends = np.cumsum([len(store.row_ids(shard)) for shard in store.shards])
+    parts = dict(zip(store.shards, np.split(labels, ends[:-1]), strict=True))
+    for shard, part in parts.items():
+        path = store.artifact("labels", shard)
+        if before.get(path.name, made := hash_npy(part)) != made:
+            raise DamagedError(
+                f"{path}: made again, it is not what the rounds drew from (another device or "
+                f"version?): go on where it was made, or `pyids clean {store.path} --stage rounds`"
+            )
+    path = store.path / "centroids.safetensors"
+    begin(path.with_suffix(".json"))
+    for shard, part in parts.items():
+        save_npy(store.artifact("labels", shard), part, inputs)
+    sizes = np.bincount(labels, minlength=len(centroids)).astype(np.int64)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"centroids": centroids, "sizes": sizes}))
+    facts = {"sizes": sizes.tolist(), "inertia": inertia}
+    write_entry(path.with_suffix(".json"), [path], inputs, **facts)
+
+
+def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -> dict[str, str]:
+    """Give the hashes of the files that the rounds drew from, as far as their entries stand.
+
+    Raises
+    ------
+    ConfigError
+        They were made from something else than there is now.
+    """
+    hashes: dict[str, str] = {}
+    if not has_drawn(store.path):
+        return hashes
+    for entry in entries:
+        try:
+            content = read_sealed(entry)
+        except (FileNotFoundError, DamagedError):
+            continue
+        differing = [key for key, value in inputs.items() if content["inputs"].get(key) != value]
+        if differing:
+            what = "vectors" if "embeddings" in differing else differing[0]
+            raise ConfigError(
+                f"{store.path}: its rounds drew from clusters made with other {what} than now (of "
+                "a new version of the encoder?): choose another --output-dir, or start over "
+                f"with `pyids clean {store.path} --stage rounds`"
+            )
+        hashes |= {name: facts["xxh3"] for name, facts in content["files"].items()}
+    return hashes
 
 
 def choose_clusters(store: Store, config: RunConfig) -> int:
@@ -211,21 +267,25 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
         "metric": config.metric,
         "seed": config.seed,
     }
-    if not path.exists() or read_json(path).get("inputs") != inputs:
+
+    def choose() -> dict[str, Any]:
         from pyids.clustering.choose_k import choose_k
 
         choice = choose_k(
             store.embeddings(), metric=config.metric, seed=config.seed, threads=config.threads
         )
-        write_json(path, {"inputs": inputs, "clusters": choice.k, **choice.evidence})
         logger.info("chose %d clusters by silhouette", choice.k)
-    return int(read_json(path)["clusters"])
+        return {"inputs": inputs, "clusters": choice.k, **choice.evidence}
+
+    if remembered(path, choose)["inputs"] != inputs:
+        path.unlink()
+    return int(remembered(path, choose)["clusters"])
 
 
 def _vectors_of(store: Store) -> str:
     """Stands for all vectors in what is made of them."""
     entries = [store.artifact("embeddings", shard, ".json") for shard in store.shards]
-    return fingerprint([read_json(entry)["files"] for entry in entries])
+    return fingerprint([load_sealed(entry)["files"] for entry in entries])
 
 
 def drop_near(store: Store, config: RunConfig) -> None:
@@ -247,16 +307,15 @@ def rate(store: Store, config: RunConfig) -> None:
     """Score the quality of every row: ``quality/``, log weights, one file a shard; a histogram."""
     if config.quality is None:
         return
-    inputs = {"quality": config.quality, "model": config.model}
-    entries = [store.artifact("quality", shard, ".json") for shard in store.shards]
-    if all(read_entry(entry, inputs) is not None for entry in entries):
+    if rated(store, config):
         return
+    inputs = _quality_inputs(store, config)
     from pyids.scoring.row_weights import histogram, log_weights
 
     values = quality(store, config)
     folder = store.path / "quality"
     folder.mkdir(exist_ok=True)
-    write_json(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
+    write_sealed(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
     logs, start = log_weights(values), 0
     for shard in store.shards:
         stop = start + len(store.row_ids(shard))
@@ -264,12 +323,31 @@ def rate(store: Store, config: RunConfig) -> None:
         start = stop
 
 
+def rated(store: Store, config: RunConfig) -> bool:
+    """Whether `rate` has nothing to do."""
+    if config.quality is None:
+        return True
+    inputs = _quality_inputs(store, config)
+    entries = [store.artifact("quality", shard, ".json") for shard in store.shards]
+    return all(read_entry(entry, inputs) is not None for entry in entries)
+
+
+def _quality_inputs(store: Store, config: RunConfig) -> dict[str, Any]:
+    return {"quality": config.quality, "model": config.model}
+
+
 def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
     """Quality of all rows that stay, float64 (N,); scores are cached by content."""
     from pyids.scoring.cache import store_quality
 
     assert config.quality is not None
-    return store_quality(store, config.quality, default_model=config.model, device=device(config))
+    return store_quality(
+        store,
+        config.quality,
+        default_model=config.model,
+        device=device(config),
+        system=config.system,
+    )
 
 
 def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:

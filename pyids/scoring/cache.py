@@ -19,6 +19,7 @@ import xxhash
 
 from pyids._typing import Float64
 from pyids.chat.formats import tools_of
+from pyids.chat.render import has_loss, reasoning_of
 from pyids.errors import DataError
 from pyids.registry import SIGNALS
 from pyids.scoring.row_weights import check_quality
@@ -42,6 +43,10 @@ _CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
 def content_hash(row: Conversation) -> int:
     """128 bits of all that a signal may see of a conversation."""
     turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
+    # Few turns have more: the others keep the hash that they had before this was read.
+    for turn, message in zip(turns, row, strict=True):
+        more = [reasoning_of(message), has_loss(message) or turn[0] != "assistant"]
+        turn += more if more != ["", True] else []
     return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 
@@ -57,14 +62,20 @@ class Cache:
     _files: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        from pyids.errors import DamagedError
+        from pyids.store.ledger import load_npy
+
         for file in sorted(self.folder.glob("*.npy")):
-            chunk = np.load(file, allow_pickle=False)
+            self._files = max(self._files, int(file.stem) + 1 if file.stem.isdecimal() else 0)
+            try:
+                chunk = load_npy(file)
+            except DamagedError:
+                continue  # its rows are scored again
             keys = (
                 (int(h) << 64) | int(low)
                 for h, low in zip(chunk["high"], chunk["low"], strict=True)
             )
             self._known.update(zip(keys, chunk["value"].tolist(), strict=True))
-            self._files += 1
 
     def get(self, key: int) -> float | None:
         """Return the score of a content, None if it is not known."""
@@ -72,18 +83,14 @@ class Cache:
 
     def add(self, keys: Sequence[int], values: Float64) -> None:
         """Keep scores, on the disk at once."""
-        from pyids.store.files import atomic_write
+        from pyids.store.ledger import save_npy
 
         chunk = np.empty(len(keys), _CACHED)
         chunk["high"] = [key >> 64 for key in keys]
         chunk["low"] = [key & (2**64 - 1) for key in keys]
         chunk["value"] = values
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(self.folder / f"{self._files:05d}.npy") as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.lib.format.write_array(file, chunk, allow_pickle=False)
+        save_npy(self.folder / f"{self._files:05d}.npy", chunk, {"signal": self.folder.name})
         self._files += 1
         self._known.update(zip(keys, values.tolist(), strict=True))
 
@@ -126,7 +133,9 @@ def score_rows(
     return np.array(values, np.float64)
 
 
-def store_quality(store: Store, spec: str, *, default_model: str, device: str = "cpu") -> Float64:
+def store_quality(
+    store: Store, spec: str, *, default_model: str, device: str = "cpu", system: str = "error"
+) -> Float64:
     """Return the quality of the kept rows of a run folder.
 
     Parameters
@@ -135,7 +144,7 @@ def store_quality(store: Store, spec: str, *, default_model: str, device: str = 
         Scores are cached in ``quality/cache``.
     spec : str
         A signal (see `make_signal`) or a column of the data set.
-    default_model, device : str
+    default_model, device, system : str
         See `make_signal`.
 
     Returns
@@ -148,7 +157,7 @@ def store_quality(store: Store, spec: str, *, default_model: str, device: str = 
     DataError
         A value is missing or not a finite number, or all are equal.
     """
-    signal = make_signal(spec, default_model=default_model, device=device)
+    signal = make_signal(spec, default_model=default_model, device=device, system=system)
     if signal is None:
         quality = np.array(list(_column(store, spec)), np.float64)
     else:

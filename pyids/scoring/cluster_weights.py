@@ -402,6 +402,7 @@ def reweight(
     is_noise = not_significant(learnt, differs)
     summary = {
         "scored_rows": len(clusters),
+        "temperature": temperature,
         "scored_clusters": int(np.count_nonzero(counts)),
         "paired_t": learnt,
         "between_cluster_z": differs,

@@ -22,7 +22,7 @@ from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, text_of
 from pyids.config import SCREENING_OVERSAMPLE
 from pyids.models.generate import split_last
-from pyids.store.files import read_json, write_json
+from pyids.store.files import remembered
 
 logger = logging.getLogger("pyids")
 
@@ -188,12 +188,14 @@ def oversample_where_mismatched(
     sample
         Draws rows by their quotas, int64 (K,), and returns them with their clusters.
     """
-    if not path.exists():
+
+    def estimate() -> dict[str, float]:
         clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
         quotas = np.zeros_like(sizes)
         quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)
         rows, clusters_of_rows = sample(quotas)
         share = mismatch([words_of(messages) for messages in rows], clusters_of_rows)
-        write_json(path, {"rows": len(rows), "mismatched": share})
         logger.info("%.1f%% of %d answers look mismatched", 100 * share, len(rows))
-    return SCREENING_OVERSAMPLE if read_json(path)["mismatched"] > _MISMATCH else 1
+        return {"rows": len(rows), "mismatched": share}
+
+    return SCREENING_OVERSAMPLE if remembered(path, estimate)["mismatched"] > _MISMATCH else 1

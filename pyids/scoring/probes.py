@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, Encoded, encode, response_alone, with_turns
 from pyids.config import RunConfig
 from pyids.device import device
-from pyids.errors import DataError
 from pyids.models.batching import Progress
 from pyids.models.finetune import load_checkpoint, read_record
 from pyids.models.generate import generate, split_last
-from pyids.models.hub import ModelRef, resolve_model
+from pyids.models.hub import ModelRef, round_model
 from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll, response_nll
 from pyids.models.raters import Rater, rater
@@ -29,57 +27,6 @@ from pyids.progress import reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def read_scores(path: Path) -> dict[int, float]:
-    """Read a trainer's scores: a JSON object ``{"_pyids_id": 7, "score": 0.5}`` a line.
-
-    Other columns are ignored; a score of null leaves its row out.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, a line is not such an object, or a row has two scores; names the
-        line.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    scores: dict[int, float] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            row = orjson.loads(line)
-            row_id, score = row["_pyids_id"], row["score"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            raise DataError(
-                f'{where}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write one a scored '
-                "row"
-            ) from None
-        if type(row_id) is not int or row_id >= 2**63:  # True is an int, too
-            raise DataError(
-                f"{where}: column '_pyids_id' is {orjson.dumps(row_id).decode():.40}, not a row "
-                "id: write it as it stands in the row that was scored"
-            )
-        if score is None:
-            continue
-        if type(score) not in (int, float):
-            raise DataError(
-                f"{where}: column 'score' is {orjson.dumps(score).decode():.40}: make it a number, "
-                "or null to leave the row out"
-            )
-        if row_id in scores:
-            raise DataError(
-                f"{where}: column '_pyids_id': row {row_id} has a score on an earlier line: keep "
-                "one of them"
-            )
-        scores[row_id] = float(score)
-    if not scores:
-        raise DataError(f"{path} holds no score: write one line a scored row")
-    return scores
 
 
 @dataclass(frozen=True)
@@ -319,7 +266,7 @@ def score_probes(
     from pyids.scoring.scorers import find_scorer
 
     where = device(config)
-    models = Models(resolve_model(config.round_model), checkpoint, device=where, dtype=config.dtype)
+    models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),

@@ -25,7 +25,7 @@ from pyids._typing import Float64, Int64
 from pyids.chat.template import Conversation, encode, truncate
 from pyids.config import RunConfig
 from pyids.models.batching import Progress
-from pyids.models.hub import resolve_model
+from pyids.models.hub import round_model
 from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll
 from pyids.progress import reporter
@@ -55,7 +55,7 @@ def screen(
     dict
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
-    model, tokenizer = load_model(resolve_model(config.round_model), device, config.dtype)
+    model, tokenizer = load_model(round_model(config), device, config.dtype)
     columns = measure(
         model,
         tokenizer,

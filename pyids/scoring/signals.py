@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -67,19 +67,23 @@ class LanguageModelSignal:
         See `pyids.models.hub.resolve_model`.
     device, max_length, batch_tokens
         Where it runs, the longest row, and the tokens of a forward pass.
+    system
+        See `pyids.models.hub.ModelRef`.
     """
 
     model: str
     device: str = "cpu"
     max_length: int = 1024
     batch_tokens: int = 4096
+    system: str = "error"
     name: ClassVar[str] = ""
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
+        from pyids.models.hub import resolve_model
         from pyids.models.load import load_model
 
-        return load_model(self.model, self.device)
+        return load_model(replace(resolve_model(self.model), system=self.system), self.device)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -88,6 +92,7 @@ class LanguageModelSignal:
             "signal": self.name,
             "model": _model_identity(self.model),
             "tokens": self.max_length,
+            **({} if self.system == "error" else {"system": self.system}),
         }
 
     def _nll(self, rows: Sequence[Encoded]) -> Float64:
@@ -209,17 +214,18 @@ class Deita(LanguageModelSignal):
         lengths = [len(row) for row in ids]
         ratings = np.empty(len(texts))
         with torch.inference_mode():
-            for batch in batches_by_length(lengths, self.batch_tokens):
+            for batch in batches_by_length(lengths, self.batch_tokens if head.pads else 1):
                 width = max(lengths[i] for i in batch)
                 input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
                 mask = torch.zeros(len(batch), width, dtype=torch.int64)
                 for b, i in enumerate(batch):
                     input_ids[b, : lengths[i]] = torch.tensor(ids[i])
                     mask[b, : lengths[i]] = 1
-                hidden = head.hidden(input_ids.to(self.device), mask.to(self.device))
-                last = torch.tensor([lengths[i] - 1 for i in batch], device=self.device)
-                states = hidden[torch.arange(len(batch), device=self.device), last]
-                logits = head.logits(states)[:, digits].double()
+                chosen = torch.zeros(len(batch), width, dtype=torch.bool)
+                chosen[range(len(batch)), [lengths[i] - 1 for i in batch]] = True
+                logits = head.logits_at(
+                    input_ids.to(self.device), mask.to(self.device), chosen.to(self.device)
+                )[:, digits].double()
                 values = torch.arange(1, 7, dtype=torch.float64, device=self.device)
                 ratings[batch] = (logits.softmax(-1) @ values).cpu().numpy()
         return ratings
@@ -350,7 +356,9 @@ class Classifier:
         return scores
 
 
-def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal | None:
+def make_signal(
+    spec: str, *, default_model: str, device: str = "cpu", system: str = "error"
+) -> Signal | None:
     """Read ``signal`` or ``signal:MODEL``; None means that `spec` is the name of a column.
 
     Parameters
@@ -362,6 +370,8 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         The language model of a signal that names none.
     device : str
         A torch device.
+    system : str
+        What a language model's template does with a system turn that it refuses.
 
     Raises
     ------
@@ -375,38 +385,38 @@ def make_signal(spec: str, *, default_model: str, device: str = "cpu") -> Signal
         make, model = SIGNALS.find(spec), ""
     else:
         return None
-    signal: Signal = make(model, default_model=default_model, device=device)
+    signal: Signal = make(model, default_model=default_model, device=device, system=system)
     return signal
 
 
-def make_length(model: str, *, default_model: str, device: str) -> Signal:
+def make_length(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``length``."""
     if model:
         raise ConfigError(f"quality 'length:{model}': length takes no model: write length")
     return Length()
 
 
-def make_perplexity(model: str, *, default_model: str, device: str) -> Signal:
+def make_perplexity(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``perplexity`` or ``perplexity:MODEL``."""
-    return Perplexity(model or default_model, device)
+    return Perplexity(model or default_model, device, system=system)
 
 
-def make_ifd(model: str, *, default_model: str, device: str) -> Signal:
+def make_ifd(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``ifd`` or ``ifd:MODEL``."""
-    return Ifd(model or default_model, device)
+    return Ifd(model or default_model, device, system=system)
 
 
-def make_deita(model: str, *, default_model: str, device: str) -> Signal:
+def make_deita(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``deita`` or ``deita:MODEL``."""
-    return Deita(model or default_model, device)
+    return Deita(model or default_model, device, system=system)
 
 
-def make_reward(model: str, *, default_model: str, device: str) -> Signal:
+def make_reward(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``reward:MODEL``."""
     return Reward(_named(model, "reward"), device)
 
 
-def make_classifier(model: str, *, default_model: str, device: str) -> Signal:
+def make_classifier(model: str, *, default_model: str, device: str, system: str) -> Signal:
     """Make the signal ``classifier:MODEL``."""
     return Classifier(_named(model, "classifier"), device)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pyids import ops
 from pyids._typing import Float64, Int64
 
 # By so many standard errors the mean loss must have fallen, or clusters must differ in how far it
@@ -35,12 +36,20 @@ def cluster_moments(
     variances : float64 (K,)
         Unbiased variance of the scores; NaN for clusters with fewer than two.
     """
-    counts = np.bincount(clusters, minlength=n_clusters)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.bincount(clusters, weights=scores, minlength=n_clusters) / counts
-        squares = np.bincount(clusters, (scores - means[clusters]) ** 2, minlength=n_clusters)
-        variances = np.where(counts > 1, squares / (counts - 1), np.nan)
-    return means, counts.astype(np.int64), variances
+    counts, totals, squares, center = ops.cluster_moments(scores, clusters, n_clusters)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        means = center + totals / counts
+        within = np.maximum(squares - totals * (totals / counts), 0.0)
+        variances = np.where(counts > 1, within / (counts - 1), np.nan)
+    return means, np.asarray(counts, np.int64), variances
+
+
+def _sums(values: Float64, clusters: NDArray[np.int32], n_clusters: int) -> Float64:
+    """Sum the values of each cluster, correctly rounded: float64 (K,)."""
+    order = np.argsort(clusters, kind="stable")
+    ends = np.cumsum(np.bincount(clusters, minlength=n_clusters))
+    parts = np.split(values[order], ends[:-1])
+    return np.array([math.fsum(part.tolist()) for part in parts], dtype=np.float64)
 
 
 def robust_spread(centered: Float64) -> float:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and their hashes."""
+"""Files written whole or not at all, what they are checked by, and room on the disk for them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import secrets
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import orjson
 import xxhash
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
+from pyids.errors import ConfigError, DamagedError
+
+# What run folders hold, and in which form; to be raised when an older pyids would misread them.
+FORMAT = 2
 
 
 def rename_folder(temporary: Path, folder: Path) -> None:
@@ -43,9 +47,6 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give the path of a new file to write; afterwards it is `path`, whole and on the disk.
@@ -53,23 +54,80 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The file lies in the folder of `path` until the block ends without an exception; then it is
     fsynced, renamed, and the folder is fsynced. When the block raises, it is removed; when the
     process dies, `Store.open` removes it.
+
+    Raises
+    ------
+    OSError
+        The block's own, naming `path`: a write to a full disk names no file.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary), temporary):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def create_mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Make a file of raw numbers and map it for writing; its room on the disk is taken first.
+
+    A sparse file that is mapped kills its process (SIGBUS) where the disk is full.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or the file cannot be made; names it.
+    """
+    return _mapped(path, shape, dtype, b"")
+
+
+def create_npy(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Make a ``.npy`` file and map it for writing, as `create_mapped` does."""
+    import io
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header,
+        {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": shape,
+        },
+    )
+    return _mapped(path, shape, dtype, header.getvalue())
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: Any, header: bytes) -> NDArray[Any]:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    with path.open("wb") as file:
+        file.write(header)
+        file.flush()
+        if size:
+            try:
+                os.posix_fallocate(file.fileno(), 0, len(header) + size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+    if not size:  # what is empty cannot be mapped
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r+", offset=len(header), shape=shape)
+
+
+# ---- hashes --------------------------------------------------------------------------------------
+
+# What this process has hashed: path -> (what stat said, hash). A file is read once.
+_hashed: dict[str, tuple[tuple[int, ...], str]] = {}
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes whenever a file does: inode, size, times of change."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def hash_file(path: Path, limit_bytes: int | None = None) -> str:
@@ -77,15 +135,27 @@ def hash_file(path: Path, limit_bytes: int | None = None) -> str:
     digest = xxhash.xxh3_128()
     left = limit_bytes if limit_bytes is not None else sys.maxsize
     with path.open("rb", buffering=0) as file:
-        while left > 0 and (block := file.read(min(left, 1 << 22))):
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
     return digest.hexdigest()
 
 
+def hash_once(path: Path) -> str:
+    """Give `hash_file` of a file, read once a process as long as it does not change."""
+    now = stamp(path)
+    known = _hashed.get(str(path))
+    if known is None or known[0] != now:
+        known = _hashed[str(path)] = (now, hash_file(path))
+    return known[1]
+
+
 def fingerprint(value: object) -> str:
     """xxh3-128 of a JSON value, keys sorted, in hex."""
     return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
 
 
 def write_json(path: Path, value: object) -> None:
@@ -97,3 +167,63 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return orjson.loads(path.read_bytes())
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a JSON object that a run decides by: with its format and the hash of the rest.
+
+    Returns
+    -------
+    dict
+        The object as `read_sealed` will give it.
+    """
+    content: dict[str, Any] = orjson.loads(orjson.dumps(dict(value)))
+    write_json(path, {**content, "_format": FORMAT, "_xxh3": fingerprint([FORMAT, content])})
+    return content
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    DamagedError
+        Its content is not what was written.
+    ConfigError
+        Another version of pyids wrote it, in a form that this one does not read.
+    """
+    try:
+        content = read_json(path)
+    except (orjson.JSONDecodeError, IsADirectoryError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path}: damaged: no JSON object that pyids has written")
+    seal, written_in = content.pop("_xxh3", None), content.pop("_format", None)
+    if written_in == FORMAT and seal != fingerprint([written_in, content]):
+        raise DamagedError(f"{path}: damaged: its content has changed since it was written")
+    if not isinstance(written_in, int):
+        raise DamagedError(f"{path}: damaged: no file that pyids has written in format {FORMAT}")
+    if written_in != FORMAT:
+        raise ConfigError(
+            f"{path}: of format {written_in}, and this pyids reads format {FORMAT}: use the "
+            "version of pyids that made the folder, or choose another --output-dir"
+        )
+    return content
+
+
+def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Read a sealed JSON object; where it is missing or cannot be used, make and keep it.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is kept.
+    make : callable
+        Gives the same object whenever it is called.
+    """
+    try:
+        return read_sealed(path)
+    except (FileNotFoundError, DamagedError, ConfigError):
+        return write_sealed(path, make())

@@ -14,8 +14,10 @@ rows that stay, ``row_ids(shard)``.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,19 +29,21 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import orjson
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock
 from numpy.typing import NDArray
 
 from pyids._typing import Int64
 from pyids.chat.formats import Message, to_messages
 from pyids.chat.rawjson import parse
-from pyids.errors import ConfigError, DataError
-from pyids.store.files import atomic_write, fingerprint, hash_file, read_json, write_json
-from pyids.store.ledger import load_npy
-from pyids.store.manifest import artifacts, environment
+from pyids.errors import ConfigError, DamagedError, DataError
+from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
+from pyids.store.ledger import checked, load_npy, load_sealed, map_npy
+from pyids.store.manifest import write_manifest
+from pyids.store.place import check_links, check_place, is_run_folder, take_lock, write_mark
+from pyids.store.remedies import remedy
 
-# Lies in every run folder, from its first moment on.
-_MARK = ".pyids"
+# What a folder answers that may be read and not written.
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 # ---- the run folder ------------------------------------------------------------------------------
@@ -92,11 +96,20 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.deduplicated = False
-        self._lock: FileLock | None = None
+        self._lock: BaseFileLock | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str, *, may_write: bool = True) -> Self:
         """Make the folder if need be, take its lock, remove what a killed process left behind.
+
+        Parameters
+        ----------
+        path : path
+            The folder.
+        may_write : bool, default True
+            Whether something will be written there. If not, a folder that cannot be written is
+            opened all the same, without a lock.
 
         Raises
         ------
@@ -106,46 +119,39 @@ class Store:
         store = cls(path)
         try:
             store.path.mkdir(parents=True, exist_ok=True)
-            store.check_place()
-            (store.path / _MARK).touch()  # before anything else lies there
-            lock = FileLock(store.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"{store.path}: another process works in this run folder: wait for it, or choose "
-                "another --output-dir"
-            ) from None
+            check_place(store.path)
+            write_mark(store.path)  # before anything else lies there
+            store._lock = take_lock(store.path)
         except OSError as error:
+            if not may_write and error.errno in _READ_ONLY and is_run_folder(store.path):
+                store._scratch = tempfile.TemporaryDirectory(prefix="pyids-")
+                return store
             raise ConfigError(
-                f"{store.path}: cannot write there ({error.strerror}): choose another --output-dir"
+                f"{store.path}: cannot write there ({error.strerror}): make room or choose another "
+                "--output-dir"
             ) from None
-        store._lock = lock
         for left_over in store.path.rglob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)
         return store
 
     def check_place(self) -> None:
-        """Check that nothing lies there but what a run has made: other files are not ours to lose.
+        """Check that nothing lies there but what a run has made (`pyids.store.place`)."""
+        check_place(self.path)
 
-        Raises
-        ------
-        ConfigError
-            There is.
-        """
-        stranger = next(self.path.iterdir(), None) if self.path.exists() else None
-        # The mark is looked for last: another process may be making the folder.
-        if stranger and not is_run_folder(self.path):
-            raise ConfigError(
-                f"{self.path}: holds {stranger.name}, which no run has made: name a new or an "
-                "empty folder as --output-dir"
-            )
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written there."""
+        return self._scratch is not None
 
     def close(self) -> None:
         """Give the lock back."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def __enter__(self) -> Self:
         return self
@@ -174,18 +180,17 @@ class Store:
             The folder belongs to another data set or configuration; names what differs.
         """
         self.check_claim(identity)
-        write_json(self.path / "identity.json", dict(identity))
+        write_sealed(self.path / "identity.json", identity)
 
     def check_claim(self, identity: Mapping[str, Any]) -> None:
         """Check that the folder is nobody's yet, or that of `identity`; see `claim`."""
-        path = self.path / "identity.json"
-        if not path.exists():
+        if (had := self.identity()) is None:
             return
-        wanted, had = orjson.loads(orjson.dumps(dict(identity))), read_json(path)
+        wanted = orjson.loads(orjson.dumps(dict(identity)))
         differing = [key for key in {**had, **wanted} if had.get(key) != wanted.get(key)]
         if differing:
             shown = "; ".join(
-                f"{key} was {_brief(had.get(key))}, now {_brief(wanted.get(key))}"
+                f"{key} was {brief(had.get(key))}, now {brief(wanted.get(key))}"
                 for key in differing[:3]
             )
             more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
@@ -194,12 +199,22 @@ class Store:
                 "--output-dir, or repeat the run that it holds"
             )
 
+    def identity(self) -> dict[str, Any] | None:
+        """Read what the folder was claimed with; None where it is not claimed, or cannot be read.
+
+        Nothing is lost with it: what was made carries its inputs, and what was drawn its options.
+        """
+        try:
+            return read_sealed(self.path / "identity.json")
+        except (FileNotFoundError, DamagedError):
+            return None
+
     # -- shards --
 
     @property
     def scratch(self) -> Path:
         """Folder for what a stage spills; `Store.open` empties it."""
-        return self.path / ".scratch"
+        return Path(self._scratch.name) if self._scratch else self.path / ".scratch"
 
     def artifact(self, kind: str, shard: Shard, suffix: str = ".npy") -> Path:
         """Path of a shard's file of one kind, such as ``embeddings``."""
@@ -219,13 +234,16 @@ class Store:
 
     @cached_property
     def _distinct(self) -> dict[str, Any]:
-        entry: dict[str, Any] = read_json(self.path / "distinct" / "index.json")
-        return entry
+        return load_sealed(self.path / "distinct" / "index.json")
+
+    @property
+    def _centroids(self) -> dict[str, Any]:
+        return load_sealed(self.path / "centroids.json")
 
     @property
     def cluster_sizes(self) -> Int64:
         """Rows that stay of each cluster, int64 (K,)."""
-        entry = self._distinct if self.deduplicated else read_json(self.path / "centroids.json")
+        entry = self._distinct if self.deduplicated else self._centroids
         return np.array(entry["sizes"], dtype=np.int64)
 
     @cached_property
@@ -237,13 +255,8 @@ class Store:
         DataError
             The rows have not been read to the end.
         """
-        try:
-            index: dict[str, Any] = read_json(self.path / "rows" / "index.json")
-        except FileNotFoundError:
-            raise DataError(
-                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
-            ) from None
-        return index
+        check_links(self.path)
+        return self._of_reading("rows")
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -267,13 +280,18 @@ class Store:
 
     @cached_property
     def _keep(self) -> dict[str, Any]:
+        return self._of_reading("keep")
+
+    def _of_reading(self, kind: str) -> dict[str, Any]:
         try:
-            entry: dict[str, Any] = read_json(self.path / "keep" / "index.json")
-        except FileNotFoundError:
+            return load_sealed(self.path / kind / "index.json")
+        except DamagedError:
+            if (self.path / kind / "index.json").exists():
+                raise
             raise DataError(
-                f"{self.path} holds no rows that were read to the end: run `pyids run` on it first"
+                f"{self.path} holds no rows that were read to the end ({kind}/index.json is "
+                "missing): run `pyids run` on it first"
             ) from None
-        return entry
 
     @property
     def kept(self) -> int:
@@ -333,7 +351,7 @@ class Store:
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(ids), 1024):
                     file.write(vectors[positions[start : start + 1024]].tobytes())
-        return load_npy(copy)
+        return map_npy(copy)
 
     def embedding(self, row_id: int) -> NDArray[Any]:
         """Give the vector of one row that stays, (D,)."""
@@ -384,47 +402,32 @@ class Store:
         source = self.source(shard)
         path, format = source["path"], source["format"]
         positions = row_ids - shard.first_row_id
-        with pq.ParquetFile(self.artifact("rows", shard, ".parquet"), pre_buffer=False) as file:
-            groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            ends = np.cumsum(groups)
-            group_of = np.searchsorted(ends, positions, side="right")
-            for group in np.unique(group_of).tolist():
-                table = file.read_row_group(group, columns=["record", "line"])
-                inside = group_of == group
-                table = table.take(positions[inside] - (ends[group] - groups[group]))
-                columns = (table.column(name).to_pylist() for name in ("record", "line"))
-                for row_id, raw, line in zip(row_ids[inside].tolist(), *columns, strict=True):
-                    messages = to_messages(parse(raw), format)
-                    yield Row(row_id, raw, messages, path, shard.first_line + line)
+        rows = checked(self.artifact("rows", shard, ".parquet"))
+        try:
+            with pq.ParquetFile(rows, pre_buffer=False) as file:
+                groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                ends = np.cumsum(groups)
+                group_of = np.searchsorted(ends, positions, side="right")
+                for group in np.unique(group_of).tolist():
+                    table = file.read_row_group(group, columns=["record", "line"])
+                    inside = group_of == group
+                    table = table.take(positions[inside] - (ends[group] - groups[group]))
+                    columns = (table.column(name).to_pylist() for name in ("record", "line"))
+                    for row_id, raw, line in zip(row_ids[inside].tolist(), *columns, strict=True):
+                        messages = to_messages(parse(raw), format)
+                        yield Row(row_id, raw, messages, path, shard.first_line + line)
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise DamagedError(f"{rows}: cannot be read ({reason}): {remedy(rows)}") from None
 
     # -- proof --
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
-        """Write ``manifest.json``: `facts`, the environment, and the hash of every file.
-
-        Parameters
-        ----------
-        facts : mapping
-            JSON values of the run: configuration, seeds, device, threads, timings, inputs.
-        """
-        files = {
-            str(file.relative_to(self.path)): {
-                "bytes": file.stat().st_size,
-                "xxh3": hash_file(file),
-            }
-            for file in artifacts(self.path)
-        }
-        write_json(
-            self.path / "manifest.json", {**facts, "environment": environment(), "files": files}
-        )
+        """Write ``manifest.json`` (`pyids.store.manifest.write_manifest`)."""
+        write_manifest(self.path, facts)
 
 
-def is_run_folder(path: Path) -> bool:
-    """Whether pyids made this folder: by its mark, or as it was before there was one."""
-    before = all((path / name).exists() for name in ("identity.json", "config.yaml"))
-    return before or (path / _MARK).exists()
-
-
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """Show a JSON value in at most 80 characters."""
     text = orjson.dumps(value).decode()
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,23 +1,44 @@
-"""The ledger: which files a stage wrote, and what they were made from."""
+"""The ledger: which files a stage wrote, and what they were made from.
+
+Beside the files of a stage stands an entry: a sealed JSON object (`pyids.store.files`) with their
+sizes and hashes, and `inputs`. The entry of ``X.npy`` is ``X.json``, or else ``index.json`` in its
+folder or in the one above. Every file is checked once a process, when it is first read: a run never
+works on a file that is not what its stage wrote.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from pyids.store.files import atomic_write, fingerprint, hash_file, read_json, write_json
+from pyids.errors import DamagedError
+from pyids.store.files import (
+    atomic_write,
+    fingerprint,
+    hash_file,
+    hash_once,
+    read_sealed,
+    stamp,
+    write_sealed,
+)
+from pyids.store.remedies import remedy
 
-# ---- the ledger ----------------------------------------------------------------------------------
+# What this process has found to be as its entry says: path -> what stat said of it and of its
+# entry.
+_checked: dict[str, tuple[int, ...]] = {}
 
 
 def write_entry(
     entry: Path, files: Sequence[Path], inputs: Mapping[str, Any], **facts: Any
 ) -> dict[str, Any]:
-    """Write the ledger entry of `files`, which stand in the folder of `entry`, whole.
+    """Write the ledger entry of `files`, which stand in the folder of `entry` or below, whole.
 
     Parameters
     ----------
@@ -30,34 +51,53 @@ def write_entry(
     **facts
         What else the stage wants to find again (``rows=...``), JSON values.
     """
-    content = {
-        "inputs": dict(inputs),
-        "files": {
-            file.name: {"bytes": file.stat().st_size, "xxh3": hash_file(file)} for file in files
+    return write_sealed(
+        entry,
+        {
+            "inputs": dict(inputs),
+            "files": {os.path.relpath(file, entry.parent): facts_of(file) for file in files},
+            **facts,
         },
-        **facts,
-    }
-    write_json(entry, content)
-    return content
+    )
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """Give size and hash of a file, as an entry holds them."""
+    return {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
 
 
 def read_entry(entry: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give the ledger entry if its files stand with their sizes and were made from `inputs`.
+    """Give the ledger entry if its files are what it says and were made from `inputs`.
 
-    None means: make it (again). The hashes are for `verify`; here the sizes are enough, because an
-    entry is written after its files, and `begin` removes it before they are written anew.
+    None means: make it (again). An entry is written after its files, and `begin` removes it before
+    they are written anew.
     """
     try:
-        content: dict[str, Any] = read_json(entry)
-    except FileNotFoundError:
+        content = read_sealed(entry)
+    except (FileNotFoundError, DamagedError):
         return None
-    if fingerprint(content["inputs"]) != fingerprint(dict(inputs)):
+    if fingerprint(content.get("inputs")) != fingerprint(dict(inputs)):
         return None
+    return content if next(damaged_files(entry, content), None) is None else None
+
+
+def damaged_files(entry: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Yield each file of an entry that is missing or not what it says, and what is wrong."""
     for name, facts in content["files"].items():
-        file = entry.with_name(name)
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            return None
-    return content
+        file = Path(os.path.normpath(entry.parent / name))
+        if (problem := difference(file, facts)) is not None:
+            yield file, problem
+
+
+def difference(file: Path, facts: Mapping[str, Any]) -> str | None:
+    """Say how a file differs from what was noted of it, if it does."""
+    if not file.is_file():
+        return "missing"
+    if (size := file.stat().st_size) != facts["bytes"]:
+        return f"{size} bytes, was {facts['bytes']}"
+    if hash_once(file) != facts["xxh3"]:
+        return "the content has changed"
+    return None
 
 
 def begin(entry: Path) -> None:
@@ -70,6 +110,60 @@ def begin(entry: Path) -> None:
     entry.unlink(missing_ok=True)
 
 
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def entry_of(path: Path) -> Path:
+    """Find the ledger entry that vouches for a file.
+
+    Raises
+    ------
+    DamagedError
+        There is none.
+    """
+    here, above = path.parent / "index.json", path.parent.parent / "index.json"
+    for entry in (path.with_suffix(".json"), here, above):
+        if entry.is_file() and entry != path:
+            return entry
+    raise DamagedError(f"{path}: no ledger entry vouches for it: {remedy(path)}")
+
+
+def checked(path: Path) -> Path:
+    """Give `path` back when the file is what its ledger entry says; checked once a process.
+
+    Raises
+    ------
+    DamagedError
+        It is missing, or something else; names the file and the remedy.
+    """
+    entry = entry_of(path)
+    now = (*stamp(entry), *(stamp(path) if path.is_file() else ()))
+    if _checked.get(str(path)) == now:
+        return path
+    facts = load_sealed(entry)["files"].get(os.path.relpath(path, entry.parent))
+    problem = "no ledger entry vouches for it" if facts is None else difference(path, facts)
+    if problem is not None:
+        raise DamagedError(f"{path}: damaged ({problem}): {remedy(path)}")
+    _checked[str(path)] = now
+    return path
+
+
+def load_sealed(path: Path) -> dict[str, Any]:
+    """Read a sealed JSON object that must be there.
+
+    Raises
+    ------
+    DamagedError
+        It is missing or not what was written; names the remedy.
+    """
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        raise DamagedError(f"{path}: missing: {remedy(path)}") from None
+    except DamagedError as error:
+        raise DamagedError(f"{error}: {remedy(path)}") from None
+
+
 def save_npy(path: Path, array: NDArray[Any], inputs: Mapping[str, Any]) -> None:
     """Write an array as ``.npy`` with its ledger entry, both atomically."""
     entry = path.with_suffix(".json")
@@ -79,7 +173,24 @@ def save_npy(path: Path, array: NDArray[Any], inputs: Mapping[str, Any]) -> None
     write_entry(entry, [path], inputs, rows=len(array))
 
 
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """Give the ``.npy`` file that `save_npy` writes of an array."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def hash_npy(array: NDArray[Any]) -> str:
+    """Give the hash of the ``.npy`` file that `save_npy` writes of an array."""
+    return xxhash.xxh3_128_hexdigest(npy_bytes(array))
+
+
 def load_npy(path: Path) -> NDArray[Any]:
+    """Map an array that a stage has written, checked by its ledger entry (`checked`)."""
+    return map_npy(checked(path))
+
+
+def map_npy(path: Path) -> NDArray[Any]:
     """Map an array from ``.npy``, never a pickled one; read an empty one: none can be mapped."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,25 +1,72 @@
-"""The manifest: the hash of everything, and its check."""
+"""The manifest: the hash of everything when a run has ended, and its check."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pyids.errors import DataError
-from pyids.store.files import hash_file, read_json
+from pyids.errors import ConfigError, DamagedError, DataError
+from pyids.store.files import hash_once, read_sealed, write_sealed
+from pyids.store.ledger import damaged_files, difference
+from pyids.store.place import find_links
+from pyids.store.remedies import remedy
+
+# What may change in a finished folder: where its data lie and what it works with, what `pyids
+# select` adds to the scores of rows, and answers that were paid for.
+_FREE = ("config.yaml", "judge.jsonl", "quality/cache/")
+
+# Files that decide though they begin with a dot, which the manifest leaves out: they may change.
+_DOTFILES = (".inputs.json",)
+
+
+def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``manifest.json``: `facts`, the environment, and the hash of every file.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    facts : mapping
+        JSON values of the run: configuration, seeds, device, threads, timings, inputs.
+
+    Raises
+    ------
+    DamagedError
+        A file is not what its ledger entry says, or not what it was when the run ended before: what
+        is damaged is not approved.
+    """
+    for file, problem in _unlike_ledgers(path):
+        raise DamagedError(f"{file}: damaged ({problem}): {remedy(file)}")
+    manifest = path / "manifest.json"
+    try:
+        before = read_sealed(manifest)["files"]
+    except (FileNotFoundError, DamagedError):
+        before = {}
+    for name, noted in before.items():
+        if not name.startswith(_FREE) and (change := difference(path / name, noted)):
+            raise DamagedError(
+                f"{path / name}: not what it was when the run ended ({change}): "
+                f"{remedy(path / name)}"
+            )
+    files = {
+        str(file.relative_to(path)): {"bytes": file.stat().st_size, "xxh3": hash_once(file)}
+        for file in artifacts(path)
+    }
+    write_sealed(manifest, {**facts, "environment": environment(), "files": files})
 
 
 def verify(path: Path | str) -> list[str]:
-    """Hash every file of a run folder again and compare with its manifest.
+    """Hash every file of a run folder again and compare with its manifest and its ledgers.
 
     Returns
     -------
     list of str
-        One line for each file that is missing, has changed or is not in the manifest; empty when
-        the folder is what its run left behind.
+        One line for each file that is missing, has changed, is a link or is not in the manifest,
+        with the command that makes it again; empty when the folder is what its run left behind.
 
     Raises
     ------
@@ -27,28 +74,67 @@ def verify(path: Path | str) -> list[str]:
         The folder has no manifest: its run has not ended.
     """
     path = Path(path)
-    try:
-        files = read_json(path / "manifest.json")["files"]
-    except (FileNotFoundError, NotADirectoryError):
+    if not (path / "manifest.json").is_file():
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended"
         ) from None
-    problems = []
-    for name, facts in files.items():
-        file = path / name
-        if not file.is_file():
-            problems.append(f"{name}: missing")
-        elif file.stat().st_size != facts["bytes"]:
-            problems.append(f"{name}: {file.stat().st_size} bytes, was {facts['bytes']}")
-        elif hash_file(file) != facts["xxh3"]:
-            problems.append(f"{name}: the content has changed")
-    known = set(files)
-    problems += [
-        f"{name}: not in the manifest"
-        for name in (str(file.relative_to(path)) for file in artifacts(path))
-        if name not in known and not name.startswith("quality/cache/")  # `pyids select` adds to it
+    problems = {
+        link: "a link, and links inside a run folder are not followed" for link in find_links(path)
+    }
+    try:
+        files = read_sealed(path / "manifest.json")["files"]
+    except DamagedError:
+        problems[path / "manifest.json"] = "damaged"
+        files = None
+    for name, noted in (files or {}).items():
+        if (change := difference(path / name, noted)) is not None:
+            problems.setdefault(path / name, change)
+    for file, problem in _unlike_ledgers(path):
+        problems.setdefault(file, problem)
+    for name in _DOTFILES:
+        if (path / name).exists() and not _readable(path / name):
+            problems[path / name] = "damaged"
+    if files is not None:
+        for file in artifacts(path):
+            name = str(file.relative_to(path))
+            # `pyids select` adds to the cache.
+            if name not in files and not name.startswith("quality/cache/"):
+                problems.setdefault(file, "not in the manifest")
+    return [
+        f"{file.relative_to(path)}: {problem}: {_what_to_do(path, file, problem)}"
+        for file, problem in problems.items()
     ]
-    return problems
+
+
+def _what_to_do(path: Path, file: Path, problem: str) -> str:
+    if problem == "not in the manifest" or problem.startswith("a link"):
+        return "remove it"
+    if file.name in _DOTFILES:
+        return "remove it, and the data is hashed again"
+    return remedy(file)
+
+
+def _readable(file: Path) -> bool:
+    try:
+        read_sealed(file)
+    except (DamagedError, ConfigError):
+        return False
+    return True
+
+
+def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what is not as the ledger entries of a folder say, the entries themselves first."""
+    for entry in artifacts(path):
+        parts = entry.relative_to(path).parts
+        if entry.suffix != ".json" or "checkpoint" in parts or "cache" in parts:
+            continue
+        try:
+            content = read_sealed(entry)
+        except (DamagedError, ConfigError):
+            yield entry, "damaged, or of another format"
+            continue
+        if isinstance(content.get("files"), dict) and isinstance(content.get("inputs"), dict):
+            yield from damaged_files(entry, content)
 
 
 def artifacts(path: Path) -> list[Path]:
@@ -60,7 +146,8 @@ def artifacts(path: Path) -> list[Path]:
     return sorted(
         file
         for file in path.rglob("*")
-        if file.is_file()
+        if not file.is_symlink()
+        and file.is_file()
         and file.name != "manifest.json"
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
         and not file.relative_to(path).parts[0].startswith("selected-")

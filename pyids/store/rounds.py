@@ -1,7 +1,9 @@
 """What the rounds of a selection leave in the run folder: ``rounds/1/``, ``rounds/2/``, ...
 
-A round is drawn once ``selected.npy`` stands, and told once ``weights.npy`` does: each is the last
-file that its step writes. Rounds are counted from 0 here, folders from 1.
+A round is drawn once the ledger entry of ``selected.npy`` stands, and told once that of
+``weights.npy`` does: each is the last that its step writes. Rounds are counted from 0 here, folders
+from 1. A round before the last that lacks either, or one that ``state.json`` knows of and that is
+gone, is damage: what follows from it must not be taken for something else.
 """
 
 from __future__ import annotations
@@ -16,10 +18,19 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.errors import ConfigError, ModelError
-from pyids.store.files import atomic_write, read_json, write_json
+from pyids.errors import ConfigError, DamagedError, ModelError
+from pyids.store.files import atomic_write, hash_file, read_sealed, write_sealed
 from pyids.store.folder import Store
-from pyids.store.ledger import load_npy, save_npy
+from pyids.store.ledger import (
+    begin,
+    checked,
+    load_npy,
+    load_sealed,
+    read_entry,
+    save_npy,
+    write_entry,
+)
+from pyids.store.remedies import remedy
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -42,7 +53,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 def has_drawn(folder: Path) -> bool:
     """Whether this is the folder of a run that has drawn rows."""
-    return (folder / "rounds" / "1" / "selected.npy").exists()
+    return any((folder / "rounds" / "1").glob("selected.*"))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -64,6 +75,8 @@ class Rounds:
         self._folder = store.path / "rounds"
         self.sizes = sizes
         self.n_clusters = len(sizes)
+        # What the options were that decide a draw; kept with each (`pyids.pipeline.decided`).
+        self.decided: Mapping[str, Any] = {}
 
     def path(self, n: int, name: str) -> Path:
         """Path of a file of round `n`."""
@@ -72,12 +85,12 @@ class Rounds:
     @property
     def drawn(self) -> int:
         """How many rounds have been drawn."""
-        return self._count("selected.npy")
+        return self._count("selected.json")
 
     @property
     def told(self) -> int:
         """How many rounds have been told."""
-        return self._count("weights.npy")
+        return self._count("weights.json")
 
     def asked(self, rounds: int) -> int:
         """Return the present round of `rounds`, from 0, if its rows are drawn.
@@ -106,20 +119,99 @@ class Rounds:
             n += 1
         return n
 
+    def check(self) -> None:
+        """Check that no round has a gap.
+
+        Raises
+        ------
+        DamagedError
+            A file of a round is missing that must have been there; names it.
+        """
+        drawn, told = self.known()
+        for count, missing in ((drawn, "selected"), (told, "weights")):
+            for n in range(count):
+                for name in (f"{missing}.json", f"{missing}.npy"):
+                    if not self.path(n, name).exists():
+                        path = self.path(n, name)
+                        raise DamagedError(
+                            f"{path}: missing, and round {n + 1} was "
+                            f"{'drawn' if missing == 'selected' else 'told'}: {remedy(path)}"
+                        )
+
+    def known(self) -> tuple[int, int]:
+        """How many rounds must have been drawn and told, by all that stands there."""
+        try:
+            state = read_sealed(self._folder / "state.json")
+            drawn, told = int(state["drawn"]), int(state["told"])
+        except (FileNotFoundError, DamagedError):
+            drawn = told = 0
+        folders = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+        for number in sorted(folders):
+            stands = {path.name for path in (self._folder / str(number)).glob("*")}
+            if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
+                drawn = max(drawn, number)
+            if "weights.json" in stands:
+                told = max(told, number)
+            if stands:  # of a round that begins, the one before has been told
+                told = max(told, number - 1)
+        return max(drawn, told), told
+
+    # -- damage --
+
+    def stands(self, n: int, name: str) -> bool:
+        """Whether round `n` has written `name`, or something of it."""
+        return any(self.path(n, "").glob(f"{name}.*"))
+
+    def holds(self, n: int, name: str) -> bool:
+        """Whether an array of round `n` stands, as its ledger entry says."""
+        try:
+            checked(self.path(n, f"{name}.npy"))
+        except DamagedError:
+            return False
+        return True
+
+    def array(self, n: int, name: str) -> NDArray[Any]:
+        """Return an array of round `n`."""
+        return self._load(n, f"{name}.npy")
+
+    def known_hashes(self, n: int, name: str) -> set[str]:
+        """Give the hashes that a damaged array may have had: by its entry, or as it stands."""
+        path = self.path(n, f"{name}.npy")
+        try:
+            return {read_sealed(path.with_suffix(".json"))["files"][path.name]["xxh3"]}
+        except (FileNotFoundError, DamagedError):
+            return {hash_file(path)} if path.is_file() else set()
+
+    def mend(self, n: int, name: str, array: NDArray[Any]) -> None:
+        """Write an array of round `n` again, with its entry."""
+        more = {"decided": self.decided} if name == "selected" else {}
+        self._save(n, f"{name}.npy", array, **more)
+
+    def _note(self) -> None:
+        write_sealed(self._folder / "state.json", {"drawn": self.drawn, "told": self.told})
+
     # -- the draw --
 
     def save_draw(self, n: int, quotas: Int64, selected: Int64) -> None:
         """Keep what round `n` drew: rows of each cluster (K,), and their ids."""
         self._save(n, "quotas.npy", quotas)
-        self._save(n, "selected.npy", selected)
+        self._save(n, "selected.npy", selected, decided=self.decided)
+        self._note()
 
     def save_candidates(self, n: int, table: Mapping[str, NDArray[Any]]) -> None:
         """Keep what round `n` saw of the rows that it could draw."""
         self._save_table(n, "candidates.parquet", table)
+        path = self.path(n, "candidates.parquet")
+        write_entry(path.with_suffix(".json"), [path], {"round": n + 1})
 
     def candidates(self, n: int) -> pa.Table:
         """Return what `save_candidates` kept."""
-        return pq.read_table(self.path(n, "candidates.parquet"))
+        return pq.read_table(checked(self.path(n, "candidates.parquet")))
+
+    def decided_by(self, n: int) -> dict[str, Any]:
+        """Return the options that round `n` was drawn with."""
+        decided: dict[str, Any] = load_sealed(self.path(n, "selected.json"))["inputs"]["decided"]
+        return decided
 
     def quotas(self, n: int) -> Int64:
         """Rows that round `n` drew from each cluster, int64 (K,)."""
@@ -142,7 +234,23 @@ class Rounds:
 
     def probes(self, n: int) -> Int64 | None:
         """Ids of the rows that round `n` scores, ascending; None before they are drawn."""
-        return self._load(n, "probes.npy") if self.path(n, "probes.npy").exists() else None
+        return self._load(n, "probes.npy") if self.path(n, "probes.json").exists() else None
+
+    # -- the checkpoint --
+
+    def has_checkpoint(self, n: int) -> bool:
+        """Whether round `n` has trained, and its checkpoint is still what it left behind."""
+        return read_entry(self.path(n, "checkpoint.json"), {"round": n + 1}) is not None
+
+    def begin_checkpoint(self, n: int) -> Path:
+        """Give the folder of the checkpoint of round `n`, which is about to be written."""
+        begin(self.path(n, "checkpoint.json"))
+        return self.path(n, "checkpoint")
+
+    def save_checkpoint(self, n: int) -> None:
+        """Keep the hashes of the checkpoint that round `n` has trained."""
+        files = sorted(path for path in self.path(n, "checkpoint").rglob("*") if path.is_file())
+        write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1})
 
     # -- the scores --
 
@@ -150,12 +258,15 @@ class Rounds:
         """Weights of the clusters, float64 (K,) summing to 1, that round `n` draws by."""
         if n == 0:
             return np.full(self.n_clusters, 1 / self.n_clusters)
-        return np.asarray(load_npy(self.path(n - 1, "weights.npy")))
+        return self._load(n - 1, "weights.npy")
 
     def summary(self, n: int) -> dict[str, Any]:
         """Return what the scores of round `n` came to."""
-        summary: dict[str, Any] = read_json(self.path(n, "scores.json"))
-        return summary
+        return load_sealed(self.path(n, "scores.json"))
+
+    def scores(self, n: int) -> pa.Table:
+        """Return the scored rows of round `n` and what is known of each."""
+        return pq.read_table(checked(self.path(n, "scores.parquet")))
 
     def cluster_scores(self) -> Float64:
         """Scores of the clusters in the last told round, float64 (K,); NaN for unscored ones."""
@@ -172,9 +283,13 @@ class Rounds:
         weights: Float64,
     ) -> None:
         """Keep what round `n` was told: a row of `table` a scored row, and the new weights."""
+        begin(self.path(n, "scores.json"))
         self._save_table(n, "scores.parquet", table)
-        write_json(self.path(n, "scores.json"), dict(summary))
+        inputs = {"round": n + 1}
+        path = self.path(n, "scores.parquet")
+        write_entry(path.with_suffix(".json"), [path], inputs, **summary)
         self._save(n, "weights.npy", weights)
+        self._note()
 
     def _save_table(self, n: int, name: str, table: Mapping[str, NDArray[Any]]) -> None:
         path = self.path(n, name)
@@ -182,8 +297,8 @@ class Rounds:
         with atomic_write(path) as temporary:
             pq.write_table(pa.table(dict(table)), temporary)
 
-    def _save(self, n: int, name: str, array: NDArray[Any]) -> None:
-        save_npy(self.path(n, name), array, {"round": n + 1})
+    def _save(self, n: int, name: str, array: NDArray[Any], **inputs: Any) -> None:
+        save_npy(self.path(n, name), array, {"round": n + 1, **inputs})
 
     def _load(self, n: int, name: str) -> NDArray[Any]:
         return np.asarray(load_npy(self.path(n, name)))

@@ -102,6 +102,8 @@ struct Kernels {
   double (*squared_distance)(const double* x, const double* y, std::size_t d);
   // The same for values y that float32 holds.
   double (*squared_distance_f32)(const double* x, const float* y, std::size_t d);
+  // sum x y, each product and sum rounded to float64, in the order of squared_distance.
+  double (*product)(const double* x, const double* y, std::size_t d);
   // sums[0 .. d) += sign * round(x * scales) (to nearest, ties to even; |x * scale| < 2^51).
   void (*add_fixed)(const double* x, const double* scales, std::size_t d, std::int64_t sign,
                     std::int64_t* sums);
@@ -110,6 +112,10 @@ struct Kernels {
   // dots[i * ld + j] = x_i . y_j for n_x rows (ldx floats apart) and 16 * n_groups packed rows.
   void (*dot_f32)(const float* x, std::size_t ldx, std::size_t n_x, const float* packed,
                   std::size_t n_groups, std::size_t d, float* dots, std::size_t ld);
+  // sums[j] += sum over n rows of max(0, 2^20 products[i * ld + j] + offsets[i]), j in [0, width),
+  // a multiple of 16, any order.
+  void (*add_gains)(const float* products, std::size_t ld, std::size_t n, const float* offsets,
+                    std::size_t width, float* sums);
 
   // Largest magnitude of a row's code: 63 where products of larger ones overflow, else 127.
   int row_levels;

@@ -1,0 +1,193 @@
+"""The scores that a trainer tells: read from its file, and checked before they count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from pyids._typing import Float64, Int64
+from pyids.errors import DataError
+
+if TYPE_CHECKING:
+    from pyids.store.rounds import Rounds
+
+# Beyond these, squares of scores leave the range of float64.
+_LARGEST, _SMALLEST = 1e100, 1e-100
+
+_ENCODINGS = {
+    b"\xef\xbb\xbf": "a byte order mark",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+class ScoreFile(dict[int, float]):
+    """Scores by row id, and the lines of a file that they stand on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.lines: dict[int, int] = {}
+
+    def where(self, row_id: int) -> str:
+        """Say where the score of a row stands."""
+        return f"{self.path} line {self.lines[row_id]}: "
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Read a trainer's scores: a JSON object ``{"_pyids_id": 7, "score": 0.5}`` a line, in UTF-8.
+
+    Other columns are ignored; a score of null leaves its row out.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, a line is not such an object, a score is no finite number, or a row
+        has two scores; names the line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from None
+    for mark, encoding in _ENCODINGS.items():
+        if content.startswith(mark):
+            raise DataError(f"{path} line 1: begins with {encoding}: write it as plain UTF-8")
+    scores = ScoreFile(path)
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            _add(scores, line, number)
+    if not scores:
+        raise DataError(f"{path} holds no score: write one line a scored row")
+    return scores
+
+
+def _add(scores: ScoreFile, line: bytes, number: int) -> None:
+    where = f"{scores.path} line {number}"
+    try:
+        row = orjson.loads(line)
+        row_id, score = row["_pyids_id"], row["score"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        for word in (b"NaN", b"Infinity", b"nan", b"inf"):
+            if word in line:
+                raise DataError(
+                    f"{where}: holds {word.decode()}, which is no JSON: scores are finite numbers, "
+                    "or null to leave the row out"
+                ) from None
+        raise DataError(
+            f'{where}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write one a scored row'
+        ) from None
+    if type(row_id) is not int or row_id >= 2**63:  # True is an int, too
+        raise DataError(
+            f"{where}: column '_pyids_id' is {_shown(row_id)}, not a row id: write it as it stands "
+            "in the row that was scored"
+        )
+    if score is None:
+        return
+    if type(score) not in (int, float):
+        raise DataError(
+            f"{where}: column 'score' is {_shown(score)}: make it a number, or null to leave the "
+            "row out"
+        )
+    if row_id in scores:
+        raise DataError(
+            f"{where}: column '_pyids_id': row {row_id} has a score on an earlier line: keep one "
+            "of them"
+        )
+    scores[row_id] = float(score)
+    scores.lines[row_id] = number
+
+
+def _shown(value: object) -> str:
+    return f"{orjson.dumps(value).decode():.40}"
+
+
+def check_told(
+    rounds: Rounds,
+    n: int,
+    scores: object,
+    row_ids: Int64,
+    columns: Mapping[str, Float64],
+    clusters_of: Callable[[Int64], NDArray[np.int32]],
+) -> tuple[Int64, dict[str, Float64], NDArray[np.int32]]:
+    """Check what is told of round `n`, and put it in the order of the row ids.
+
+    Parameters
+    ----------
+    rounds
+        The rounds so far.
+    n
+        The present round, from 0.
+    scores
+        Where they come from: of a `ScoreFile`, messages name the line.
+    row_ids, columns
+        Ids of the scored rows, int64 (B,), and what is known of each, float64 (B,): ``score``.
+    clusters_of
+        Finds the clusters of rows of the pool.
+
+    Returns
+    -------
+    tuple
+        Row ids ascending, so that the order in which scores are told changes no bit; columns and
+        clusters of these rows.
+
+    Raises
+    ------
+    DataError
+        A row is not in the pool, has been selected (its score says what was learnt by heart), or
+        was to be scored in an earlier round and not in this one; a score is beyond 1e100.
+    """
+    where = scores.where if isinstance(scores, ScoreFile) else lambda row_id: ""
+    order = np.argsort(row_ids, kind="stable")
+    row_ids, columns = row_ids[order], {name: values[order] for name, values in columns.items()}
+    _check_range(row_ids, columns["score"], where)
+    try:
+        clusters = clusters_of(row_ids)
+    except DataError as error:
+        if isinstance(scores, ScoreFile):
+            for row_id in row_ids.tolist():
+                try:
+                    clusters_of(np.array([row_id]))
+                except DataError as first:
+                    raise DataError(f"{where(row_id)}{first}") from None
+        raise error
+    if not isinstance(scores, Mapping):
+        return row_ids, columns, clusters  # a scorer's own: of the probe rows
+    drawn = row_ids[np.isin(row_ids, rounds.selected())].tolist()
+    if drawn:
+        raise DataError(
+            f"{where(drawn[0])}row {drawn[0]} is one of those selected so far: score rows that no "
+            "checkpoint was trained on (probes.jsonl holds them)"
+        )
+    if (probes := rounds.probes(n)) is not None:
+        strange = row_ids[~np.isin(row_ids, probes)]
+        for before in range(n):
+            if (earlier := rounds.probes(before)) is None:
+                continue
+            of_then = strange[np.isin(strange, earlier)].tolist()
+            if of_then:
+                raise DataError(
+                    f"{where(of_then[0])}row {of_then[0]} was to be scored in round {before + 1}, "
+                    f"not in round {n + 1}: tell the scores of the rows in probes.jsonl"
+                )
+    return row_ids, columns, clusters
+
+
+def _check_range(row_ids: Int64, values: Float64, where: Callable[[int], str]) -> None:
+    large = np.flatnonzero(np.abs(values) > _LARGEST)
+    if len(large):
+        row_id = int(row_ids[large[0]])
+        raise DataError(
+            f"{where(row_id)}the score of row {row_id} is {values[large[0]]}: scores lie within "
+            f"{_LARGEST:g} of 0: divide all by one number"
+        )
+    largest = float(np.abs(values).max(initial=0.0))
+    if 0 < largest < _SMALLEST:
+        row_id = int(row_ids[np.argmax(np.abs(values))])
+        raise DataError(
+            f"{where(row_id)}no score is further from 0 than {largest}: multiply all by one number"
+        )

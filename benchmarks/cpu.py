@@ -39,7 +39,10 @@ PINNED = (
     "superkmeans==0.2.0",
     "fastkmeans==0.5.0",
 )
-RIVALS = ("faiss", "scikit-learn", "scikit-learn-intelex", "superkmeans", "fastkmeans")
+RIVALS = (
+    "faiss", "faiss-superkmeans", "scikit-learn", "scikit-learn-intelex", "superkmeans",
+    "fastkmeans",
+)  # fmt: skip
 # name: (data set, clusters, iterations, what is timed, libraries)
 ITERATE = ("pyids", *RIVALS)
 WORKLOADS: dict[str, tuple[str, int, int, str, tuple[str, ...]]] = {
@@ -121,6 +124,22 @@ def fit_faiss(x: np.ndarray, start: np.ndarray, n: int, threads: int) -> Callabl
 
     def run() -> Any:
         model.train(x, init_centroids=start)
+        return model.centroids
+
+    return run
+
+
+def fit_faiss_superkmeans(
+    x: np.ndarray, start: np.ndarray, n: int, threads: int
+) -> Callable[[], Any]:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    # It takes no start of ours.
+    model = faiss.SuperKmeans(x.shape[1], len(start), niter=n, max_points_per_centroid=len(x))
+
+    def run() -> Any:
+        model.train(x)
         return model.centroids
 
     return run
@@ -215,7 +234,11 @@ def peak_kib(*, reset: bool = False) -> int:
 def work(job: dict[str, Any]) -> None:
     """Run one job: load, build, time, and report on standard output."""
     x, start = np.load(job["x"]), np.load(job["start"])
-    names = {"scikit-learn": "sklearn", "scikit-learn-intelex": "intelex"}
+    names = {
+        "scikit-learn": "sklearn",
+        "scikit-learn-intelex": "intelex",
+        "faiss-superkmeans": "faiss_superkmeans",
+    }
     name = names.get(job["library"], job["library"])
     run = globals()[f"{job['task']}_{name}"](x, start, job["n_iter"], job["threads"])
     before = peak_kib(reset=True)

@@ -103,6 +103,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "logits_scaling": 8.0},
     "phi": {"partial_rotary_factor": 0.5},
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1,
               "expert_layer_period": 2},
@@ -151,6 +153,10 @@ def build(family: str, folder: Path) -> None:
     else:
         given = set(kind().to_dict())
         options = {name: value for name, value in SMALL.items() if name in given}
+        if "qk_rope_head_dim" in given:
+            # The head's size follows from its parts, and keys are as many as queries.
+            options.pop("head_dim", None)
+            options["num_key_value_heads"] = options["num_attention_heads"]
         config = kind(**{**options, **OWN.get(family, {})})
     with quiet():
         with torch.device("meta"):

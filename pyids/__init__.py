@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,22 @@ if not TYPE_CHECKING:
         if name not in _EXPORTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def _wait_politely() -> None:
+    """Let OpenMP's threads, which torch brings, sleep while they wait where others work.
+
+    They spin otherwise, which takes the cores from whoever works there, this process's own threads
+    among them. OpenMP reads the policy when torch is imported; one that the user has set stays.
+    """
+    chosen = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if "torch" in sys.modules or any(name in os.environ for name in chosen):
+        return
+    if os.getloadavg()[0] > 0.5 * len(os.sched_getaffinity(0)):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+_wait_politely()
 
 
 def __dir__() -> list[str]:

@@ -138,6 +138,8 @@ def sample_by_cluster(
     return_keys: bool,
     allow_fewer: bool,
     n_threads: SupportsInt | SupportsIndex,
+    floors: NDArray[np.float64] | None = None,
+    max_memory_bytes: SupportsInt | SupportsIndex = ...,
 ) -> tuple[Any, ...]: ...
 def seed_rows(
     shards: Sequence[NDArray[Any]],

@@ -53,3 +53,29 @@ def threads(n_threads: int | None, name: str = "n_threads") -> int:
     if n_threads < 1:
         raise ValueError(f"{name} is {n_threads}: must be at least 1")
     return n_threads
+
+
+def floats(name: str, values: ArrayLike, length: int) -> NDArray[np.float32 | np.float64]:
+    """Return values as float32 or float64 (N,)."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be 1-D numbers, not {describe(array)}")
+    if len(array) != length:
+        raise ValueError(f"{name} has {len(array)} values for {length} rows")
+    dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
+    return np.ascontiguousarray(array, dtype)
+
+
+def excluded_rows(exclude: ArrayLike, n_rows: int) -> NDArray[np.bool_] | Int64:
+    """Return what says which rows are excluded: a mask (N,), or ascending row ids."""
+    array = np.asarray(exclude)
+    if array.dtype == np.bool_:
+        if array.shape != (n_rows,):
+            raise ValueError(f"exclude is a mask of shape {array.shape} for {n_rows} rows")
+        return np.ascontiguousarray(array)
+    ids = integers("exclude", array)
+    descents = np.flatnonzero(ids[1:] < ids[:-1])
+    if len(descents):
+        i = int(descents[0]) + 1
+        raise ValueError(f"exclude[{i}] is {ids[i]}, less than the row id before: must ascend")
+    return ids

@@ -32,6 +32,8 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 # Candidates drawn for each row kept, where answers look mismatched.
 SCREENING_OVERSAMPLE = 5
+# The scorer of a run with a target; those of its parts begin with its name.
+TARGET_SCORER = "target"
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
@@ -55,7 +57,11 @@ def _parse_budget(value: object) -> object:
 
 
 def _parse_data(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str | Path):
+        return [str(value)]
+    if isinstance(value, list | tuple):
+        return [str(item) if isinstance(item, Path) else item for item in value]
+    return value
 
 
 def _parse_clusters(value: object) -> object:
@@ -101,6 +107,7 @@ LongText: TypeAlias = Literal["truncate", "chunk"]
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
+Target = Annotated[list[str] | None, BeforeValidator(_parse_data)]
 
 
 def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
@@ -151,6 +158,22 @@ class RunConfig(BaseModel):
         "Selection",
         "the rows a cluster gives: proportional to weight x rows left, or to the weight alone",
         "proportional",
+    )
+
+    target: Target = _option(
+        "Target",
+        "rows that show what the model is to learn (files, as DATA; may be repeated): rows like "
+        "them are preferred, they and near copies of them are never selected",
+        None,
+        min_length=1,
+    )
+    target_by: str | None = _option(
+        "Target",
+        "column of the target's rows that groups them into tasks (default: a task a file)",
+        None,
+    )
+    target_embeddings_file: str | None = _option(
+        "Target", "precomputed vectors of the target: a .npy file, row i for its row i", None
     )
 
     encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
@@ -206,7 +229,7 @@ class RunConfig(BaseModel):
     )
 
     scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
-        "Scoring", "what a round's score is", "sound-learnability"
+        "Scoring", "what a round's score is (with --target: target)", "sound-learnability"
     )
     reward_model: str | None = _option(
         "Scoring", "sequence classifier that the scorer reward asks", None
@@ -248,6 +271,14 @@ class RunConfig(BaseModel):
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_scorer(cls, options: Any) -> Any:
+        """With a target, what a round asks is what helps on it, unless another scorer is named."""
+        if isinstance(options, dict) and options.get("target"):
+            return {"scorer": TARGET_SCORER, **options}
+        return options
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         if self.embeddings_file is not None and self.embeddings_column is not None:
@@ -256,6 +287,11 @@ class RunConfig(BaseModel):
             )
         if self.format_map is not None and self.format != "auto":
             raise ValueError("--format and --format-map both say how rows are read: give one")
+        for name in ("target_by", "target_embeddings_file"):
+            if getattr(self, name) is not None and self.target is None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --target: name that too")
+        if self.scorer.startswith(TARGET_SCORER) and self.target is None:
+            raise ValueError(f"the scorer {self.scorer} needs --target: name rows to select for")
         if isinstance(self.budget, int) and self.budget < self.rounds:
             raise ValueError(
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
@@ -394,7 +430,13 @@ def _explain(problem: Any) -> str:
         return f"{option} is missing: give --{option.replace('_', '-')}"
     if problem["type"] == "extra_forbidden":
         return f"{option} is not an option: `pyids run --help` lists them"
-    return f"{option} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{option} = {_brief(problem['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _brief(value: object) -> str:
+    """Show a value that was given, on one line, whatever its size."""
+    shown = " ".join(repr(value).split()) if isinstance(value, str | int | float | list) else ""
+    return shown if 0 < len(shown) <= 60 else f"a {type(value).__name__}"
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -416,4 +458,5 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a config is a mapping of options, not a {type(options).__name__}"
         )
-    return options
+    # As on the command line, a hyphen is as good as an underscore.
+    return {str(name).replace("-", "_"): value for name, value in options.items()}

@@ -469,3 +469,66 @@ def novel_select(
         novelty[picks] = -np.inf
         picks.append(int(novelty.argmax()))
     return np.array(picks)
+
+
+def round_robin(x: Float64, targets: Float64, tasks: list[str], budget: int) -> NDArray[np.int64]:
+    """Tasks in turn, inside a task its target rows in turn: take the free row of largest cosine.
+
+    Ties go to the lowest row. Cosines are sums of products, pair by pair.
+    """
+    unit, target = (v / np.sqrt((v * v).sum(axis=1, keepdims=True)) for v in (x, targets))
+    groups = [[q for q in range(len(tasks)) if tasks[q] == t] for t in dict.fromkeys(tasks)]
+    picks: list[int] = []
+    for turn in range(budget):
+        group = groups[turn % len(groups)]
+        q = group[turn // len(groups) % len(group)]
+        cosine = (unit * target[q]).sum(axis=1)
+        cosine[picks] = -np.inf
+        picks.append(int(cosine.argmax()))
+    return np.array(picks)
+
+
+def whiten(x: Float64, others: Float64, components: int) -> Float64:
+    """``L^(-1/2) U^T (v - m)`` of others' unit rows, by the unit rows of x."""
+    unit = unit_rows(x)
+    variances, directions = np.linalg.eigh(np.cov(unit.T, bias=True))
+    order = np.argsort(-variances)[:components]
+    scale = directions[:, order] / np.sqrt(variances[order])
+    whitened: Float64 = (unit_rows(others) - unit.mean(axis=0)) @ scale
+    return whitened
+
+
+def label_vectors(x: Float64, centroids: Float64, nearest: int, threshold: float) -> Float64:
+    """Label vectors ``A e_x`` (N, K): soft labels of the nearest centroids, joined by cosine."""
+    cosines = unit_rows(x) @ unit_rows(centroids).T
+    labels = np.zeros_like(cosines)
+    for row, cosine in zip(labels, cosines, strict=True):
+        near = np.argsort(-cosine, kind="stable")[:nearest]
+        row[near] = np.maximum(cosine[near], 0) / np.maximum(cosine[near], 0).sum()
+    graph = unit_rows(centroids) @ unit_rows(centroids).T
+    graph = np.where(graph >= threshold, graph, 0)
+    np.fill_diagonal(graph, 1)
+    joined: Float64 = labels @ (graph / graph.sum(axis=0)).T
+    return joined
+
+
+def information(vectors: Float64) -> float:
+    """``sum_l (z_l + 1e-6)^0.8`` of the sum z of label vectors (n, K)."""
+    return float(((vectors.sum(axis=0) + 1e-6) ** 0.8).sum())
+
+
+def maximize_information(vectors: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+    """Plain greedy on `information` of vectors in units of 2**-20, phi rounded to 2**-30."""
+
+    def phi(z: NDArray[np.int64]) -> NDArray[np.int64]:
+        rounded: NDArray[np.int64] = np.rint(2.0**30 * (z * 2.0**-20 + 1e-6) ** 0.8).astype(int)
+        return rounded
+
+    covered = np.zeros(vectors.shape[1], np.int64)
+    picks: list[int] = []
+    for _ in range(budget):
+        gains = (phi(covered + vectors) - phi(covered)).sum(axis=1)
+        gains[picks] = -1
+        picks.append(int(gains.argmax()))
+        covered += vectors[picks[-1]]
+    return np.array(picks)

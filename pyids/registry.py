@@ -160,6 +160,8 @@ METHODS = Registry(
             ("qdit", "qdit"),
             ("clusterclip", "clusterclip"),
             ("novelselect", "novelselect"),
+            ("mig", "mig"),
+            ("rds", "rds"),
         )
     ),
 )
@@ -275,6 +277,30 @@ SCORERS = Registry(
             "Cosine of a row's gradient and that of the other clusters.",
             "LESS, arXiv 2402.04333",
             "pyids.scoring.scorers:gradient_alignment",
+        ),
+        Entry(
+            "target",
+            "How much a row helps on the target: the mean of the next three (with --target).",
+            "pyids, docs/quality.md",
+            "pyids.scoring.target:target",
+        ),
+        Entry(
+            "target-embedding",
+            "Cosine of a row to the nearest target rows.",
+            "RDS+, arXiv 2503.01807",
+            "pyids.scoring.target:target_embedding",
+        ),
+        Entry(
+            "target-gradient",
+            "Cosine of a row's gradient and the target's.",
+            "LESS, arXiv 2402.04333",
+            "pyids.scoring.target:target_gradient",
+        ),
+        Entry(
+            "target-influence",
+            "By how much a row, read before a target row, lowers its loss.",
+            "kin: arXiv 2508.10180",
+            "pyids.scoring.target:target_influence",
         ),
     ),
 )

@@ -11,7 +11,8 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from pyids import _core
-from pyids.checks import check, describe, integers, threads, unsigned_seed
+from pyids.checks import check, describe, excluded_rows, floats, integers, threads
+from pyids.checks import unsigned_seed as checked_seed
 
 Int64 = NDArray[np.int64]
 
@@ -48,6 +49,8 @@ def sample_by_cluster(
     return_keys: Literal[False] = False,
     allow_fewer: bool = False,
     n_threads: int | None = None,
+    floors: ArrayLike | None = None,
+    max_memory: int | None = None,
 ) -> Int64: ...
 
 
@@ -64,6 +67,8 @@ def sample_by_cluster(
     return_keys: Literal[True],
     allow_fewer: bool = False,
     n_threads: int | None = None,
+    floors: ArrayLike | None = None,
+    max_memory: int | None = None,
 ) -> Sample: ...
 
 
@@ -79,6 +84,8 @@ def sample_by_cluster(
     return_keys: bool = False,
     allow_fewer: bool = False,
     n_threads: int | None = None,
+    floors: ArrayLike | None = None,
+    max_memory: int | None = None,
 ) -> Int64 | Sample:
     """Draw ``quotas[c]`` rows of each cluster ``c`` without replacement.
 
@@ -113,6 +120,13 @@ def sample_by_cluster(
         are one shard of the pool. Otherwise that is an error.
     n_threads : int, optional
         One per core unless given. The result does not depend on it.
+    floors : float64 array of shape (K, 2), optional
+        Keys: rows below that of their cluster are not drawn, so that clusters may give fewer than
+        their quotas. `ShardedSample` has those below which no row of a further shard can be drawn.
+    max_memory : int, optional
+        About the bytes that may be used beside the rows drawn: fewer threads are started where that
+        is little (one takes 128 a cluster). At most 64 MB or 4 a row, whichever is more, is used
+        for threads in any case.
 
     Returns
     -------
@@ -122,8 +136,10 @@ def sample_by_cluster(
     Raises
     ------
     ValueError
-        For a length or label out of range, a weight that is NaN, infinite or negative, or a quota
-        above the number of rows that can be drawn; the message names the first offender.
+        For a length or label out of range, a weight that is NaN, infinite or negative, a row id
+        that occurs twice, or a quota above the number of rows that can be drawn; the message names
+        the first offender. Arrays that another thread writes meanwhile may be refused, or give any
+        rows; they must not be resized.
 
     Notes
     -----
@@ -151,14 +167,16 @@ def sample_by_cluster(
     result = _core.sample_by_cluster(
         labels=np.ascontiguousarray(labels_, np.int32),
         quotas=quotas_,
-        weights=None if given is None else _floats(name, given, len(labels_)),
+        weights=None if given is None else floats(name, given, len(labels_)),
         log_weights=log_weights is not None,
         row_ids=row_ids_,
-        exclude=None if exclude is None else _excluded(exclude, len(labels_)),
-        seed=unsigned_seed(seed),
+        exclude=None if exclude is None else excluded_rows(exclude, len(labels_)),
+        seed=checked_seed(seed),
         return_keys=return_keys,
         allow_fewer=allow_fewer,
         n_threads=threads(n_threads),
+        floors=None if floors is None else np.ascontiguousarray(floors, np.float64),
+        max_memory_bytes=2**63 - 1 if max_memory is None else max_memory,
     )
     return Sample(*result) if return_keys else result[0]
 
@@ -218,29 +236,84 @@ def merge_samples(
         If a drawn row occurs twice, a label is not in ``[0, K)``, a key is NaN, or a cluster has
         fewer rows than its quota.
     """
-    quotas_ = integers("quotas", quotas)
-    check("quotas", quotas_, quotas_ >= 0, "must not be negative")
-    merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
-    waiting: list[Sample] = []
-    limit = max(int(quotas_.sum()), 1 << 16)
+    merged = ShardedSample(quotas)
     for part in parts:
+        merged.add(part)
+    result = merged.result(allow_fewer=allow_fewer)
+    return result if return_keys else result.row_ids
+
+
+class ShardedSample:
+    """The draw from a whole pool, made shard by shard.
+
+    Parameters
+    ----------
+    quotas : integer array of shape (K,)
+        Rows to draw from each cluster.
+
+    Attributes
+    ----------
+    floors : float64 array of shape (K, 2)
+        Keys that the draw has reached: no row below that of its cluster will be drawn. Given to
+        `sample_by_cluster`, they make the draws from further shards small; -infinity for a cluster
+        that has not met its quota.
+
+    Examples
+    --------
+    >>> sample = ShardedSample([2])
+    >>> for first in (0, 50):
+    ...     part = sample_by_cluster(np.zeros(50, np.int32), [2], seed=0, return_keys=True,
+    ...                              row_ids=np.arange(first, first + 50), floors=sample.floors)
+    ...     sample.add(part)
+    >>> whole = sample_by_cluster(np.zeros(100, np.int32), [2], seed=0)
+    >>> np.array_equal(sample.result().row_ids, whole)
+    True
+    """
+
+    def __init__(self, quotas: ArrayLike) -> None:
+        self._quotas = integers("quotas", quotas)
+        check("quotas", self._quotas, self._quotas >= 0, "must not be negative")
+        self._merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
+        self._waiting: list[Sample] = []
+        self._limit = max(int(self._quotas.sum()), 1 << 16)
+        self.floors = np.tile([-np.inf, 0.0], (len(self._quotas), 1))
+
+    def add(self, part: Sample) -> None:
+        """Take the draw from one more shard: with keys, by the same quotas and seed."""
         shapes = np.shape(part.row_ids), np.shape(part.labels), np.shape(part.keys)
         n = len(part.row_ids)
         if shapes != ((n,), (n,), (n, 2)):
             raise ValueError(f"a part must hold n row ids, n labels and n x 2 keys, not {shapes}")
-        waiting.append(part)
-        if sum(len(held.row_ids) for held in waiting) >= limit:
-            merged = _best([merged, *waiting], quotas_)
-            waiting.clear()
-    merged = _best([merged, *waiting], quotas_)
-    counts = np.bincount(merged.labels, minlength=len(quotas_))
-    if not allow_fewer and (short := counts < quotas_).any():
-        cluster = int(short.argmax())
-        raise ValueError(
-            f"quotas[{cluster}] is {quotas_[cluster]}, but cluster {cluster} has only "
-            f"{counts[cluster]} rows that can be drawn"
-        )
-    return merged if return_keys else merged.row_ids
+        self._waiting.append(part)
+        if sum(len(held.row_ids) for held in self._waiting) >= self._limit:
+            self._merge()
+
+    def _merge(self) -> None:
+        self._merged = _best([self._merged, *self._waiting], self._quotas)
+        self._waiting.clear()
+        counts = np.bincount(self._merged.labels, minlength=len(self._quotas))
+        order = np.lexsort((self._merged.keys[:, 1], self._merged.keys[:, 0], self._merged.labels))
+        firsts = np.cumsum(counts) - counts
+        full = (counts > 0) & (counts >= self._quotas)
+        self.floors[full] = self._merged.keys[order[firsts[full]]]
+
+    def result(self, *, allow_fewer: bool = False) -> Sample:
+        """Return the rows drawn from all shards so far.
+
+        Raises
+        ------
+        ValueError
+            A cluster has fewer rows than its quota, unless `allow_fewer`; or as `merge_samples`.
+        """
+        self._merge()
+        counts = np.bincount(self._merged.labels, minlength=len(self._quotas))
+        if not allow_fewer and (short := counts < self._quotas).any():
+            cluster = int(short.argmax())
+            raise ValueError(
+                f"quotas[{cluster}] is {self._quotas[cluster]}, but cluster {cluster} has only "
+                f"{counts[cluster]} rows that can be drawn"
+            )
+        return self._merged
 
 
 def _best(parts: list[Sample], quotas: Int64) -> Sample:
@@ -307,9 +380,9 @@ def allocate(
     budget = operator.index(budget)
     if budget < 0:
         raise ValueError(f"budget is {budget}: must not be negative")
-    seed = None if seed is None else unsigned_seed(seed)
+    seed = None if seed is None else checked_seed(seed)
     capacity_ = integers("capacity", capacity)
-    shares_ = np.asarray(_floats("shares", shares, len(capacity_)), np.float64)
+    shares_ = np.asarray(floats("shares", shares, len(capacity_)), np.float64)
     check("capacity", capacity_, capacity_ >= 0, "must not be negative")
     check(
         "shares", shares_, np.isfinite(shares_) & (shares_ >= 0), "must be finite and not negative"
@@ -369,27 +442,3 @@ def _systematic(sizes: list[int], step: int, names: list[int], seed: int) -> lis
             marked.append(j)
             mark += step
     return marked
-
-
-def _floats(name: str, values: ArrayLike, length: int) -> NDArray[np.float32 | np.float64]:
-    array = np.asarray(values)
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
-        raise ValueError(f"{name} must be 1-D numbers, not {describe(array)}")
-    if len(array) != length:
-        raise ValueError(f"{name} has {len(array)} values for {length} rows")
-    dtype = np.float32 if array.dtype in (np.float16, np.float32) else np.float64
-    return np.ascontiguousarray(array, dtype)
-
-
-def _excluded(exclude: ArrayLike, n_rows: int) -> NDArray[np.bool_] | Int64:
-    array = np.asarray(exclude)
-    if array.dtype == np.bool_:
-        if array.shape != (n_rows,):
-            raise ValueError(f"exclude is a mask of shape {array.shape} for {n_rows} rows")
-        return np.ascontiguousarray(array)
-    ids = integers("exclude", array)
-    descents = np.flatnonzero(ids[1:] < ids[:-1])
-    if len(descents):
-        i = int(descents[0]) + 1
-        raise ValueError(f"exclude[{i}] is {ids[i]}, less than the row id before: must ascend")
-    return ids

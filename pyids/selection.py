@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from pyids._typing import Float64, Int64
+from pyids._typing import Int64
 from pyids.callbacks import Callback, Callbacks, LogRounds
 from pyids.config import RunConfig
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
 from pyids.device import device
+from pyids.errors import ConfigError
 from pyids.models.hub import round_model
 from pyids.pipeline.conversations import check_conversations
-from pyids.pipeline.draw import clusters_of, draw_rows, log_weights_of, selected_rows
+from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import facts, prepare, reopen
-from pyids.pipeline.replay import open_rounds
+from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
-from pyids.sampling import allocate
 from pyids.scoring.cluster_weights import columns_of, reweight
 from pyids.scoring.overlap import oversample_where_mismatched
 from pyids.scoring.told import check_told
@@ -90,8 +89,8 @@ class Selection:
         self.config = config
         self.callbacks = Callbacks((LogRounds(), *callbacks))
         self.budget = config.budget_rows(store.kept)
-        self.labels = store.labels()
-        self.rounds = open_rounds(store, config, self.labels)
+        self.draws = open_draws(store, config)
+        self.labels, self.rounds = self.draws.labels, self.draws.rounds
 
     @classmethod
     def open(
@@ -140,14 +139,16 @@ class Selection:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self.store.superseded:
+            raise ConfigError(
+                f"{self.store.path}: was opened again in this process: use the newer Selection"
+            )
+
     @property
     def round(self) -> int:
         """How many rounds have been told; the number of the present round, from 0."""
         return self.rounds.told
-
-    def _seed(self, purpose: bytes, n: int) -> int:
-        """Return a seed for one purpose in round `n`."""
-        return xxhash.xxh3_64_intdigest(b"%b of round %d" % (purpose, n), self.config.seed) >> 1
 
     def run_rounds(self) -> None:
         """Do the rounds that are left with the trainer that pyids brings; see `run`."""
@@ -181,39 +182,19 @@ class Selection:
             Candidates drawn for each row kept; by default what `config` says, or 1: no screening,
             which takes no model.
         """
+        self._check_open()
         n, config = self.round, self.config
         if n == config.rounds:
             return False
         if self.rounds.drawn == n:
-            left = self.rounds.left(n)
-            quotas = self.quotas(self.rounds.weights(n), left)
+            quotas = self.draws.quotas(n)
             if (per_row := oversample or config.oversample or 1) > 1:
-                candidates = self._draw(np.minimum(quotas * per_row, left), config.seed)
-                selected = self._screen(candidates, quotas)
+                selected = self._screen(n, quotas, per_row)
             else:
-                selected = self._draw(quotas, config.seed)
+                selected = self.draws.rows(n, quotas)
             self.rounds.save_draw(n, quotas, selected)
             self.callbacks.on_draw(self, n)
         return True
-
-    def quotas(self, weights: Float64, left: Int64) -> Int64:
-        """Share this round's part of the budget among the clusters, summing to it exactly."""
-        n, rounds = self.round, self.config.rounds
-        budget = self.budget * (n + 1) // rounds - self.budget * n // rounds
-        shares = weights * left if self.config.allocation == "proportional" else weights
-        return allocate(budget, shares, left, seed=self._seed(b"quotas", n))
-
-    def _draw(self, quotas: Int64, seed: int, *, weighted: bool = True) -> Int64:
-        """Draw from the clusters what no round has drawn."""
-        return draw_rows(
-            self.store,
-            self.labels,
-            quotas,
-            exclude=self.rounds.selected(),
-            seed=seed,
-            weighted_by=self.config if weighted else None,
-            threads=self.config.threads,
-        )
 
     def oversample(self) -> int:
         """Return how many candidates to draw for each row: what `config` says, or the pool asks.
@@ -223,7 +204,7 @@ class Selection:
         """
         if self.config.oversample is not None:
             return self.config.oversample
-        seed, sizes = self._seed(b"mismatch", 0), self.store.cluster_sizes
+        seed, sizes = self.draws.seed(b"mismatch", 0), self.store.cluster_sizes
 
         def sample(quotas: Int64) -> tuple[list[list[Message]], NDArray[np.int32]]:
             row_ids = draw_rows(
@@ -234,25 +215,17 @@ class Selection:
         path = self.store.path / "mismatch.json"
         return oversample_where_mismatched(path, sizes, seed, sample)
 
-    def _screen(self, candidates: Int64, quotas: Int64) -> Int64:
-        """Draw among candidates, the less likely the more of an outlier in its cluster a row is."""
-        from pyids.scoring import screening
+    def _screen(self, n: int, quotas: Int64, per_row: int) -> Int64:
+        """Draw several candidates for each row, then of these, outliers of a cluster less often."""
+        from pyids.scoring.screening import screen
 
-        n, clusters = self.round, self.clusters_of(candidates)
-        screened = screening.screen(
+        candidates = self.draws.candidates(n, quotas, per_row)
+        clusters = self.clusters_of(candidates)
+        screened = screen(
             self.conversations(candidates), clusters, self.config, device(self.config)
         )
         self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
-        return screening.draw_screened(
-            candidates,
-            clusters,
-            quotas,
-            screened["outlier_score"],
-            # The quality decides again: where a cluster is small, all of it are candidates.
-            log_weights=log_weights_of(self.store, self.config, candidates),
-            seed=self._seed(b"candidates", n),
-            threads=self.config.threads,
-        )
+        return self.draws.screened(n, quotas, candidates, clusters, screened["outlier_score"])
 
     def probes(self) -> Int64:
         """Draw the unseen rows to score in this round, once: some of each cluster.
@@ -265,8 +238,7 @@ class Selection:
         n = self.rounds.asked(self.config.rounds)
         row_ids = self.rounds.probes(n)
         if row_ids is None:
-            quotas = np.minimum(self.config.probes_per_cluster, self.rounds.left(n + 1))
-            row_ids = self._draw(quotas, self._seed(b"probes", n), weighted=False)
+            row_ids = self.draws.probes(n)
             self.rounds.save_probes(n, row_ids)
         return row_ids
 
@@ -308,6 +280,7 @@ class Selection:
             self.conversations(row_ids),
             self.clusters_of(row_ids),
             cache=self.store.path,
+            target={} if self.draws.target is None else self.draws.target.scoring_options(row_ids),
         )
         self.callbacks.on_score(self, self.round, scores)
         return scores
@@ -338,6 +311,7 @@ class Selection:
         DataError
             A score is not finite, or its row is not in the pool.
         """
+        self._check_open()
         # Scores told twice must not pass for those of a round that nobody has trained on.
         n = self.rounds.asked(self.config.rounds)
         row_ids, columns, clusters = check_told(
@@ -354,7 +328,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        self.store.write_manifest(facts(self.store, self.config))
+        target = {} if self.draws.target is None else {"target": self.draws.target.facts()}
+        self.store.write_manifest({**facts(self.store, self.config), **target})
         return path
 
     def result(self, path: str | Path) -> Result:

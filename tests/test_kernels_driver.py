@@ -1,4 +1,4 @@
-"""A whole run with every op by the kernels, in the interpreter: no kernel that nobody calls."""
+"""A whole run with every op by the kernels, interpreted: there is no kernel that nobody calls."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_run_from_rows_to_weights_by_the_kernels_alone(tmp_path, tiny, monkeyp
     topics = [("Add 2 and {n}.", "It is {n} and 2."), ("Name city {n}.", "City {n}, by the sea.")]
     rows = [
         {"prompt": ask.format(n=n), "completion": answer.format(n=n)}
-        for n in range(12)
+        for n in range(20)
         for ask, answer in topics
     ]
     data = tmp_path / "pool.jsonl"
@@ -41,7 +41,7 @@ def test_a_run_from_rows_to_weights_by_the_kernels_alone(tmp_path, tiny, monkeyp
         launched.add(self.fn.__name__)
         return run(self, *args, **options)
 
-    options = {"budget": 8, "rounds": 2, "clusters": 2, "probes_per_cluster": 2, "seed": 0}
+    options = {"budget": 10, "rounds": 2, "clusters": 5, "probes_per_cluster": 1, "seed": 0}
     models = {"model": tiny, "encoder": tiny, "encoder_max_length": 32, "max_length": 32}
     found = {}
     for backend in ("torch", "triton"):

@@ -20,7 +20,6 @@ import pytest
 import pyids
 from pyids import _core, reference
 from pyids.clustering import lloyd, nearest, seeding
-from pyids.ops import core_backend
 
 TIE = 1e-13
 
@@ -150,21 +149,6 @@ def test_nearest_centers_are_the_references(name: str) -> None:
         nearest.nearest_centers(x, x[:40], 41)
 
 
-@pytest.mark.parametrize(("dtype", "magnitude"), [("float32", 1e20), ("float64", 1e100)])
-@pytest.mark.parametrize("d", [4, 40])
-def test_the_op_assigns_rows_however_far_they_reach(d: int, dtype: str, magnitude: float) -> None:
-    rng = np.random.default_rng(19)
-    x = (magnitude * rng.normal(size=(200, d))).astype(dtype)
-    for centers in (rng.normal(size=(20, d)).astype(dtype), x[:20]):
-        labels, distances = core_backend.assign(x, centers)
-        assert_nearest(x, centers, labels)
-        nearest = reference.squared_distances(x, centers).min(axis=1)
-        np.testing.assert_allclose(distances, nearest, rtol=1e-12)
-    x[7, 1] = np.nan
-    with pytest.raises(ValueError, match="row 7, column 1 is NaN"):
-        core_backend.assign(x, x[:2])
-
-
 def test_simplified_silhouette_is_its_formula() -> None:
     x = blobs(200, 20, 5, seed=17)
     distances = np.sort(np.sqrt(reference.squared_distances(x, x[:5])), axis=1)
@@ -275,7 +259,6 @@ def test_shards_may_be_empty() -> None:
     labels, _ = lloyd.assign_partial(none, x[:3].astype(np.float64), lloyd.measure(x))
     assert labels.shape == (0,)
     assert lloyd.measure(none).n_rows == 0
-    assert core_backend.assign(none, x[:3])[0].shape == (0,)
     rows, _ = _core.filter_near([none], np.empty(0), np.empty(0, np.int64), 0, 0.5, 1)
     assert rows.shape == (0,)
 

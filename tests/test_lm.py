@@ -267,3 +267,37 @@ def test_a_local_gguf_file_is_a_model(tmp_path):
     source = hub.resolve_model("smollm2-135m-instruct").path
     shutil.copy(source, tmp_path / "mine.gguf")
     assert hub.resolve_model(str(tmp_path / "mine.gguf")).is_gguf
+
+
+@pytest.mark.parametrize("text", ["[]", "not JSON", "1", "[" * 100_000])
+def test_a_configuration_that_is_none_is_one_line(tiny, text):
+    folder = tiny()
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json is no JSON object") as error:
+        hub.resolve_model(str(folder), kind="encoder")
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_gguf_file_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYIDS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(range(256)))
+    with pytest.raises(ModelError, match="cannot be read as a GGUF model") as error:
+        load.load_model(str(tmp_path / "x.gguf"))
+    assert "\n" not in str(error.value)
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+
+
+def test_a_pickle_is_never_executed(tiny, tmp_path):
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    folder = tiny()
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}))
+    with pytest.raises(ModelError, match="cannot be loaded") as error:
+        load.load_model(str(folder))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()

@@ -148,8 +148,14 @@ def test_the_table_says_who_runs():
 
 def test_a_forced_backend_that_lacks_an_op_is_an_error(monkeypatch):
     monkeypatch.setenv("PYIDS_BACKEND", "triton")
-    with pytest.raises(ConfigError, match="no triton implementation of cluster_moments"):
-        ops.cluster_moments(np.ones(2), np.zeros(2, int), 1)
+    with pytest.raises(ConfigError, match="no triton implementation of pool for float64"):
+        ops.pool(np.ones((1, 2, 3)), np.ones((1, 2), int))
+
+
+def test_a_run_by_the_kernels_takes_what_has_none_elsewhere(monkeypatch):
+    monkeypatch.setenv("PYIDS_BACKEND", "triton")
+    moments = ops.cluster_moments(np.ones(2), np.zeros(2, int), 1)
+    assert moments.count[0] == 2
 
 
 def test_a_failing_kernel_raises(monkeypatch):

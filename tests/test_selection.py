@@ -25,6 +25,7 @@ def make_pool(shuffle_seed=0, threads=2, cuts=(70, 71), row_ids=None, **other):
         "centroids": np.stack([x[labels == c].astype(np.float64).mean(axis=0) for c in range(K)]),
         "quality": rng.normal(size=N),
         "lengths": rng.integers(1, 2000, N),
+        "target": x[:5] + 0.1,
         "columns": {"source": np.array(["a", "b", "c"])[rng.integers(0, 3, N)].tolist()},
     }
     return pool_from_arrays(**(facts | other), row_ids=row_ids, threads=threads)

@@ -43,7 +43,8 @@ py::array_t<double> keys_to_numpy(const std::vector<SampleKey>& keys) {
 py::tuple sample(const Array<std::int32_t>& labels, const Array<std::int64_t>& quotas,
                  const Weights& weights, bool log_weights,
                  const std::optional<Array<std::int64_t>>& row_ids, const Exclude& exclude,
-                 std::uint64_t seed, bool return_keys, bool allow_fewer, int n_threads) {
+                 std::uint64_t seed, bool return_keys, bool allow_fewer, int n_threads,
+                 const std::optional<Array<double>>& floors, std::size_t max_memory_bytes) {
   SampleRows rows;
   rows.size = static_cast<std::size_t>(labels.size());
   rows.labels = labels.data();
@@ -56,10 +57,22 @@ py::tuple sample(const Array<std::int32_t>& labels, const Array<std::int64_t>& q
     rows.excluded_ids = {ids->data(), static_cast<std::size_t>(ids->size())};
   }
   const std::span<const std::int64_t> quota(quotas.data(), static_cast<std::size_t>(quotas.size()));
+  SampleOptions options{seed, n_threads, allow_fewer, return_keys};
+  options.max_memory_bytes = max_memory_bytes;
+  std::vector<SampleKey> keys;  // a copy, as another thread may write the array
+  if (floors) {
+    if (static_cast<std::size_t>(floors->size()) != 2 * quota.size()) {
+      throw py::value_error("floors: expected a key of two numbers a cluster");
+    }
+    for (std::size_t c = 0; c < quota.size(); ++c) {
+      keys.push_back({floors->data()[2 * c], floors->data()[2 * c + 1]});
+    }
+    options.floors = keys;
+  }
   Sample drawn;
   {
     const Released released;
-    drawn = sample_by_cluster(rows, quota, {seed, n_threads, allow_fewer, return_keys});
+    drawn = sample_by_cluster(rows, quota, options);
   }
   if (!return_keys) return py::make_tuple(to_numpy(std::move(drawn.row_ids)));
   return py::make_tuple(to_numpy(std::move(drawn.row_ids)), to_numpy(std::move(drawn.labels)),
@@ -87,7 +100,8 @@ void register_sampling(py::module_& module) {
   module.def("sample_by_cluster", &sample, py::arg("labels").noconvert(),
              py::arg("quotas").noconvert(), py::arg("weights").noconvert(), py::arg("log_weights"),
              py::arg("row_ids").noconvert(), py::arg("exclude").noconvert(), py::arg("seed"),
-             py::arg("return_keys"), py::arg("allow_fewer"), py::arg("n_threads"));
+             py::arg("return_keys"), py::arg("allow_fewer"), py::arg("n_threads"),
+             py::arg("floors").noconvert() = py::none(), py::arg("max_memory_bytes") = SIZE_MAX);
   module.def("best_keys", &best, py::arg("row_ids").noconvert(), py::arg("labels").noconvert(),
              py::arg("keys").noconvert(), py::arg("quotas").noconvert());
 }

@@ -110,16 +110,16 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
 std::size_t Assigner::State::scan_panels(const std::uint8_t* codes, std::size_t n,
                                          const CentreTable::Pack& pack, Scratch& scratch) {
   const std::size_t n_groups = pack.size() / 16;
-  scratch.hits.resize(kScanRows * 16 * std::min(n_groups, kPanelGroups) +
-                      std::min(kMostHits, kScanRows * pack.size()));
+  const std::size_t most = kScanRows * 16 * std::min(n_groups, kPanelGroups) +
+                           std::min(kMostHits, kScanRows * pack.size());
+  // Never to fewer: growing again would clear them.
+  if (scratch.hits.size() < most) scratch.hits.resize(most);
   std::size_t n_hits = 0;
   for (std::size_t group = 0; group < n_groups; group += kPanelGroups) {
     check_interrupt();
     n_hits += scan(coding, codes, n, pack.view(group, std::min(kPanelGroups, n_groups - group)),
                    scratch.scan.data(), scratch.hits.data() + n_hits);
-    if (n_hits > kMostHits || group + kPanelGroups >= n_groups) {
-      n_hits = drop_hits(n_hits, n, scratch);
-    }
+    if (n_hits > kMostHits) n_hits = drop_hits(n_hits, n, scratch);
   }
   return n_hits;
 }

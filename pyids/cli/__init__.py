@@ -61,7 +61,8 @@ def _gather(data: tuple[str, ...], config_file: str | None, options: dict[str, A
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    return {name: list(value) if type(value) is tuple else value for name, value in given.items()}
 
 
 def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
     """
     from pyids.selection import Selection
 
-    given = data or config_file or any(value is not None for value in options.values())
+    given = data or config_file or _given(options)
     config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
     with Selection.open(folder, config) as selection:
         if not selection.draw():
@@ -296,6 +297,12 @@ def _write_result(result: Any, json_path: str | None) -> None:
 @click.option("--include-path", type=click.Path(), help="folder of task definitions of your own")
 @click.option(
     "--apply-chat-template", is_flag=True, help="put tasks' questions into the chat template"
+)
+@click.option(
+    "--system",
+    type=click.Choice(["error", "fold", "drop"]),
+    default="error",
+    help="a system turn that the chat template refuses [default: error]",
 )
 @_evaluation_options
 @_shows_progress

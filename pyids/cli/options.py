@@ -61,7 +61,9 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
                 continue
             flag = f"--{name.replace('_', '-')}"
             text = field.description or ""
-            if field.annotation is bool:
+            if name == "target":
+                option = click.option(flag, name, multiple=True, help=text)
+            elif field.annotation is bool:
                 option = click.option(flag, name, is_flag=True, default=None, help=text)
             else:
                 if field.default is not None and not field.is_required():

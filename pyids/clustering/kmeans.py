@@ -308,15 +308,12 @@ class KMeans(Estimator):
                 max_memory=self.max_memory,
             )
         centers = np.array(self.init, dtype=np.float64)
-        expected = (self.n_clusters, len(extent.largest))
-        if centers.shape != expected:
+        if centers.shape != (expected := (self.n_clusters, len(extent.largest))):
             raise ValueError(f"init: shape {centers.shape}, expected (n_clusters, D) = {expected}")
         check_finite("init", centers)
-        return (
-            centers
-            if self.metric == "euclidean"
-            else take_positions([centers], np.arange(len(centers)), "cosine")
-        )
+        if self.metric == "euclidean":
+            return centers
+        return take_positions([centers], np.arange(len(centers)), "cosine")
 
     def _on_cuda(self, work: int) -> bool:
         if self.device == "auto":

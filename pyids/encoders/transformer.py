@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyids.config import LongText
 from pyids.errors import ModelError
 from pyids.models.batching import Progress, batches_by_length
-from pyids.models.hf import quiet, torch_dtype
+from pyids.models.hf import one_line, quiet, torch_dtype
 from pyids.models.hub import ModelRef, local_folder
 from pyids.models.load import load_pretrained, load_tokenizer
 from pyids.ops.dispatch import PoolMode
@@ -60,8 +60,19 @@ def read_recipe(folder: Path, name: str) -> Recipe:
     Raises
     ------
     ModelError
-        Where the folder asks for a module that is neither pooling nor normalization.
+        Where the folder asks for a module that is neither pooling nor normalization, or its files
+        are not such as sentence-transformers writes.
     """
+    try:
+        return _read_recipe(folder, name)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"encoder {name!r}: its JSON files cannot be understood "
+            f"({type(error).__name__}: {one_line(error)}): get them again"
+        ) from error
+
+
+def _read_recipe(folder: Path, name: str) -> Recipe:
     config = _read_json(folder / "config.json")
     tokenizer = _read_json(folder / "tokenizer_config.json")
     limits = [
@@ -79,7 +90,10 @@ def read_recipe(folder: Path, name: str) -> Recipe:
     for module in _read_json(modules):
         kind = module["type"].rpartition(".")[2]
         if kind == "Pooling":
-            pooling = _read_pooling(_read_json(folder / module["path"] / "config.json"), name)
+            inside = (folder / module["path"]).resolve()
+            if not inside.is_relative_to(folder.resolve()):
+                raise ModelError(f"encoder {name!r}: its modules.json names a file outside of it")
+            pooling = _read_pooling(_read_json(inside / "config.json"), name)
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":

@@ -12,7 +12,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,10 @@ from pyids.evaluation.harness import find_tasks, run_tasks
 from pyids.evaluation.tables import table
 from pyids.models.finetune import load_adapter
 from pyids.models.hub import resolve_model
+from pyids.models.lm_head import Head
 from pyids.models.load import load_model
 from pyids.models.nll import response_nll
+from pyids.pipeline.conversations import Located, check_rows
 from pyids.store.folder import Row, Store
 from pyids.store.rounds import last_checkpoint
 
@@ -144,6 +146,7 @@ def evaluate(
     max_length: int = 1024,
     device: str = "auto",
     dtype: str = "float32",
+    system: str = "error",
 ) -> Evaluation:
     """Measure a model on held-out rows, and on tasks of the LM evaluation harness.
 
@@ -173,6 +176,9 @@ def evaluate(
         Longest row, and longest input of a task.
     device, dtype
         Where and in which precision the model computes; ``auto`` is CUDA where there is one.
+    system
+        What is done with a system turn that the model's chat template refuses; see
+        `pyids.config.RunConfig`.
 
     Raises
     ------
@@ -182,7 +188,7 @@ def evaluate(
     """
     if not data and not tasks:
         raise ConfigError("nothing to evaluate on: name DATA, or tasks with --tasks")
-    loader = _find_model(model, base_model)
+    loader = _find_model(model, base_model, system)
     sources = open_sources(data, format=format) if data else []
     manager = find_tasks(tasks, include_path) if tasks else None
     device = find_device(device)
@@ -197,6 +203,8 @@ def evaluate(
             group_by = _column(store, group_by)
         network, tokenizer = loader(device, dtype)
         if sources:
+            rows = (Located(f"{row.path} line {row.line}", row.messages) for row in _rows(store))
+            check_rows(rows, tokenizer, Head.of(network).limits, max_length=max_length)
             found["groups"], without = _by_group(
                 network, tokenizer, store, group_by, max_length=max_length, device=device
             )
@@ -224,14 +232,14 @@ def _folder(name: str) -> Path:
     return last_checkpoint(folder) if (folder / "config.yaml").is_file() else folder
 
 
-def _find_model(name: str, base_model: str | None) -> Any:
+def _find_model(name: str, base_model: str | None, system: str) -> Any:
     """Find the weights; return what loads them, given device and dtype."""
     config = adapter_config(name)
     if config is None:
         if base_model is not None:
             raise ConfigError(f"{name} is no adapter: leave out --base-model")
         folder = _folder(name)
-        ref = resolve_model(name if folder == Path(name) else str(folder))
+        ref = replace(resolve_model(name if folder == Path(name) else str(folder)), system=system)
         return lambda device, dtype: load_model(ref, device, dtype)
     if base_model is None:
         recorded = json.loads(config.read_text("utf-8")).get("base_model_name_or_path") or ""
@@ -244,6 +252,7 @@ def _find_model(name: str, base_model: str | None) -> Any:
             ) from None
     else:
         ref = resolve_model(base_model, kind="base model")
+    ref = replace(ref, system=system)
     return lambda device, dtype: load_adapter(config.parent, ref, device, dtype)
 
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from pyids.errors import ConfigError
 from pyids.methods.method import Method, method
-from pyids.methods.pool import Pool, pool_from_arrays, pool_from_store
+from pyids.methods.pool import Pool, Target, pool_from_arrays, pool_from_store
 from pyids.registry import METHODS
 
 __all__ = [
     "Method",
     "Pool",
+    "Target",
     "get_method",
     "method",
     "method_names",

@@ -38,7 +38,10 @@ class Method:
     select : callable
         See `Select`.
     needs : tuple of str
-        What the pool must know: embeddings, labels, centroids, quality, lengths.
+        What the pool must know: embeddings, labels, centroids, quality, lengths, target,
+        gradients.
+    uses : tuple of str
+        What it takes into account if the pool knows it.
     source : str
         Where it comes from.
     cost : str
@@ -53,6 +56,7 @@ class Method:
     source: str
     cost: str
     guarantee: str
+    uses: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -125,6 +129,7 @@ def method(
     source: str = "",
     cost: str = "",
     guarantee: str = "",
+    uses: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Int64]], Method]:
     """Turn a `Select` function into a `Method`; the first line of its docstring is its summary.
 
@@ -134,6 +139,6 @@ def method(
 
     def decorate(select: Callable[..., Int64]) -> Method:
         place = f"{select.__module__}:{getattr(select, '__name__', 'select')}"
-        return Method(place, select, needs, source, cost, guarantee)
+        return Method(place, select, needs, source, cost, guarantee, uses)
 
     return decorate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,35 @@ if TYPE_CHECKING:
 Loader = Callable[[], Any]
 
 
+# What has an entry a row.
+_BY_ROW = ("embeddings", "labels", "quality", "lengths")
+
+
 _REMEDIES = {
     "embeddings": "embed the rows first",
     "labels": "cluster the rows first",
     "centroids": "cluster the rows first",
     "quality": "name a column or a signal with --quality",
     "lengths": "give the length of each response",
+    "target": "name rows of what the model is to learn with --target",
+    "gradients": "name a language model with --model, and a target with --target",
 }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is selected for, as a method sees it.
+
+    Attributes
+    ----------
+    vectors : float array of shape (Q, D)
+        Made as the pool's embeddings were.
+    tasks : sequence of str
+        The task of each of the Q rows.
+    """
+
+    vectors: NDArray[Any]
+    tasks: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -127,9 +149,38 @@ class Pool:
         return quality
 
     @cached_property
+    def target(self) -> Target:
+        """The rows that are selected for."""
+        target: Target = self._load("target")
+        return target
+
+    @cached_property
     def lengths(self) -> Int64:
         """Length of each row's responses: int64 (N,). Characters, where the pool is a store's."""
         return self._load_column("lengths", np.int64)
+
+    def without(self, row_ids: ArrayLike) -> Pool:
+        """Return the pool without some rows; shards become views around them, without a copy.
+
+        Parameters
+        ----------
+        row_ids : int64 array
+            Ascending; rows that the pool does not have are passed over.
+        """
+        stays = ~np.isin(self.row_ids, integers("row_ids", row_ids))
+        if stays.all():
+            return self
+        loaders = {
+            name: _narrowed(loader, name, stays) if name in _BY_ROW else loader
+            for name, loader in self.loaders.items()
+        }
+
+        def column(name: str) -> Sequence[Any]:
+            return [
+                value for value, stay in zip(self.column_loader(name), stays, strict=True) if stay
+            ]
+
+        return replace(self, row_ids=self.row_ids[stays], loaders=loaders, column_loader=column)
 
     def column(self, name: str) -> Sequence[Any]:
         """Return the N values of a column of the data set.
@@ -156,6 +207,7 @@ def pool_from_arrays(
     lengths: ArrayLike | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     row_ids: ArrayLike | None = None,
+    target: ArrayLike | Target | None = None,
     threads: int | None = None,
     metric: Metric = "euclidean",
 ) -> Pool:
@@ -183,13 +235,16 @@ def pool_from_arrays(
     """
     if isinstance(embeddings, np.ndarray):
         embeddings = [embeddings]
-    known = {
+    known: dict[str, Any] = {
         "embeddings": embeddings,
         "labels": labels,
         "centroids": centroids,
         "quality": quality,
         "lengths": lengths,
     }
+    if target is not None and not isinstance(target, Target):
+        target = Target(vectors := np.asarray(target), [""] * len(vectors))
+    known["target"] = target
     columns = dict(columns or {})
     if row_ids is not None:
         ids = integers("row_ids", row_ids)
@@ -215,6 +270,7 @@ def pool_from_store(
     *,
     quality: ArrayLike | Loader | None = None,
     threads: int | None = None,
+    **others: Loader,
 ) -> Pool:
     """Make a pool of the kept rows of a run folder; shards stay memory-mapped.
 
@@ -226,11 +282,13 @@ def pool_from_store(
         One value for each kept row, in order (see `pyids.scoring.cache`).
     threads : int, optional
         One per core unless given.
+    **others : callable
+        How to get what else is known: ``target``, ``gradients``.
     """
     from pyids.store.ledger import load_sealed
 
     row_ids = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
-    loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store)}
+    loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store), **others}
     if all(store.artifact("embeddings", shard).exists() for shard in store.shards):
         loaders["embeddings"] = store.embeddings
     if all(store.artifact("labels", shard).exists() for shard in store.shards):
@@ -269,6 +327,24 @@ def _load_centroids(path: Any) -> NDArray[Any]:
 
     centroids: NDArray[Any] = load_file(checked(path))["centroids"]
     return centroids
+
+
+def _narrowed(loader: Loader, name: str, stays: NDArray[np.bool_]) -> Loader:
+    """Return a loader of the rows that stay; shards are cut into views of those between others."""
+    if name != "embeddings":
+        return lambda: np.asarray(loader())[stays]
+
+    def cut() -> list[NDArray[Any]]:
+        parts, first = [], 0
+        for shard in loader():
+            edges = np.flatnonzero(
+                np.diff(stays[first : first + len(shard)], prepend=False, append=False)
+            )
+            parts += [shard[a:b] for a, b in edges.reshape(-1, 2).tolist()]
+            first += len(shard)
+        return parts
+
+    return cut
 
 
 def _constant(value: Any) -> Loader:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from pyids._typing import Float64
 from pyids.config import ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
 from pyids.errors import ConfigError
-from pyids.methods import Method, get_method, pool_from_store
+from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.pipeline import stages
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.prepare import Stage, prepare, reopen
+from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
 
@@ -23,7 +25,10 @@ logger = logging.getLogger("pyids")
 
 
 # What may differ from the configuration of the run folder that is selected from.
-_OF_A_SELECTION = {"budget", "seed", "quality", "model", "threads", "device"}
+_OF_A_SELECTION = {
+    *("budget", "seed", "quality", "model", "threads", "device"),
+    *("target", "target_by", "target_embeddings_file"),
+}
 
 
 def select(
@@ -116,13 +121,27 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
     """Replace what decides the draw alone by what the folder, if there is one, was made with."""
     if not (config.output_path / "config.yaml").exists():
         return config
-    of_the_draw = {"budget", "seed", "quality", "model", *ROUND_FIELDS}
+    of_the_draw = (_OF_A_SELECTION - {"threads", "device"}) | ROUND_FIELDS
     if until == "cluster":
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
             of_the_draw -= {"budget", "rounds"}
     saved = saved_config(config.output_path)
     return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
+
+
+def _pool(store: Store, config: RunConfig, quality: Float64 | None) -> Pool:
+    """Make the pool; with a target, less the rows that repeat it, whatever the method."""
+    if config.target is None:
+        return pool_from_store(store, quality=quality, threads=config.threads)
+    target = PoolTarget.read(store, config)
+    pool = pool_from_store(
+        store,
+        quality=quality,
+        threads=config.threads,
+        target=lambda: Target(target.vectors, target.rows.tasks),
+    )
+    return pool.without(target.copies)
 
 
 def _select(
@@ -136,11 +155,22 @@ def _select(
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    if "target" in chosen.needs and config.target is None:
+        raise ConfigError(
+            f"method {method!r} needs --target: name rows of what the model is to learn"
+        )
     until = _needed(chosen, folder_config)
     with open_folder(folder_config, until) as store:
-        quality = stages.quality(store, config) if "quality" in chosen.needs else None
-        pool = pool_from_store(store, quality=quality, threads=config.threads)
-        row_ids = chosen(pool, config.budget_rows(store.kept), seed=config.seed, **settings)
+        rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
+        quality = stages.quality(store, config) if rated else None
+        pool = _pool(store, config, quality)
+        budget = config.budget_rows(store.kept)
+        if budget > len(pool):
+            raise ConfigError(
+                f"budget {budget} is above the {len(pool)} rows that do not repeat the target: "
+                "lower --budget"
+            )
+        row_ids = chosen(pool, budget, seed=config.seed, **settings)
         clusters = None
         if until == "cluster":
             clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]

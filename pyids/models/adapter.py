@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pyids.errors import ModelError
@@ -39,6 +40,31 @@ def add_adapter(model: Any, rank: int) -> Any:
         ) from error
 
 
+def check_adapter(model: Any, folder: Path) -> None:
+    """Refuse an adapter whose files leave weights out, or that is more than changed layers.
+
+    Raises
+    ------
+    ModelError
+        In one line.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    if model.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{folder}: an adapter that adds tokens to the prompt is not supported")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(file, "pt") as stored:
+        missing = sorted(set(get_peft_model_state_dict(model)) - set(stored.keys()))
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} weights of the adapter are missing ({missing[0]}, ...): get "
+            "its files again"
+        )
+
+
 def linear_layers(model: Any) -> list[str]:
     """Return the names of the linear layers of the text model that an adapter is put on.
 
@@ -57,7 +83,7 @@ def linear_layers(model: Any) -> list[str]:
         if not isinstance(module, Linear | Conv1D) or module is head or id(module) not in inside:
             continue
         own = type(module).forward not in (Linear.forward, Conv1D.forward)
-        if own and type(module).__module__.startswith("transformers.models."):
+        if own and not _is_product(module):
             continue
         parent, _, last = name.rpartition(".")
         mixer = modules[parent]
@@ -65,6 +91,26 @@ def linear_layers(model: Any) -> list[str]:
             continue
         names.append(name)
     return names
+
+
+def _is_product(module: Any) -> bool:
+    """Whether a linear layer with a forward of its own computes what a linear layer does.
+
+    One of another library's making, such as a quantized one, is peft's to judge.
+    """
+    import torch
+
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    states = torch.ones(2, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            found = module(states)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    expected = torch.nn.functional.linear(states, weight, module.bias)
+    return isinstance(found, torch.Tensor) and torch.allclose(found, expected, rtol=1e-3)
 
 
 def _text_model(model: Any) -> Any:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pyids.chat.template import Encoded
+
+if TYPE_CHECKING:
+    import torch
 
 # Called with the tokens done so far and the tokens in all.
 Progress = Callable[[int, int], None]
@@ -51,3 +57,28 @@ def default_batch_tokens(device: str) -> int:
     On a CPU small batches win: activations stay in the cache, and rows of one length are rare.
     """
     return 512 if device == "cpu" else 16384
+
+
+def micro_batches(
+    rows: Sequence[Encoded], batch_tokens: int, pad_id: int
+) -> list[dict[str, torch.Tensor]]:
+    """Turn the rows of one step into padded tensors; padding stands on the right."""
+    import torch
+
+    # Nothing after the last response token matters, and that token itself is only predicted.
+    ends = [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
+    micro = []
+    for batch in batches_by_length(ends, batch_tokens):
+        width = max(ends[i] for i in batch)
+        input_ids = np.full((len(batch), width), pad_id, np.int64)
+        attention_mask = np.zeros((len(batch), width), np.int64)
+        targets = np.full((len(batch), width), -100, np.int64)
+        for b, i in enumerate(batch):
+            end = ends[i]
+            input_ids[b, :end] = rows[i].input_ids[:end]
+            attention_mask[b, :end] = 1
+            response = rows[i].response_mask[1 : end + 1]
+            targets[b, :end][response] = rows[i].input_ids[1 : end + 1][response]
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
+        micro.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return micro

@@ -21,8 +21,8 @@ from pyids import device as device_module
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
-from pyids.models.adapter import add_adapter
-from pyids.models.batching import Progress, batches_by_length, default_batch_tokens
+from pyids.models.adapter import add_adapter, check_adapter
+from pyids.models.batching import Progress, default_batch_tokens, micro_batches
 from pyids.models.hf import one_line, quiet
 from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.lm_head import Head
@@ -232,8 +232,9 @@ def load_adapter(
     try:
         with quiet():
             model = PeftModel.from_pretrained(model, path, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{path}: the adapter cannot be loaded: {one_line(error)}") from error
+    check_adapter(model, Path(path))
     return model.eval(), tokenizer
 
 
@@ -258,31 +259,6 @@ def _plan(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> lis
         order = order[: left - epoch * rows]
         steps += [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     return steps
-
-
-def micro_batches(
-    rows: Sequence[Encoded], batch_tokens: int, pad_id: int
-) -> list[dict[str, torch.Tensor]]:
-    """Turn the rows of one step into padded tensors; padding stands on the right."""
-    import torch
-
-    # Nothing after the last response token matters, and that token itself is only predicted.
-    ends = [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
-    micro = []
-    for batch in batches_by_length(ends, batch_tokens):
-        width = max(ends[i] for i in batch)
-        input_ids = np.full((len(batch), width), pad_id, np.int64)
-        attention_mask = np.zeros((len(batch), width), np.int64)
-        targets = np.full((len(batch), width), -100, np.int64)
-        for b, i in enumerate(batch):
-            end = ends[i]
-            input_ids[b, :end] = rows[i].input_ids[:end]
-            attention_mask[b, :end] = 1
-            response = rows[i].response_mask[1 : end + 1]
-            targets[b, :end][response] = rows[i].input_ids[1 : end + 1][response]
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
-        micro.append({name: torch.from_numpy(array) for name, array in arrays.items()})
-    return micro
 
 
 def _train(

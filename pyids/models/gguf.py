@@ -55,7 +55,15 @@ def convert_gguf(path: Path) -> Path:
                 for stale in models.glob(f".{folder.name}.*"):
                     shutil.rmtree(stale)
                 temporary = models / f".{folder.name}.{uuid.uuid4().hex}"
-                _convert_gguf(path, temporary)
+                try:
+                    _convert_gguf(path, temporary)
+                except OSError:
+                    raise
+                except Exception as error:  # a file of any content makes any error; re-raised
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise ModelError(
+                        f"{path}: cannot be read as a GGUF model: {one_line(error)}: get it again"
+                    ) from error
                 rename_folder(temporary, folder)
     except OSError as error:
         raise ModelError(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pyids.chat.template import Encoded
 from pyids.models.adapter import last_layer
-from pyids.models.batching import Progress
-from pyids.models.finetune import micro_batches, response_loss
+from pyids.models.batching import Progress, micro_batches
+from pyids.models.finetune import response_loss
 
 if TYPE_CHECKING:
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -138,6 +139,13 @@ def _check_local(path: Path, what: str) -> None:
         return
     if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise ModelError(f"{what}: the folder holds no config.json; name a model's folder")
+    config = path / "config.json"
+    try:
+        readable = not config.is_file() or isinstance(json.loads(config.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        readable = False
+    if not readable:
+        raise ModelError(f"{what}: its config.json is no JSON object; get the files again")
     if not any(any(path.glob(p)) or any(path.glob(f"*/{p}")) for p in _WEIGHTS):
         raise ModelError(f"{what}: the folder holds no weights (*.safetensors)")
 

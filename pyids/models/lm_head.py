@@ -210,8 +210,10 @@ class Head:
         if self.way == "states":
             return self.logits(self.hidden(input_ids, attention_mask, shared)[chosen])
         if self.way == "chosen":
-            with self._stubbed(lambda states: states[chosen][None]):
+            with self._stubbed(lambda states: states[chosen][None]) as given:
                 own = self.forward(input_ids, attention_mask, shared).logits[0]
+            if len(given) != 1:
+                raise RuntimeError("the forward does not call the head once")
         else:
             own = self.forward(input_ids, attention_mask, shared).logits[chosen]
         logits: torch.Tensor = own.float()

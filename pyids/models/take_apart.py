@@ -110,8 +110,12 @@ class _Trial:
         return torch.cat([self.own[:_LATER], rest])
 
     def straight(self) -> torch.Tensor:
-        """Logits of all tokens, in the way that the head says."""
-        return self.head.logits_at(self.ids, self.ones, self.ones.bool())
+        """Logits of the first tokens of the second of two rows, in the way that the head says."""
+        ids, mask = self.ids.repeat(2, 1), self.ones.repeat(2, 1)
+        chosen = mask.bool()
+        chosen[0] = False
+        chosen[1, -_LATER:] = False
+        return self.head.logits_at(ids, mask, chosen)
 
     def holds(self, trial: Callable[[], torch.Tensor | None]) -> bool:
         """Whether a trial's logits are the model's own; a forward that refuses says no."""

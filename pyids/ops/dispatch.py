@@ -151,6 +151,8 @@ def choose(op: str, device: str, dtype: str, shape: tuple[int, ...] = ()) -> Imp
         raise ConfigError(
             f"PYIDS_BACKEND={forced} is no backend: use one of {', '.join(BACKENDS)}, or unset it"
         )
+    if forced == "triton" and not any(row.backend == forced for row in implementations(op)):
+        forced = ""  # an op that has no kernel on any device, or no run could be asked for kernels
     for row in implementations(op):
         fits = device in row.devices and dtype in row.dtypes and row.fits(shape)
         wanted = row.backend == forced if forced else not row.forced_only

@@ -35,7 +35,7 @@ class Located(NamedTuple):
 
 
 def check_conversations(config: RunConfig, sources: Sequence[Source]) -> None:
-    """Give one row of every order of turns to the chat template of the model of the rounds.
+    """Give one row of every order of turns to the chat templates of the models that read them.
 
     Rows that cannot be read are passed over: the reading will say so. Where the model has learned
     positions, or fewer embeddings than its tokenizer has tokens, long rows and those with such a
@@ -50,12 +50,17 @@ def check_conversations(config: RunConfig, sources: Sequence[Source]) -> None:
     from pyids.models.limits import limits_of
     from pyids.models.load import load_tokenizer
 
-    ref = replace(resolve_model(config.round_model), system=config.system)
-    folder = tokenizer_folder(ref)
-    tokenizer = load_tokenizer(replace(ref, path=folder))
-    limits = limits_of(ref, folder)
-    rows = islice(_rows(sources), config.limit)
-    check_rows(rows, tokenizer, limits, max_length=config.max_length)
+    names = [config.round_model]
+    signal, _, named = (config.quality or "").partition(":")
+    if signal in ("perplexity", "ifd"):
+        names.append(named or config.model)
+    for name in dict.fromkeys(names):
+        ref = replace(resolve_model(name), system=config.system)
+        folder = tokenizer_folder(ref)
+        tokenizer = load_tokenizer(replace(ref, path=folder))
+        limits = limits_of(ref, folder)
+        rows = islice(_rows(sources), config.limit)
+        check_rows(rows, tokenizer, limits, max_length=config.max_length)
 
 
 def _rows(sources: Sequence[Source]) -> Iterator[Located]:

@@ -1,22 +1,166 @@
-"""Draws over the shards of a run folder, and the clusters of its rows."""
+"""What the rounds draw: each draw follows from the configuration, the clusters and the weights.
+
+So a draw can be made again, to the same bytes: `pyids.selection` makes them, and
+`pyids.pipeline.replay` derives them again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.data.export import Selected
-from pyids.errors import DataError
+from pyids.errors import ConfigError, DataError
 from pyids.pipeline.stages import row_weights
-from pyids.sampling import merge_samples, sample_by_cluster
-from pyids.store.folder import Store
+from pyids.pipeline.target import PoolTarget
+from pyids.sampling import ShardedSample, allocate, sample_by_cluster
+from pyids.store.folder import Shard, Store
 from pyids.store.rounds import Rounds
 
 Labels = Sequence[NDArray[np.int32]]
+
+# A candidate is drawn with its weight times exp(-OUTLIER_PENALTY * its outlier score).
+OUTLIER_PENALTY = 3.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of one run folder, round by round; rounds count from 0.
+
+    Attributes
+    ----------
+    store, config, rounds
+        The run folder, the configuration that it was made with, what its rounds have left.
+    labels
+        int32, the clusters of each shard's rows.
+    target
+        What is selected for, if anything.
+    """
+
+    store: Store
+    config: RunConfig
+    rounds: Rounds
+    labels: Labels
+    target: PoolTarget | None = None
+
+    def seed(self, purpose: bytes, n: int) -> int:
+        """Return a seed for one purpose in round `n`."""
+        return xxhash.xxh3_64_intdigest(b"%b of round %d" % (purpose, n), self.config.seed) >> 1
+
+    def quotas(self, n: int) -> Int64:
+        """Share the budget of round `n` among the clusters, summing to it exactly; int64 (K,)."""
+        budget, rounds = self.config.budget_rows(self.store.kept), self.config.rounds
+        weights, left = self.rounds.weights(n), self.rounds.left(n)
+        shares = weights * left if self.config.allocation == "proportional" else weights
+        rows = budget * (n + 1) // rounds - budget * n // rounds
+        return allocate(rows, shares, left, seed=self.seed(b"quotas", n))
+
+    def rows(self, n: int, quotas: Int64) -> Int64:
+        """Draw rows that no round before `n` drew, by the quotas; ids, ascending."""
+        return self._draw(n, quotas, self.config.seed, self.log_weights)
+
+    def candidates(self, n: int, quotas: Int64, per_row: int) -> Int64:
+        """Draw several candidates for each row of the quotas; ids, ascending."""
+        return self.rows(n, np.minimum(quotas * per_row, self.rounds.left(n)))
+
+    def screened(
+        self,
+        n: int,
+        quotas: Int64,
+        candidates: Int64,
+        clusters: NDArray[np.int32],
+        outlier_scores: Float64,
+    ) -> Int64:
+        """Draw among candidates, the less likely the more of an outlier one is; ids, ascending.
+
+        Parameters
+        ----------
+        quotas
+            int64 (K,).
+        candidates, clusters, outlier_scores
+            int64, int32, float64 (B,): ids ascending, see `pyids.scoring.screening`.
+        """
+        # The quality decides again: where a cluster is small, all of it are candidates.
+        weights = self.log_weights_of(candidates) - OUTLIER_PENALTY * outlier_scores
+        return sample_by_cluster(
+            clusters,
+            quotas,
+            log_weights=weights,
+            row_ids=candidates,
+            seed=self.seed(b"candidates", n),
+            allow_fewer=True,
+            n_threads=self.config.threads,
+        )
+
+    def probes(self, n: int) -> Int64:
+        """Draw the unseen rows to score in round `n`, some of each cluster; ids, ascending."""
+        quotas = np.minimum(self.config.probes_per_cluster, self.rounds.left(n + 1))
+        return self._draw(n + 1, quotas, self.seed(b"probes", n), lambda shard: None)
+
+    def log_weights(self, shard: Shard) -> Float64 | None:
+        """Log weights of a shard's rows inside their clusters; None: all count the same."""
+        weights = row_weights(self.store, self.config, shard)
+        if self.target is None:
+            return weights
+        near = self.target.log_weights(shard)
+        return near if weights is None else near + weights
+
+    def log_weights_of(self, row_ids: Int64) -> Float64:
+        """Log weights of rows inside their clusters, ids ascending; zeros where all are equal."""
+        weights = np.zeros(len(row_ids))
+        for shard in self.store.shards:
+            first, last = np.searchsorted(row_ids, [shard.row_ids.start, shard.row_ids.stop])
+            if first == last:
+                continue
+            if (logs := self.log_weights(shard)) is None:
+                break
+            at = np.searchsorted(self.store.row_ids(shard), row_ids[first:last])
+            weights[first:last] = logs[at]
+        return weights
+
+    def _draw(
+        self, n: int, quotas: Int64, seed: int, log_weights: Callable[[Shard], Float64 | None]
+    ) -> Int64:
+        """Draw from the clusters what no round before `n` drew, and what repeats no target."""
+        exclude = self.rounds.selected_before(n)
+        if self.target is not None:
+            exclude = np.union1d(exclude, self.target.copies)
+        return draw_rows(
+            self.store,
+            self.labels,
+            quotas,
+            exclude=exclude,
+            seed=seed,
+            log_weights=log_weights,
+            threads=self.config.threads,
+        )
+
+
+def rounds_of(store: Store, labels: Labels, budget: int, target: PoolTarget | None) -> Rounds:
+    """Return the rounds of a run folder; with a target they draw where it lies, and no copy of it.
+
+    Raises
+    ------
+    ConfigError
+        The budget is above the rows that do not repeat the target.
+    """
+    sizes = store.cluster_sizes
+    if target is None:
+        return Rounds(store, sizes)
+    copies = np.bincount(clusters_of(store, labels, target.copies), minlength=len(sizes))
+    sizes = sizes - copies
+    if budget > sizes.sum():
+        raise ConfigError(
+            f"budget {budget} is above the {sizes.sum()} rows that do not repeat the target: lower "
+            "--budget"
+        )
+    return Rounds(store, sizes, target.cluster_weights(sizes, budget))
 
 
 def draw_rows(
@@ -26,10 +170,10 @@ def draw_rows(
     *,
     exclude: Int64,
     seed: int,
-    weighted_by: RunConfig | None = None,
+    log_weights: Callable[[Shard], Float64 | None] = lambda shard: None,
     threads: int | None = None,
 ) -> Int64:
-    """Draw rows from the clusters, shard by shard; ids ascending.
+    """Draw rows from the clusters, shard by shard; ids, ascending.
 
     Parameters
     ----------
@@ -43,43 +187,25 @@ def draw_rows(
         Ids of rows that must not be drawn, ascending.
     seed
         With a row's id it decides its key: the same rows for any shards and threads.
-    weighted_by
-        The configuration whose quality weights the rows of a cluster; None: all count the same.
+    log_weights
+        Gives the log weights of a shard's rows inside their clusters; None: all count the same.
     """
-    parts = (
-        sample_by_cluster(
+    drawn = ShardedSample(quotas)
+    for shard, labels_ in zip(store.shards, labels, strict=True):
+        part = sample_by_cluster(
             labels_,
             quotas,
-            log_weights=None if weighted_by is None else row_weights(store, weighted_by, shard),
+            log_weights=log_weights(shard),
             row_ids=store.row_ids(shard),
             exclude=exclude,
             seed=seed,
             allow_fewer=True,
             return_keys=True,
             n_threads=threads,
+            floors=drawn.floors,
         )
-        for shard, labels_ in zip(store.shards, labels, strict=True)
-    )
-    return merge_samples(parts, quotas)
-
-
-def log_weights_of(store: Store, config: RunConfig, row_ids: Int64) -> Float64:
-    """Return the log weights of rows inside their clusters; zeros where all count the same.
-
-    Parameters
-    ----------
-    row_ids
-        Ascending.
-    """
-    weights = np.zeros(len(row_ids))
-    for shard in store.shards:
-        if (logs := row_weights(store, config, shard)) is None:
-            break
-        first, last = np.searchsorted(row_ids, [shard.row_ids.start, shard.row_ids.stop])
-        wanted = row_ids[first:last]
-        if len(wanted):
-            weights[first:last] = logs[np.searchsorted(store.row_ids(shard), wanted)]
-    return weights
+        drawn.add(part)
+    return drawn.result().row_ids
 
 
 def clusters_of(store: Store, labels: Labels, row_ids: Int64) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ import orjson
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
+from pyids.data.target import target_files
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
@@ -31,8 +32,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             for name in config.data  # what is none of these is a name on the hub
         ]
     }
-    if (path := config.embeddings_file) is not None:
-        paths["embeddings_file"] = os.path.abspath(path)
+    if config.target is not None:
+        paths["target"] = [
+            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
+            for name in config.target
+        ]
+    for name in ("embeddings_file", "target_embeddings_file"):
+        if (path := getattr(config, name)) is not None:
+            paths[name] = os.path.abspath(path)
     return config.model_copy(update=paths)
 
 
@@ -47,6 +54,10 @@ def identity_of(
     if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
         [identity["embeddings_file"]] = fingerprint_files([path], store)
+    if config.target is not None:
+        files = [str(file) for file in target_files(config)]
+        identity["target"] = fingerprint_files(files, store)
+        del identity["target_embeddings_file"]
     return identity
 
 

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pyids.config import RunConfig, load_config, make_config
+from pyids.errors import ConfigError
 
 
 def config_of(
@@ -33,4 +37,69 @@ def config_of(
     else:
         given = dict(config or {})
     given |= {name: value for name, value in fields.items() if value is not None}
-    return make_config(**given)
+    return make_config(**_on_disk(given))
+
+
+def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
+    """Write data and vectors that stand in memory to the run folder; give their paths.
+
+    Raises
+    ------
+    ConfigError
+        Data is in memory, and no run folder is named.
+    """
+    fields = {
+        name: str(value) if isinstance(value, Path) else value for name, value in fields.items()
+    }
+    data = fields.get("data")
+    if isinstance(data, list | tuple) and all(isinstance(item, str | Path) for item in data):
+        fields["data"] = [str(item) for item in data]
+    in_memory = {
+        name: fields[name]
+        for name in ("data", "embeddings_file", "target_embeddings_file")
+        if name in fields and not _is_path(fields[name])
+    }
+    if not in_memory:
+        return fields
+    if "output_dir" not in fields:
+        raise ConfigError(
+            f"{', '.join(in_memory)} in memory is written to the run folder, and none is named: "
+            "give output_dir"
+        )
+    from pyids.data.memory import materialize
+    from pyids.store.files import atomic_write
+    from pyids.store.folder import Store
+
+    with Store.open(fields["output_dir"]) as store:
+        folder = store.path / "input"
+        folder.mkdir(exist_ok=True)
+        for name, value in in_memory.items():
+            if name == "data":
+                fields["data"] = [str(materialize(value, folder))]
+                continue
+            array = _as_matrix(name, value)
+            path = folder / f"{name.removesuffix('_file')}.npy"
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+            fields[name] = str(path)
+    return fields
+
+
+def _is_path(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, str)
+
+
+def _as_matrix(name: str, value: Any) -> NDArray[np.floating[Any]]:
+    """Copy vectors to an array: an ndarray, a tensor of any device, nested lists of numbers."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = (value.float() if "bfloat16" in str(value.dtype) else value).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or array.ndim != 2:
+        raise ConfigError(
+            f"{name} is {array.dtype} of shape {array.shape}: give a matrix of floats, a row for "
+            "each row of the data, or the path of a .npy file"
+        )
+    return array

@@ -15,6 +15,7 @@ from pyids.data.ingest import check, describe
 from pyids.data.precomputed import open_vectors
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
+from pyids.data.target import read_target
 from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError
@@ -47,6 +48,8 @@ def check_inputs(config: RunConfig) -> list[Source]:
         vectors=column,
         max_row_bytes=config.max_row_bytes,
     )
+    if config.target is not None:
+        read_target(config)
     if config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources
@@ -127,8 +130,13 @@ def plan(config: RunConfig) -> str:
         look += " if answers look mismatched"
     vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
     near = []
-    if config.semdedup_threshold is not None:
+    if config.target is not None:
         near = [
+            f"target    {len(read_target(config))} rows of {', '.join(config.target)}; they and "
+            "near copies of them are left out"
+        ]
+    if config.semdedup_threshold is not None:
+        near += [
             f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
             "go before the draw: how many is not known yet"
         ]

@@ -178,7 +178,7 @@ def update_weights(
             raise ValueError(f"temperature is {temperature}: must be positive and finite")
 
     if log_gain_of is not none:
-        weights_ = _raise(weights_, min_weight / len(weights_))
+        weights_ = raise_to(weights_, min_weight / len(weights_))
     scored = counts_ > 0
     if not scored.any():
         return WeightUpdate(weights_, np.full(len(weights_), np.nan), np.ones(len(weights_)))
@@ -216,7 +216,7 @@ def update_weights(
         if np.isfinite(log_weights.max()):
             gained = np.exp(log_weights - log_weights.max())
             weights_[scored] = mass * gained / gained.sum()
-            weights_[scored] = _raise(weights_[scored], min_weight / len(weights_))
+            weights_[scored] = raise_to(weights_[scored], min_weight / len(weights_))
     return WeightUpdate(weights_ / weights_.sum(), shrunk, towards_mean)
 
 
@@ -254,7 +254,7 @@ def _exponents(t: Float64, temperature: float | None) -> Float64:
     return np.clip(centered / spread, -_MAX_STEP, _MAX_STEP)
 
 
-def _raise(weights: Float64, least: float) -> Float64:
+def raise_to(weights: Float64, least: float) -> Float64:
     """Lift the weights below `least` to it and scale the others so that the sum stays."""
     total = float(weights.sum())
     low = np.zeros(len(weights), bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,10 @@ class ScoringOptions:
         Who rates answers for `rating`: a reward model, a judge.
     seed
         Of the gradients' sketch.
+    target, target_tasks
+        Rows that show what is wanted, and the task of each, for the scorers of `target`.
+    target_cosines
+        float64 (B,): how near each probe row is to the target by its vector.
     progress
         Called after each batch of a pass over the rows.
     """
@@ -54,6 +58,9 @@ class ScoringOptions:
     max_new_tokens: int = 128
     rater: Rater | None = None
     seed: int = 0
+    target: Sequence[Conversation] = ()
+    target_tasks: Sequence[str] = ()
+    target_cosines: Float64 | None = None
     progress: Progress | None = None
 
 
@@ -253,6 +260,7 @@ def score_probes(
     clusters: NDArray[np.int32],
     *,
     cache: Path,
+    target: Mapping[str, Any] | None = None,
 ) -> Scores:
     """Score probe rows under the base model and a checkpoint, as the configuration says.
 
@@ -262,6 +270,8 @@ def score_probes(
         B rows of messages and their clusters, int32 (B,).
     cache
         The folder where a judge keeps its answers.
+    target
+        What the scorer needs to know of what is selected for: fields of `ScoringOptions`.
     """
     from pyids.scoring.scorers import find_scorer
 
@@ -272,5 +282,6 @@ def score_probes(
         rater=rater(config, cache),
         seed=config.seed,
         progress=reporter("score"),
+        **(target or {}),
     )
     return find_scorer(config.scorer)(Probes(models, rows, clusters, options))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64, Int64
+from pyids._typing import Float64
 from pyids.chat.template import Conversation, encode, truncate
 from pyids.config import RunConfig
 from pyids.models.batching import Progress
@@ -29,16 +29,11 @@ from pyids.models.hub import round_model
 from pyids.models.load import load_model
 from pyids.models.nll import encoded_nll
 from pyids.progress import reporter
-from pyids.sampling import sample_by_cluster
 from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring.statistics import robust_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-# A row is drawn with weight exp(-OUTLIER_PENALTY * outlier_score).
-OUTLIER_PENALTY = 3.0
 
 
 # Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
@@ -65,41 +60,6 @@ def screen(
         progress=reporter("screen"),
     )
     return {**columns, "outlier_score": outlier_score(columns, clusters)}
-
-
-def draw_screened(
-    row_ids: Int64,
-    clusters: NDArray[np.int32],
-    quotas: Int64,
-    outlier_scores: Float64,
-    *,
-    log_weights: Float64,
-    seed: int,
-    threads: int | None = None,
-) -> Int64:
-    """Draw among candidates: each with its weight times ``exp(-OUTLIER_PENALTY * outlier score)``.
-
-    Parameters
-    ----------
-    row_ids, clusters, outlier_scores, log_weights
-        int64, int32, float64, float64 (B,): the candidates.
-    quotas
-        int64 (K,): rows of each cluster to draw.
-
-    Returns
-    -------
-    int64 (b,)
-        Ids, ascending.
-    """
-    return sample_by_cluster(
-        clusters,
-        quotas,
-        log_weights=log_weights - OUTLIER_PENALTY * outlier_scores,
-        row_ids=row_ids,
-        seed=seed,
-        allow_fewer=True,
-        n_threads=threads,
-    )
 
 
 def measure(

@@ -18,6 +18,7 @@ import errno
 import json
 import shutil
 import tempfile
+import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,19 @@ from pyids.store.remedies import remedy
 
 # What a folder answers that may be read and not written.
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+# Who holds which folder in this process: a notebook's cell that is run twice opens a folder twice.
+_held: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
+
+
+def _supersede(store: Store) -> None:
+    """Let a folder go that this process holds through another `Store`, which is then of no use."""
+    name = str(store.path.resolve())
+    if (other := _held.get(name)) is not None and other._lock is not None:
+        other.close()
+        other.superseded = True
+    _held[name] = store
 
 
 # ---- the run folder ------------------------------------------------------------------------------
@@ -98,6 +112,8 @@ class Store:
         self.deduplicated = False
         self._lock: BaseFileLock | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        # Whether this process has opened the folder again, and works there through that.
+        self.superseded = False
 
     @classmethod
     def open(cls, path: Path | str, *, may_write: bool = True) -> Self:
@@ -121,6 +137,7 @@ class Store:
             store.path.mkdir(parents=True, exist_ok=True)
             check_place(store.path)
             write_mark(store.path)  # before anything else lies there
+            _supersede(store)
             store._lock = take_lock(store.path)
         except OSError as error:
             if not may_write and error.errno in _READ_ONLY and is_run_folder(store.path):

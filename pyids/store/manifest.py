@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pyids import _core
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import hash_once, read_sealed, write_sealed
 from pyids.store.ledger import damaged_files, difference
@@ -166,5 +167,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "instructions": _core.simd_level(),
         "packages": packages,
     }

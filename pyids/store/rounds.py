@@ -69,10 +69,13 @@ class Rounds:
         The run folder.
     sizes
         int64 (K,), rows of each cluster.
+    first_weights
+        float64 (K,) summing to 1, what the first round draws by; equal unless given.
     """
 
-    def __init__(self, store: Store, sizes: Int64) -> None:
+    def __init__(self, store: Store, sizes: Int64, first_weights: Float64 | None = None) -> None:
         self._folder = store.path / "rounds"
+        self.first_weights = first_weights
         self.sizes = sizes
         self.n_clusters = len(sizes)
         # What the options were that decide a draw; kept with each (`pyids.pipeline.decided`).
@@ -221,7 +224,11 @@ class Rounds:
         """Ids of the rows that round `n` drew, or all rounds so far, ascending."""
         if n is not None:
             return self._load(n, "selected.npy")
-        drawn = [self.selected(before) for before in range(self.drawn)]
+        return self.selected_before(self.drawn)
+
+    def selected_before(self, n: int) -> Int64:
+        """Ids of the rows that the rounds before `n` drew, ascending."""
+        drawn = [self.selected(before) for before in range(n)]
         return np.sort(np.concatenate([*drawn, np.empty(0, dtype=np.int64)]))
 
     def left(self, n: int) -> Int64:
@@ -256,6 +263,8 @@ class Rounds:
 
     def weights(self, n: int) -> Float64:
         """Weights of the clusters, float64 (K,) summing to 1, that round `n` draws by."""
+        if n == 0 and self.first_weights is not None:
+            return self.first_weights
         if n == 0:
             return np.full(self.n_clusters, 1 / self.n_clusters)
         return self._load(n - 1, "weights.npy")

@@ -1,0 +1,243 @@
+"""The target of a selection beside its pool: its vectors, and the rows that repeat it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyids import _core
+from pyids._typing import Float64, Int64
+from pyids.chat.digest import digest
+from pyids.chat.formats import Turns, tools_of
+from pyids.chat.near_copies import NearCopies
+from pyids.config import RunConfig
+from pyids.data.target import TargetRows, check_width, read_target
+from pyids.device import device
+from pyids.errors import DataError
+from pyids.nearest import as_targets, round_robin, unit_blocks
+from pyids.neighbors import inverse_lengths
+from pyids.pipeline.stages import find_encoder
+from pyids.scoring.cluster_weights import raise_to
+from pyids.store.files import fingerprint, read_json, write_json
+from pyids.store.folder import Shard, Store
+from pyids.store.ledger import load_npy, read_entry, save_npy
+
+if TYPE_CHECKING:
+    from pyids.store.folder import Row
+
+logger = logging.getLogger("pyids")
+
+# Rows of the target whose mean cosine says how near a row is.
+_NEAREST = 3
+# Of the log weights of rows, in standard deviations of their cosines over the pool: one more makes
+# a row e**5 times as likely inside its cluster.
+_TEMPERATURE = 0.2
+_BLOCK_ROWS = 4096
+# Rows nearer than this to a target row have their words compared with it: a copy with some words
+# changed lies above it, with any encoder of sentences.
+_LOOK = 0.8
+
+
+@dataclass(frozen=True)
+class PoolTarget:
+    """The target's rows, and what they are to the pool of a run folder.
+
+    Attributes
+    ----------
+    store, config
+        The folder and what names the target.
+    rows
+        The target.
+    """
+
+    store: Store
+    config: RunConfig
+    rows: TargetRows
+
+    @classmethod
+    def read(cls, store: Store, config: RunConfig) -> PoolTarget:
+        """Read the target; see `pyids.data.target.read_target`."""
+        return cls(store, config, read_target(config))
+
+    @classmethod
+    def of_run(cls, store: Store, config: RunConfig) -> PoolTarget:
+        """Read the target once for all rounds: ``target/`` then holds all that is to be known.
+
+        A run folder needs nothing outside it: rows, vectors, and ids of the rows that repeat them.
+        """
+        folder = store.path / "target"
+        entry, vectors = folder / "index.json", folder / "vectors.npy"
+        if not entry.exists():
+            made = cls.read(store, config)
+            folder.mkdir(exist_ok=True)
+            save_npy(vectors, made.vectors, {"target": config.target})
+            write_json(folder / "rows.json", _as_json(made.rows))
+            write_json(entry, made.facts())  # the last of the files
+        found = cls(store, config, _from_json(read_json(folder / "rows.json")))
+        # What is known already is not made again.
+        found.__dict__["vectors"] = np.array(load_npy(vectors))
+        found.__dict__["copies"] = np.array(read_json(entry)["left_out"], np.int64)
+        return found
+
+    @property
+    def _embedded(self) -> bool:
+        return all(self.store.artifact("embeddings", s).exists() for s in self.store.shards)
+
+    @cached_property
+    def vectors(self) -> Float64:
+        """Vectors of the target's rows, float64 (Q, D) of unit length, made as the pool's were.
+
+        Raises
+        ------
+        DataError
+            They are not as long as the pool's, or one is zero.
+        """
+        config, vectors = self.config, self.rows.vectors
+        if vectors is None:
+            from pyids.chat.template import text_of
+
+            encoder = find_encoder(
+                config.encoder,
+                config.encoder_max_length,
+                config.long_text,
+                device(config),
+                config.dtype,
+            )
+            texts = [text_of(messages) for messages in self.rows.conversations]
+            vectors = encoder.encode(texts).astype(np.float16).astype(np.float64)
+        dim = self.store.embeddings()[0].shape[1]
+        check_width(vectors, dim, self.rows.places[0].partition(" line ")[0])
+        if len(zero := np.flatnonzero(~vectors.any(axis=1))):
+            raise DataError(f"{self.rows.places[zero[0]]}: its vector is zero: it has no text")
+        return as_targets(vectors, dim)
+
+    @cached_property
+    def copies(self) -> Int64:
+        """Ids of the pool's rows that repeat the target, or nearly: never to be selected.
+
+        Exact repeats are told by their digest. Where there are vectors, the words of the rows near
+        a target row are compared with the target's (`pyids.chat.near_copies.NearCopies`); where
+        there are none, those of all rows.
+        """
+        known = NearCopies(self.rows.conversations)
+        found = [*self._exact()]
+        found += [row.row_id for row in self._candidates() if row.messages in known]
+        kept = [np.intersect1d(self.store.row_ids(s), found) for s in self.store.shards]
+        copies = np.concatenate([np.empty(0, np.int64), *kept]).astype(np.int64)
+        if len(copies):
+            logger.info("left out %d rows that repeat the target, or nearly", len(copies))
+        return copies
+
+    def _exact(self) -> Iterator[int]:
+        import pyarrow.parquet as pq
+
+        digests = {digest(messages) for messages in self.rows.conversations}
+        for shard in self.store.shards:
+            path = self.store.artifact("rows", shard, ".parquet")
+            column = pq.read_table(path, columns=["digest"])["digest"].to_pylist()
+            yield from (shard.first_row_id + n for n, key in enumerate(column) if key in digests)
+
+    def _candidates(self) -> Iterator[Row]:
+        if not self._embedded:
+            for shard in self.store.shards:
+                yield from self.store.iter_rows(shard)
+            return
+        small = self.vectors.astype(np.float32)
+        near = [np.empty(0, np.int64)]
+        for start, units in unit_blocks(self.store.embeddings()):
+            products = units.astype(np.float32) @ small.T
+            near.append(start + np.flatnonzero((products >= _LOOK).any(axis=1)))
+        ids = np.concatenate([np.empty(0, np.int64), *map(self.store.row_ids, self.store.shards)])
+        yield from self.store.read_rows(ids[np.concatenate(near)])
+
+    def cosines(self, vectors: NDArray[Any]) -> Float64:
+        """How near rows are to the target: the mean cosine to the target rows nearest to each.
+
+        Parameters
+        ----------
+        vectors : float16 or float32 array (n, D)
+
+        Returns
+        -------
+        float64 array (n,)
+        """
+        threads = _core.resolve_threads(self.config.threads or 0)
+        m = min(_NEAREST, len(self.rows))
+        out = np.empty(len(vectors))
+        for at in range(0, len(vectors), _BLOCK_ROWS):
+            block = np.ascontiguousarray(vectors[at : at + _BLOCK_ROWS])
+            factors = inverse_lengths([block], threads)
+            squares = _core.squared_distances([block], factors, self.vectors, threads)
+            out[at : at + len(block)] = 1 - np.sort(squares, axis=1)[:, :m].mean(axis=1) / 2
+        return out
+
+    def log_weights(self, shard: Shard) -> Float64:
+        """Log weights of a shard's rows inside their clusters, float64 (n,): the nearer, the more.
+
+        Made once for all shards: ``target/SHARD.npy``.
+        """
+        inputs = {"target": fingerprint([str(self.vectors.tolist())])}
+        paths = [self.store.artifact("target", s) for s in self.store.shards]
+        if any(read_entry(path.with_suffix(".json"), inputs) is None for path in paths):
+            near = [self.cosines(vectors) for vectors in self.store.embeddings()]
+            spread = float(np.concatenate(near).std()) or 1.0
+            for path, values in zip(paths, near, strict=True):
+                save_npy(path, values / (_TEMPERATURE * spread), inputs)
+        weights: Float64 = load_npy(self.store.artifact("target", shard))
+        return weights
+
+    def cluster_weights(self, left: Int64, budget: int) -> Float64:
+        """Weights with which the first round draws from clusters what a round-robin would.
+
+        Parameters
+        ----------
+        left : int64 (K,)
+            Rows of each cluster that can be drawn.
+        budget : int
+            Rows of the whole selection, which the round-robin deals.
+
+        Returns
+        -------
+        float64 (K,)
+            Summing to 1, none below ``min_weight / K``.
+        """
+        ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
+        stays = ~np.isin(ids, self.copies)
+        taken = round_robin(
+            self.store.embeddings(), self.vectors, budget, tasks=self.rows.tasks, free=stays
+        ).rows
+        labels = np.concatenate(self.store.labels())
+        counts = np.bincount(labels[taken], minlength=len(left))
+        weights = counts / np.maximum(left, 1)
+        return raise_to(weights / weights.sum(), self.config.min_weight / len(left))
+
+    def scoring_options(self, row_ids: Int64) -> dict[str, Any]:
+        """Return what the scorers of a target need to know; see `ScoringOptions`."""
+        vectors = np.stack([self.store.embedding(row_id) for row_id in row_ids.tolist()])
+        return {
+            "target": self.rows.conversations,
+            "target_tasks": self.rows.tasks,
+            "target_cosines": self.cosines(vectors),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of the target, JSON values."""
+        names: dict[str, int] = Counter(self.rows.tasks)
+        return {"rows": len(self.rows), "tasks": names, "left_out": self.copies.tolist()}
+
+
+def _as_json(rows: TargetRows) -> dict[str, Any]:
+    turns = [{"turns": list(row), "tools": tools_of(row)} for row in rows.conversations]
+    return {"conversations": turns, "tasks": rows.tasks, "places": rows.places}
+
+
+def _from_json(content: dict[str, Any]) -> TargetRows:
+    rows = [Turns(row["turns"], row["tools"]) for row in content["conversations"]]
+    return TargetRows(list(rows), tuple(content["tasks"]), tuple(content["places"]))

@@ -27,7 +27,7 @@ from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
-from pyids.pipeline.prepare import facts, prepare, reopen
+from pyids.pipeline.prepare import metadata, prepare, reopen
 from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
@@ -328,8 +328,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        target = {} if self.draws.target is None else {"target": self.draws.target.facts()}
-        self.store.write_manifest({**facts(self.store, self.config), **target})
+        target = {} if self.draws.target is None else {"target": self.draws.target.metadata()}
+        self.store.write_manifest({**metadata(self.store, self.config), **target})
         return path
 
     def result(self, path: str | Path) -> Result:

@@ -127,12 +127,12 @@ def take_vectors(
     zeros: list[int] = []
     zero_rows = done = 0
     for report in (engine or LocalEngine()).map(_copy, tasks):
-        for facts in report:
-            if facts["rows"]:
-                widths.setdefault(facts["width"], facts["name"])
-            zeros += facts["zeros"][: _MAX_NAMED - len(zeros)]
-            zero_rows += facts["zero_rows"]
-            done += facts["rows"]
+        for metadata in report:
+            if metadata["rows"]:
+                widths.setdefault(metadata["width"], metadata["name"])
+            zeros += metadata["zeros"][: _MAX_NAMED - len(zeros)]
+            zero_rows += metadata["zero_rows"]
+            done += metadata["rows"]
             if progress is not None:
                 progress(done)
     if len(widths) > 1:

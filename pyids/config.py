@@ -144,7 +144,7 @@ class RunConfig(BaseModel):
     )
     limit: int | None = _option("Data", "read only the first rows", None, ge=1)
     max_row_bytes: int = _option("Data", "bytes of the longest row", 64 << 20, ge=1)
-    keep_duplicates: bool = _option("Data", "keep exact repeats", False)
+    keep_duplicates: bool = _option("Data", "keep exact duplicates", False)
     strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
 
     budget: Budget = _option("Selection", "rows to select: a number, or a share such as 5%")

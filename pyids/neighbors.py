@@ -178,7 +178,7 @@ def neighbor_distances(
         rows = integers("reference", reference)
         others, other_factors = [gather_units(shards, factors, rows)], np.empty(0)
     check_in_range("n_neighbors", n_neighbors, 1, len(rows) - 1)
-    distances: Float64 = _core.neighbour_distances(
+    distances: Float64 = _core.neighbor_distances(
         shards, factors, others, other_factors, rows, n_neighbors, n_threads
     )
     return distances

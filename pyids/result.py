@@ -68,23 +68,24 @@ class Result:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         return manifest
 
-    def _facts(self) -> list[tuple[str, str]]:
-        facts = [("rows", f"{len(self.ids):,}"), ("file", str(self.path))]
+    def _summary(self) -> list[tuple[str, str]]:
+        lines = [("rows", f"{len(self.ids):,}"), ("file", str(self.path))]
         if self.clusters is not None:
             number, count = np.unique(self.clusters, return_counts=True)
             largest = np.argsort(-count, kind="stable")[:_SHOWN_CLUSTERS]
             shown = ", ".join(f"{number[j]}: {count[j]}" for j in largest)
-            facts.append(("clusters", f"{len(number)}, with the most rows {shown}"))
+            lines.append(("clusters", f"{len(number)}, with the most rows {shown}"))
         if self.rounds is not None:
             counts = np.bincount(self.rounds)[1:]
-            facts.append(("rounds", ", ".join(f"{count} rows" for count in counts)))
-        return [*facts, ("run folder", str(self.run_folder))]
+            lines.append(("rounds", ", ".join(f"{count} rows" for count in counts)))
+        return [*lines, ("run folder", str(self.run_folder))]
 
     def __repr__(self) -> str:
-        return "\n".join(["Selection", *(f"  {name:10}  {fact}" for name, fact in self._facts())])
+        return "\n".join(["Selection", *(f"  {name:10}  {text}" for name, text in self._summary())])
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th><td>{html.escape(fact)}</td></tr>" for name, fact in self._facts()
+            f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>"
+            for name, text in self._summary()
         )
         return f"<table>{rows}</table>"

@@ -27,7 +27,7 @@ from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
-from pyids.pipeline.prepare import facts, prepare, reopen
+from pyids.pipeline.prepare import metadata, prepare, reopen
 from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
@@ -74,7 +74,14 @@ class Selection:
     Examples
     --------
     >>> import pyids
-    >>> selection = pyids.Selection.open("run", data="pool.jsonl", budget=1000)  # doctest: +SKIP
+    >>> fields = {"data": "pool.jsonl", "embeddings_file": "vectors.npy", "budget": 30}
+    >>> selection = pyids.Selection.open("run", fields, rounds=3)
+    >>> len(selection.ask())
+    10
+    >>> selection.tell({int(row): 1.0 for row in selection.probes()})
+    >>> selection.round
+    1
+    >>> selection.close()
     """
 
     def __init__(self, store: Store, config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:
@@ -321,8 +328,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        target = {} if self.draws.target is None else {"target": self.draws.target.facts()}
-        self.store.write_manifest({**facts(self.store, self.config), **target})
+        target = {} if self.draws.target is None else {"target": self.draws.target.metadata()}
+        self.store.write_manifest({**metadata(self.store, self.config), **target})
         return path
 
     def result(self, path: str | Path) -> Result:

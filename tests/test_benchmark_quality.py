@@ -1,5 +1,6 @@
-"""The quality benchmark in miniature: its pools, a model of its own, cells, tables."""
+"""The quality benchmark in miniature: its pools, a model of its own, trials, tables."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,20 +14,23 @@ import xxhash
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("reasoning_gym", reason="needs the demo extra")
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "quality"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def quality():
-    """Import the benchmark's modules, which are no package."""
-    sys.path.insert(0, str(FOLDER))
-    names = ("pool", "model", "prepare", "cells", "grids", "table", "axes", "report")
-    try:
-        yield {name: __import__(name) for name in names}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in names:
-            sys.modules.pop(name, None)
+    """Import the benchmark, a package beside the others; return its modules by name."""
+    names = ("pool", "model", "prepare", "trials", "grids", "table", "axes", "report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        yield {name: importlib.import_module(f"quality.{name}") for name in names}
+
+
+def test_its_modules_are_found_in_the_package_alone(quality):
+    assert {module.__name__ for module in quality.values()} == {f"quality.{n}" for n in quality}
+    for name in quality:
+        module = sys.modules.get(name)
+        assert module is None or BENCHMARKS not in Path(module.__file__).parents
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +39,19 @@ def rows(quality):
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_procedural_rows_are_the_same_in_every_process(hash_seed):
+def test_procedural_rows_are_the_same_in_every_process(quality, hash_seed):
     program = (
-        "import sys, xxhash, json; sys.path.insert(0, sys.argv[1]); import demo_pool;"
+        "import xxhash, json, demo_pool;"
         "print(xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)).encode()))"
     )
     out = subprocess.run(
-        [sys.executable, "-c", program, FOLDER.parent],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(BENCHMARKS)},
         capture_output=True,
         text=True,
         check=True,
     )
-    sys.path.insert(0, str(FOLDER.parent))
-    try:
-        import demo_pool
-    finally:
-        sys.path.remove(str(FOLDER.parent))
+    demo_pool = sys.modules["demo_pool"]  # the pool of the benchmark imports it
     here = xxhash.xxh3_64_hexdigest(json.dumps(demo_pool.make_pool(3000, seed=0)).encode())
     assert out.stdout.strip() == here
 
@@ -88,23 +88,24 @@ def test_garbage_is_planted_in_its_share_and_kinds(quality, rows):
 
 @pytest.mark.slow
 def test_cells_train_measure_and_repeat(quality, tmp_path):
-    cells, grids, table = (quality[name] for name in ("cells", "grids", "table"))
+    trials, grids, table = (quality[name] for name in ("trials", "grids", "table"))
     model = quality["prepare"].prepare(
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
     )
-    shop = cells.Workshop(tmp_path, str(model), clusters=24, threads=2)
+    experiment = trials.Experiment(tmp_path, str(model), clusters=24, threads=2)
     entries = {"random": ("random", {}), "iterative": ("iterative", {"probes_per_cluster": 2})}
     grid = grids.bounds("dev", 48, (0,))
-    grid += grids.cells(entries, "test-garbage", "dev", 48, 2)
-    results = [cells.run_cell(shop, cell) for cell in grid]
-    by_name = {cell.name: result for cell, result in zip(grid, results, strict=True)}
+    grid += grids.trials(entries, "test-garbage", "dev", 48, 2)
+    results = [trials.run_trial(experiment, trial) for trial in grid]
+    by_name = {trial.name: result for trial, result in zip(grid, results, strict=True)}
     assert len(by_name) == len(grid) == 6
 
     # The command itself, which starts workers.
     options = ["--folder", tmp_path, "--workers", "1", "--only", "base"]
-    command = [sys.executable, FOLDER, "run", "core", *options]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "1 cells, 1 to do" in out.stdout
+    command = [sys.executable, "-P", "-m", "quality", "run", "core", *options]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "1 trials, 1 to do" in out.stdout
     assert "base " in out.stdout, out.stderr
 
     base, reference = table.gap(results)
@@ -117,14 +118,14 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
 
     # A scorer that says nothing, or the opposite, leaves whole topics of garbage where they were.
     kinds = quality["pool"].TOPIC_KINDS
-    runs = [one["rounds"] for one in results if one["cell"]["method"] == "iterative"]
+    runs = [one["rounds"] for one in results if one["trial"]["method"] == "iterative"]
     first, at_last = (
         np.mean([sum(run[n]["expected"][kind] for kind in kinds) for run in runs]) for n in (0, 2)
     )
     assert at_last < first / 2
 
-    (tmp_path / "cells" / f"{grid[-1].name}.json").unlink()
-    repeated = cells.run_cell(shop, grid[-1])
+    (tmp_path / "trials" / f"{grid[-1].name}.json").unlink()
+    repeated = trials.run_trial(experiment, grid[-1])
     seconds = {key for key in last if key.endswith("seconds")}
     assert {k: repeated[k] for k in repeated if k not in seconds} == {
         k: last[k] for k in last if k not in seconds
@@ -148,7 +149,7 @@ def test_cells_train_measure_and_repeat(quality, tmp_path):
 def test_a_lost_skill_is_found_and_a_draw_is_none(quality):
     def result(seed, math, code):
         nll = {"math": math + 0.01 * seed, "code": code + 0.02 * (seed % 2)}
-        return {"cell": {"seed": seed, "label": "x"}, "nll": nll}
+        return {"trial": {"seed": seed, "label": "x"}, "nll": nll}
 
     rng = np.random.default_rng(0)
     anchor = {s: result(s, 2.0, 3.0) for s in range(5)}
@@ -161,11 +162,11 @@ def test_a_lost_skill_is_found_and_a_draw_is_none(quality):
 def test_without_a_reference_random_rows_are_the_unit(quality):
     table = quality["table"]
     random = [
-        {"cell": {"method": "random", "label": "random", "seed": seed}, "nll": {"math": nll}}
+        {"trial": {"method": "random", "label": "random", "seed": seed}, "nll": {"math": nll}}
         for seed, nll in ((0, 3.0), (1, 2.0))
     ]
-    base = {"cell": {"method": "base", "label": "base"}, "nll": {"math": 4.0}}
-    reference = {"cell": {"method": "reference", "label": "reference"}, "nll": {"math": 1.0}}
+    base = {"trial": {"method": "base", "label": "base"}, "nll": {"math": 4.0}}
+    reference = {"trial": {"method": "reference", "label": "reference"}, "nll": {"math": 1.0}}
     start, end = table.gap([base, *random])
     assert end == {"math": 2.5}
     assert [table.share_closed(one, start, end) for one in random] == pytest.approx([2 / 3, 4 / 3])
@@ -177,22 +178,22 @@ def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
     def result(seed, nll, **options):
         changed = "".join(f", {key} {value}" for key, value in options.items())
         label = f"iterative{changed}" if changed else quality["axes"].PLAIN
-        cell = {"pool": "p", "method": "iterative", "seed": seed, "label": label}
+        trial = {"pool": "p", "method": "iterative", "seed": seed, "label": label}
         return {
-            "cell": {**cell, "options": {"probes_per_cluster": 4, **options}},
+            "trial": {**trial, "options": {"probes_per_cluster": 4, **options}},
             "nll": {"math": nll},
         }
 
     ends = [
-        {"cell": {"method": "base", "label": "base"}, "nll": {"math": 4.0}},
-        {"cell": {"method": "reference", "label": "reference"}, "nll": {"math": 2.0}},
+        {"trial": {"method": "base", "label": "base"}, "nll": {"math": 4.0}},
+        {"trial": {"method": "reference", "label": "reference"}, "nll": {"math": 2.0}},
     ]
-    cells = [result(0, 3.0), result(1, 3.2), result(2, 0.0), result(0, 3.4, rounds=1)]
-    cells += [result(1, 3.6, rounds=1), result(0, 3.8, clusters=4), result(1, 3.8, scorer="x")]
+    trials = [result(0, 3.0), result(1, 3.2), result(2, 0.0), result(0, 3.4, rounds=1)]
+    trials += [result(1, 3.6, rounds=1), result(0, 3.8, clusters=4), result(1, 3.8, scorer="x")]
     rng = np.random.default_rng(0)
     centers = 10 * rng.normal(size=(8, 4))
     np.save(tmp_path / "p.npy", centers[rng.integers(0, 8, 400)] + rng.normal(size=(400, 4)))
-    found = quality["axes"].axes(tmp_path, [*ends, *cells], clusters=8)
+    found = quality["axes"].axes(tmp_path, [*ends, *trials], clusters=8)
     assert [(one["rounds"], one["seeds"]) for one in found["rounds"]] == [(1, [0, 1]), (3, [0, 1])]
     assert [one["share"] for one in found["rounds"]] == pytest.approx([0.25, 0.45])
     assert [one["clusters"] for one in found["clusters"]] == [4, 8]

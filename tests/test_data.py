@@ -141,7 +141,7 @@ KINDS = [
 @pytest.mark.parametrize("write", KINDS)
 def test_every_kind_of_file_gives_the_same_rows(write, tmp_path):
     intake, rows = read(tmp_path / "run", write(tmp_path))
-    assert (intake.rows, intake.kept, intake.skipped, intake.repeats) == (50, 50, 0, 0)
+    assert (intake.rows, intake.kept, intake.skipped, intake.duplicates) == (50, 50, 0, 0)
     assert [row.record for row in rows] == ROWS
     assert [row.row_id for row in rows] == list(range(50))
     assert [row.messages for row in rows] == [row["messages"] for row in ROWS]
@@ -318,7 +318,7 @@ def test_workers_and_shards_change_nothing(small, tmp_path):
     assert [row.line for row in rows] == [row.row_id + 1 for row in rows]
     assert [row.record["id"] for row in rows] == [row.row_id for row in rows]
     assert one.rows == 300
-    assert one.kept + one.skipped + one.repeats == 300
+    assert one.kept + one.skipped + one.duplicates == 300
     with LocalEngine(2) as engine:
         # The workers are spawned and so see the sizes as they are; only the plan is small.
         read(tmp_path / "two", file, engine=engine)
@@ -364,24 +364,24 @@ def test_repeats_are_dropped_counted_and_listed(small, tmp_path):
         text = tuple(" ".join(turn["content"].split()) for turn in row["messages"])
         if text[1] and first.setdefault(text, i) != i:
             expected.append((i, first[text]))
-    listed = lines(tmp_path / "run" / "repeats.jsonl")
-    assert [(row["row_id"], row["repeats"]) for row in listed] == expected
+    listed = lines(tmp_path / "run" / "duplicates.jsonl")
+    assert [(row["row_id"], row["duplicate_of"]) for row in listed] == expected
     assert (200, 0) in expected
     assert listed[0]["line"] == listed[0]["row_id"] + 1
-    assert intake.repeats == len(expected)
+    assert intake.duplicates == len(expected)
     dropped = {i for i, _ in expected}
     assert not dropped & {row.row_id for row in kept}
 
     both, kept = read(tmp_path / "both", file, keep_duplicates=True)
-    assert both.repeats == 0 or both.kept == intake.kept + intake.repeats
-    assert len(kept) == intake.kept + intake.repeats
-    assert lines(tmp_path / "both" / "repeats.jsonl") == listed
+    assert both.duplicates == 0 or both.kept == intake.kept + intake.duplicates
+    assert len(kept) == intake.kept + intake.duplicates
+    assert lines(tmp_path / "both" / "duplicates.jsonl") == listed
 
 
 def test_unicode_forms_are_the_same_text_and_case_is_not(tmp_path):
     rows = [chat("Caf\u00e9", "yes"), chat("Cafe\u0301", "yes"), chat("caf\u00e9", "yes")]
     intake, _ = read(tmp_path / "run", write_jsonl(tmp_path / "d.jsonl", rows))
-    assert (intake.kept, intake.repeats) == (2, 1)
+    assert (intake.kept, intake.duplicates) == (2, 1)
 
 
 def test_unusable_rows_are_listed_and_strict_makes_them_errors(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import numpy as np
 import orjson
 import pytest
 
-from pyids import engine as engine_module
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
@@ -34,15 +34,21 @@ def jobs(folder, n=20):
     return [Job(number, str(folder)) for number in range(n)]
 
 
+def ray_folders():
+    """Folders of the private clusters of this machine."""
+    return set(Path(tempfile.gettempdir()).glob("pyids-ray-*"))
+
+
 @pytest.fixture(scope="module")
 def ray_engine():
     ray = pytest.importorskip("ray", reason="the package ray is not installed")
     assert not ray.is_initialized()
+    before = ray_folders()
     with RayEngine(workers=2) as engine:
-        folder = ray._private.worker._global_node.get_temp_dir_path()
+        assert ray_folders() - before
         yield engine
     assert not ray.is_initialized()  # it started the cluster, so it stopped it
-    assert not Path(folder).exists()
+    assert not ray_folders() - before
 
 
 @pytest.fixture(params=["in process", "two processes", "ray"])
@@ -108,12 +114,20 @@ def test_one_worker_is_this_process_and_two_are_others(tmp_path):
 
 
 def test_which_cluster_is_joined(tmp_path, monkeypatch):
+    """The one at RAY_ADDRESS, else the one that `ray start` has written down."""
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert engine_module._started_cluster() is None
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
+        started, named = (f"127.0.0.1:{server.getsockname()[1]}" for server in (one, other))
     (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
-    assert engine_module._started_cluster() == "10.0.0.1:6379"
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"{started}\n")
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{started}'"):
+        make_engine("ray")
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    with pytest.raises(ConfigError, match=f"no Ray cluster answers at '{named}'"):
+        make_engine("ray")
 
 
 def test_an_address_where_nobody_answers_is_said_at_once(monkeypatch):

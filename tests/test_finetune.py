@@ -254,8 +254,22 @@ def test_a_missing_checkpoint_is_a_model_error(tmp_path):
         finetune.load_checkpoint(tmp_path / "x", "smollm2-135m-instruct")
 
 
-def test_each_row_once_an_epoch():
-    steps = finetune.plan_steps(10, 2.0, 4, seed=3)
+def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
+    """And in another order in the next one; no step spans two epochs."""
+    rows = [conversation(f"Which of the {n}?", "This.") for n in range(10)]
+    _, tokenizer = load.load_model(tiny)
+    numbers = {template.encode(row, tokenizer).input_ids.tobytes(): n for n, row in enumerate(rows)}
+    steps = []
+    make = finetune.micro_batches
+
+    def spy(encoded, *options):
+        steps.append([numbers[row.input_ids.tobytes()] for row in encoded])
+        return make(encoded, *options)
+
+    monkeypatch.setattr(finetune, "micro_batches", spy)
+    finetune.finetune(
+        tiny, rows, output_dir=tmp_path / "x", num_train_epochs=2, batch_size=4, seed=3
+    )
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
     first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
     assert sorted(first) == sorted(second) == list(range(10))

@@ -246,7 +246,7 @@ def test_hidden_states_times_the_head_are_the_models_logits(family):
         theirs = model(input_ids[:1]).logits[0].float()
         padded = head.logits(head.hidden(input_ids, mask)[1, 2:])
         alone = model(input_ids[1:, 2:]).logits[0].float()
-        shared = head.remember(input_ids[0, :3])
+        shared = head.prefill(input_ids[0, :3])
         if shared is not None:
             rest = head.logits(head.hidden(input_ids[:1, 3:], mask[:1, 3:], shared)[0])
             np.testing.assert_allclose(rest, theirs[3:], atol=1e-5)

@@ -81,13 +81,13 @@ def test_label_vectors_are_the_definition():
     np.testing.assert_allclose(found * 2.0**-20, expected, atol=3e-3)
 
 
-def make_pool(**facts):
+def make_pool(**known):
     """Forty rows around each of five directions, many more around the first."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), [400, 40, 40, 40, 40]).astype(np.int32)
     x = (np.eye(5, 8)[labels] + 0.05 * rng.normal(size=(560, 8))).astype(np.float32)
     return labels, pool_from_arrays(
-        embeddings=np.split(x, [100, 431]), labels=labels, centroids=np.eye(5, 8), **facts
+        embeddings=np.split(x, [100, 431]), labels=labels, centroids=np.eye(5, 8), **known
     )
 
 

@@ -56,7 +56,7 @@ def test_what_goes_is_the_definition_cluster_by_cluster(doubled, tmp_path):
         expected |= {int(r): int(o) for r, o in zip(members, repeats, strict=True) if r != o}
     assert len(expected) >= 95
     found = listed(folder)
-    assert {place["row_id"]: place["repeats"] for place in found} == expected
+    assert {place["row_id"]: place["duplicate_of"] for place in found} == expected
     assert [place["row_id"] for place in found] == sorted(expected)
     assert found[0]["line"] == found[0]["row_id"] + 1
     assert not set(seen.tolist()) & expected.keys()

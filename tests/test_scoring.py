@@ -121,7 +121,7 @@ def test_learnability_is_highest_on_what_was_taught(models):
     np.testing.assert_allclose(relative.values, scores.values / columns["base_nll"])
 
 
-def test_centered_learnability_has_no_trend_on_the_base_loss(models):
+def test_residual_learnability_has_no_trend_on_the_base_loss(models):
     scores = scorers.score("residual-learnability", models, ROWS, CLUSTERS)
     base = scores.columns["base_nll"]
     assert abs(scores.values.mean()) < 1e-12
@@ -149,19 +149,46 @@ def plant(monkeypatch, *, base, left, helped, tokens=20.0):
     monkeypatch.setattr(probes.Probes, "response_alone_nll", left / (1 - helped))
 
 
-def expected_score(base, left, helped, tokens=20.0):
-    def deviations(x):
-        centered = x - np.median(x)
-        return centered / (1.4826 * np.median(np.abs(centered)))
-
-    c, d, s = deviations(left), deviations(base - left), deviations((base - left) * tokens)
-    signs = np.clip(4 * (c - 1.5), 0, 5) + np.clip(np.minimum(d, s) - 4, 0, 5)
-    h = np.maximum(helped, 0)
-    m = np.median(h)
-    return 0.3 * np.clip(d, -1, 4) - signs - 12 * m * np.maximum(2 / 3 * m - h, 0)
+# Eleven ordinary clusters and a twelfth. Whatever the twelfth is, the medians of all stay at 10 and
+# 20 and the robust standard deviations at 1, so that deviations can be read off.
+ORDINARY = np.repeat([-1 / 1.4826, 0.0, 1 / 1.4826], [4, 3, 4])
+TWELVE = np.arange(12, dtype=np.int32)
 
 
-# Seven ordinary clusters; then noise, mere form, and answers that follow from nothing.
+@pytest.mark.parametrize(
+    ("twelfth", "score"),
+    [
+        ({}, 0.0),
+        ({"drop": 2.0}, 0.6),
+        ({"drop": -1.0}, -0.3),
+        ({"drop": -7.0}, -0.3),  # a skill that is not learnt yet is not lost for that
+        ({"drop": 4.0}, 1.2),
+        ({"drop": 4.5}, 0.7),  # half a deviation too steep: formatting, learnt at once
+        ({"drop": 19.0}, -3.8),
+        ({"drop": 19.0, "tokens": 1.0}, 1.2),  # so is a label of one word, of which there is little
+        ({"left": 1.5}, 0.0),
+        ({"left": 2.0}, -2.0),  # half a deviation too surprising: noise
+        ({"left": 9.0}, -5.0),
+        ({"helped": 0.9}, 0.0),
+        ({"helped": 0.4}, 0.0),
+        ({"helped": 0.3}, -0.72),  # half the help that is usual
+        ({"helped": 0.0}, -2.88),
+        ({"helped": -0.5}, -2.88),  # a prompt that misleads is no worse than one that is no help
+        ({"drop": 4.5, "left": 2.0, "helped": 0.3}, -2.02),
+    ],
+)
+def test_sound_learnability_by_hand(monkeypatch, twelfth, score):
+    left = 10 + np.append(ORDINARY, twelfth.get("left", 0.0))
+    drop = 20 + np.append(ORDINARY[::-1], twelfth.get("drop", 0.0))
+    helped = np.append(np.full(11, 0.6), twelfth.get("helped", 0.6))
+    tokens = np.append(np.full(11, 20.0), twelfth.get("tokens", 20.0))
+    plant(monkeypatch, base=left + drop, left=left, helped=helped, tokens=tokens)
+    scores = scorers.score("sound-learnability", None, [ROWS[0]] * 12, TWELVE)
+    assert scores.values[11] == pytest.approx(score, abs=1e-6)
+    assert scores.temperature == 1.0
+
+
+# Seven ordinary clusters; then noise, formatting, and answers that follow from nothing.
 LEFT = np.array([2.0, 2.1, 1.9, 2.15, 1.8, 2.05, 1.95, 9.0, 2.0, 2.1])
 DROP = np.array([0.5, 0.6, 0.4, 0.5, 0.7, 0.3, 0.55, 0.5, 9.0, 0.5])
 HELPED = np.array([0.6, 0.5, 0.7, 0.6, 0.5, 0.4, 0.6, 0.5, 0.6, -0.1])
@@ -171,9 +198,6 @@ EACH = np.arange(10, dtype=np.int32)
 def test_sound_learnability_finds_noise_form_and_answers_to_nothing(models, monkeypatch):
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED)
     scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
-    expected = expected_score(LEFT + DROP, LEFT, HELPED)
-    np.testing.assert_allclose(scores.values, expected, atol=1e-9)
-    assert scores.temperature == 1.0
     assert np.abs(scores.values[:7]).max() < 0.6
     assert scores.values[7:].max() < -1.5
 
@@ -182,8 +206,6 @@ def test_sound_learnability_does_not_ask_for_help_that_no_answer_gets(models, mo
     """A model that cannot read its prompts: their help is small for all, garbage or not."""
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED / 20)
     scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
-    expected = expected_score(LEFT + DROP, LEFT, HELPED / 20)
-    np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.values[9] > -0.1
 
 
@@ -192,8 +214,6 @@ def test_sound_learnability_spares_labels_that_are_learnt_at_once(models, monkey
     tokens = np.where(np.arange(10) == 8, 1.0, 20.0)
     plant(monkeypatch, base=LEFT + DROP, left=LEFT, helped=HELPED, tokens=tokens)
     scores = scorers.score("sound-learnability", models, [*ROWS, *ROWS], EACH)
-    expected = expected_score(LEFT + DROP, LEFT, HELPED, tokens)
-    np.testing.assert_allclose(scores.values, expected, atol=1e-9)
     assert scores.values[8] == scores.values.max() == pytest.approx(1.2)
 
 
@@ -207,20 +227,22 @@ def test_sound_learnability_of_rows_without_a_loss_is_unknown(models, monkeypatc
     assert np.isnan(scorers.score("sound-learnability", models, ROWS, EACH[:5]).values).all()
 
 
-def test_sound_learnability_is_made_of_what_it_keeps(models):
+def test_sound_learnability_is_made_of_what_it_keeps(models, monkeypatch):
+    """The columns beside the scores are all that they are made of, as means of the clusters."""
     clusters = np.array([0, 0, 1, 2, 3], np.int32)
     scores = scorers.score("sound-learnability", models, ROWS, clusters)
-
-    def means(name):
-        return np.array([scores.columns[name][clusters == c].mean() for c in range(4)])
-
-    base, left = means("base_nll"), means("checkpoint_nll")
-    drop = scores.columns["base_nll"] - scores.columns["checkpoint_nll"]
     with models.trained() as (model, tokenizer):
-        summed = drop * [naive(model, tokenizer, row)[1] for row in ROWS]
-    total = np.array([summed[clusters == c].mean() for c in range(4)])
-    expected = expected_score(base, left, 1 - left / means("response_nll"), total / (base - left))
-    np.testing.assert_allclose(scores.values, expected[clusters], atol=1e-9)
+        counts = [naive(model, tokenizer, row)[1] for row in ROWS]
+    np.testing.assert_array_equal(scores.columns["response_tokens"], counts)
+    assert scores.values[0] == scores.values[1]
+    assert len(set(scores.values)) > 1
+    base, left, alone, tokens = (
+        scores.columns[name]
+        for name in ("base_nll", "checkpoint_nll", "response_nll", "response_tokens")
+    )
+    plant(monkeypatch, base=base, left=left, helped=1 - left / alone, tokens=tokens)
+    again = scorers.score("sound-learnability", models, ROWS, clusters)
+    np.testing.assert_allclose(again.values, scores.values, atol=1e-9)
 
 
 def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
@@ -236,7 +258,7 @@ def test_ifd_is_the_loss_with_the_prompt_over_the_loss_without(models):
     assert scores.values[0] < 0.5 < scores.values[1]
 
 
-def test_relevance_is_what_the_prompt_saves_a_token(models):
+def test_pmi_is_what_the_prompt_saves_a_token(models):
     scores = scorers.score("pmi", models, TELLING, CLUSTERS[:2])
     ifd = scorers.score("ifd", models, TELLING, CLUSTERS[:2])
     saved = ifd.columns["response_nll"] - ifd.columns["checkpoint_nll"]
@@ -267,10 +289,10 @@ def test_perplexity_sets_the_gold_against_the_checkpoints_own_answer(models):
         own = [
             [*p, {"role": "assistant", "content": a}] for p, a in zip(prompts, answers, strict=True)
         ]
-        odd = [*prompts[0], {"role": "assistant", "content": "Zymurgy!"}]
-        expected = naive(model, tokenizer, odd)[0] - naive(model, tokenizer, own[0])[0]
+        unlikely = [*prompts[0], {"role": "assistant", "content": "Zymurgy!"}]
+        expected = naive(model, tokenizer, unlikely)[0] - naive(model, tokenizer, own[0])[0]
     options = probes.ScoringOptions(max_new_tokens=6)
-    scores = scorers.score("perplexity", models, [*own, odd], CLUSTERS[:3], options)
+    scores = scorers.score("perplexity", models, [*own, unlikely], CLUSTERS[:3], options)
     np.testing.assert_allclose(scores.values[:2], 0, atol=1e-4)
     np.testing.assert_allclose(scores.values[2], expected, atol=1e-3)
     assert scores.values[2] > 1

@@ -1,4 +1,4 @@
-"""Rows that are odd beside their cluster: planted ones are found, and drawn less."""
+"""Outliers of clusters: planted ones are found, and drawn less."""
 
 import numpy as np
 import pytest
@@ -54,8 +54,8 @@ def test_wrong_numbers_are_odd_where_a_third_are_wrong():
         "overlap": np.full(12, np.nan),
         "number_overlap": number_overlap(words(rows)),
     }
-    odd = screening.outlier_score(columns, np.zeros(12, np.int32))
-    assert odd[wrong].min() > 0 == odd[~wrong].max()
+    scores = screening.outlier_score(columns, np.zeros(12, np.int32))
+    assert scores[wrong].min() > 0 == scores[~wrong].max()
 
 
 def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
@@ -64,8 +64,8 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     echo = [conversation(GOOD[i][0]["content"], GOOD[i][0]["content"]) for i in (6, 7)]
     rows = [*GOOD, *swapped, *cut]
     columns = screening.measure(*smollm2, rows)
-    odd = screening.outlier_score(columns, np.zeros(len(rows), np.int32))
-    assert odd[10:].min() > odd[:10].max()
+    scores = screening.outlier_score(columns, np.zeros(len(rows), np.int32))
+    assert scores[10:].min() > scores[:10].max()
     assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
     nothing = np.full(12, np.nan)
     columns = {
@@ -95,9 +95,9 @@ def test_oddness_compares_inside_the_cluster():
     overlap = np.array([0.9, 0.88, 0.92, 0.9, 0.1, 0.12, 0.08, 0.1, 0.1])
     clusters = np.array([0, 0, 0, 0, 1, 1, 1, 1, 0], np.int32)
     columns = {"end_nll": np.zeros(9), "overlap": overlap, "number_overlap": np.zeros(9)}
-    odd = screening.outlier_score(columns, clusters)
-    assert odd.argmax() == 8
-    assert odd[4:8].max() < odd[8] / 2
+    scores = screening.outlier_score(columns, clusters)
+    assert scores.argmax() == 8
+    assert scores[4:8].max() < scores[8] / 2
 
 
 def mix_up(pool, share):
@@ -107,12 +107,12 @@ def mix_up(pool, share):
         word = "".join(rng.choice(list("abcdefghij"), 6))
         row["messages"][0]["content"] += f" It is about {word}."
         row["messages"][1]["content"] += f" That is about {word}."
-    spoilt = np.flatnonzero(rng.random(len(pool.rows)) < share)
-    answers = [pool.rows[i]["messages"][1] for i in np.roll(spoilt, 1)]
-    for i, answer in zip(spoilt, answers, strict=True):
+    corrupted = np.flatnonzero(rng.random(len(pool.rows)) < share)
+    answers = [pool.rows[i]["messages"][1] for i in np.roll(corrupted, 1)]
+    for i, answer in zip(corrupted, answers, strict=True):
         pool.rows[i]["messages"][1] = answer
     pool.write()
-    return spoilt
+    return corrupted
 
 
 def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
@@ -139,7 +139,7 @@ def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
 @pytest.mark.slow
 def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
     """Swap the answers of a third of the rows; they are drawn less than they are there."""
-    spoilt = mix_up(pool, 1 / 3)
+    corrupted = mix_up(pool, 1 / 3)
     options = pool.options(rounds=1, oversample=4, budget=60)
     with pyids.Selection.open(tmp_path / "run", **options) as selection:
         selection.draw()
@@ -148,14 +148,14 @@ def test_a_round_draws_the_rows_that_are_not_odd(pool, tmp_path):
         table = selection.rounds.candidates(0)
         assert set(drawn) <= set(table["row_id"].to_pylist())
         assert len(table) == 240
-    assert np.isin(drawn, spoilt).mean() < len(spoilt) / len(pool.rows) * 2 / 3
+    assert np.isin(drawn, corrupted).mean() < len(corrupted) / len(pool.rows) * 2 / 3
     with pyids.Selection.open(tmp_path / "again", **{**options, "threads": 1}) as selection:
         selection.draw()
         np.testing.assert_array_equal(selection.rounds.selected(0), drawn)
 
 
 def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
-    """With every row of a cluster a candidate and none of them odd, quality alone decides."""
+    """With every row of a cluster a candidate and none an outlier, quality alone decides."""
     monkeypatch.setattr("pyids.models.load.load_model", lambda *args: (None, None))
     names = ("end_nll", "overlap", "number_overlap")
     monkeypatch.setattr(

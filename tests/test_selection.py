@@ -19,7 +19,7 @@ def make_pool(shuffle_seed=0, threads=2, cuts=(70, 71), row_ids=None, **other):
     rng = np.random.default_rng(shuffle_seed)
     labels = np.sort(rng.choice(K, N, p=[0.4, 0.25, 0.15, 0.1, 0.06, 0.04])).astype(np.int32)
     x = (np.eye(K, 16)[labels] + 0.1 * rng.normal(size=(N, 16))).astype(np.float16)
-    facts = {
+    known = {
         "embeddings": np.split(x, list(cuts)),
         "labels": labels,
         "centroids": np.stack([x[labels == c].astype(np.float64).mean(axis=0) for c in range(K)]),
@@ -29,7 +29,7 @@ def make_pool(shuffle_seed=0, threads=2, cuts=(70, 71), row_ids=None, **other):
         "gradients": lambda warm, rows, **_: np.cos(rows[:, None] * np.arange(1, 6)),
         "columns": {"source": np.array(["a", "b", "c"])[rng.integers(0, 3, N)].tolist()},
     }
-    return pool_from_arrays(**(facts | other), row_ids=row_ids, threads=threads)
+    return pool_from_arrays(**(known | other), row_ids=row_ids, threads=threads)
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -130,7 +130,7 @@ def test_uniform_gives_each_value_as_many():
 
 
 @pytest.mark.parametrize(
-    ("name", "facts", "options"),
+    ("name", "known", "options"),
     [
         ("uniform", {"columns": {"kind": list("abcdefghijklm" * 8)}}, {"column": "kind"}),
         ("clusterclip", {"labels": np.repeat(np.arange(13, dtype=np.int32), 8)}, {}),
@@ -138,8 +138,8 @@ def test_uniform_gives_each_value_as_many():
         ("length-stratified", {"lengths": np.arange(104)}, {"strata": 13, "flat": True}),
     ],
 )
-def test_a_budget_below_the_groups_starves_none(name, facts, options):
-    pool = pool_from_arrays(**facts)
+def test_a_budget_below_the_groups_starves_none(name, known, options):
+    pool = pool_from_arrays(**known)
     drawn = [get_method(name)(pool, 4, seed=seed, **options) for seed in range(200)]
     times = np.bincount(np.concatenate(drawn), minlength=104)
     groups = np.arange(104) % 13 if name == "uniform" else np.arange(104) // 8
@@ -188,9 +188,9 @@ def test_distances_to_cosine_centers_are_those_of_unit_rows():
     """Directions 0 to 8 degrees off the center; the nearer the direction, the longer the row."""
     angles = np.radians(np.arange(9))
     x = np.c_[np.cos(angles), np.sin(angles)] * np.arange(10, 1, -1)[:, None]
-    facts = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}
+    known = {"labels": np.zeros(9, np.int32), "centroids": [[1.0, 0.0]], "metric": "cosine"}
     for scale in (1, 100):
-        pool = pool_from_arrays(embeddings=(scale * x).astype(np.float32), **facts)
+        pool = pool_from_arrays(embeddings=(scale * x).astype(np.float32), **known)
         assert get_method("km-closest")(pool, 3).tolist() == [0, 1, 2]
         assert get_method("km-median")(pool, 3).tolist() == [3, 4, 5]
     with pytest.raises(ValueError, match="metric is 'cosin': must be euclidean or cosine"):
@@ -281,7 +281,7 @@ def test_quality_that_cannot_rank_is_an_error(quality, message):
 
 
 @pytest.mark.parametrize(
-    ("facts", "message"),
+    ("known", "message"),
     [
         ({"labels": [0, 2**32 + 1, 1, 1]}, r"labels\[1\] is 4294967297: must fit into int32"),
         ({"labels": [0, 1.5, 1, 1]}, "labels must be 1-D integers, not float64"),
@@ -295,10 +295,10 @@ def test_quality_that_cannot_rank_is_an_error(quality, message):
         ({"lengths": [5, 1, 1, 1], "row_ids": [0, 0.5, 1, 1.5]}, "row_ids must be 1-D integers"),
     ],
 )
-def test_columns_of_integers_are_not_cast_in_silence(facts, message):
-    method = get_method("clusterclip" if "labels" in facts else "longest")
+def test_columns_of_integers_are_not_cast_in_silence(known, message):
+    method = get_method("clusterclip" if "labels" in known else "longest")
     with pytest.raises(ValueError, match=message):
-        method(pool_from_arrays(**facts), 2)
+        method(pool_from_arrays(**known), 2)
 
 
 def test_narrow_integers_are_taken():
@@ -334,10 +334,10 @@ not_a_method = 3
 
 def test_a_method_from_outside_the_package(tmp_path, monkeypatch):
     (tmp_path / "outside.py").write_text(OUTSIDE)
-    metadata = tmp_path / "outside-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[pyids.methods]\nshortest = outside:shortest\n")
+    known = tmp_path / "outside-1.0.dist-info"
+    known.mkdir()
+    (known / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (known / "entry_points.txt").write_text("[pyids.methods]\nshortest = outside:shortest\n")
     monkeypatch.syspath_prepend(tmp_path)
     pool = pool_from_arrays(lengths=[5, 9, 1, 9, 7])
     for name in ("outside:shortest", "shortest"):

@@ -251,21 +251,21 @@ def test_verify_notices_every_kind_of_change(run):
     assert "keep/index.json" in manifest["files"]
     assert verify(folder) == []
     with pytest.raises(DataError, match="not a run folder"):
-        verify(folder / "repeats.jsonl")
+        verify(folder / "duplicates.jsonl")
 
     (folder / "keep" / "new.npy").write_text("x")
     flipped = next((folder / "rows").glob("*.parquet"))
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 1
     flipped.write_bytes(content)
-    (folder / "repeats.jsonl").unlink()
+    (folder / "duplicates.jsonl").unlink()
     (folder / "skipped.jsonl").write_text("x")
     again = f": `pyids clean {folder} --stage read`, then the command that began the run, with "
     again += "all its options"
     assert sorted(verify(folder)) == sorted(
         [
             "keep/new.npy: not in the manifest: remove it",
-            f"repeats.jsonl: missing{again}",
+            f"duplicates.jsonl: missing{again}",
             f"rows/{flipped.name}: the content has changed{again}",
             f"skipped.jsonl: 1 bytes, was {manifest['files']['skipped.jsonl']['bytes']}{again}",
         ]

@@ -1,12 +1,13 @@
 """`make bench-quality`: does it pick better data? Trains the same small model on every selection.
 
-    python benchmarks/quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
-    python benchmarks/quality run core                        the grid, cell by cell; resumable
-    python benchmarks/quality table core                      tables, results/quality-core.json
-    python benchmarks/quality again core                      five cells anew, compared
-    python benchmarks/quality near                            near-duplicates and the dedup stage
+    export PYTHONPATH=benchmarks                     from the checkout, with the wheel installed
+    python -P -m quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
+    python -P -m quality run core                        the grid, trial by trial; resumable
+    python -P -m quality table core                      tables, results/quality-core.json
+    python -P -m quality again core                      five trials anew, compared
+    python -P -m quality near                            near-duplicates and the dedup stage
 
-Without --rows a generated stand-in is used. Cells that are done are not done again; --seconds ends
+Without --rows a generated stand-in is used. Trials that are done are not done again; --seconds ends
 the run early, and the next one goes on.
 """
 
@@ -24,14 +25,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from axes import axes
-from cells import LORA_TRAINING, TRAINING, Cell, Workshop, limit_threads, run_cell
-from grids import FIRST_SEED, GRIDS, at_equal_tokens
-from model import NAME
-from near import semdedup_threshold
-from prepare import prepare
-from report import markdown, plot
-from table import BOUNDS, beside, far_end, show, tabulate
+from .axes import axes
+from .grids import FIRST_SEED, GRIDS, at_equal_tokens
+from .model import NAME
+from .near import semdedup_threshold
+from .prepare import prepare
+from .report import markdown, plot
+from .table import BOUNDS, beside, far_end, show, tabulate
+from .trials import LORA_TRAINING, TRAINING, Experiment, Trial, limit_threads, run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
-    parser.add_argument("--seconds", type=float, help="start no cell after so long")
+    parser.add_argument("--seconds", type=float, help="start no trial after so long")
     parser.add_argument("--only", nargs="+", metavar="LABEL", help="only these methods of the grid")
     parser.add_argument("--pool", help="only this pool of the grid")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds")
@@ -64,7 +65,7 @@ def main() -> None:
     if arguments.what == "near":
         print(json.dumps(semdedup_threshold(arguments.folder), indent=1))
         return
-    shop = Workshop(
+    experiment = Experiment(
         arguments.folder, arguments.model or str(arguments.folder / NAME),
         device=arguments.device, dtype=arguments.dtype,
         training=LORA_TRAINING if arguments.model else TRAINING,
@@ -73,98 +74,100 @@ def main() -> None:
         budget = round(sum(1 for _ in file) * arguments.budget)
     grid, name = GRIDS[arguments.grid](budget), arguments.grid
     if arguments.model:
-        name = f"{name}-{Path(shop.model).name}"
+        name = f"{name}-{Path(experiment.model).name}"
     if arguments.tokens:
-        grid, name = at_equal_tokens(grid, finished(shop, grid)), f"{name}-tokens"
+        grid, name = at_equal_tokens(grid, finished(experiment, grid)), f"{name}-tokens"
     if arguments.seeds:
         last = FIRST_SEED + arguments.seeds
-        grid = [cell for cell in grid if cell.method in BOUNDS or cell.seed < last]
+        grid = [trial for trial in grid if trial.method in BOUNDS or trial.seed < last]
     if arguments.pool:
-        grid = [cell for cell in grid if cell.method in BOUNDS or cell.pool == arguments.pool]
+        grid = [trial for trial in grid if trial.method in BOUNDS or trial.pool == arguments.pool]
     if arguments.only:
-        grid = [cell for cell in grid if cell.label in arguments.only]
+        grid = [trial for trial in grid if trial.label in arguments.only]
     if arguments.what in ("run", "all"):
-        run(shop, grid, arguments.workers, arguments.seconds)
+        run(experiment, grid, arguments.workers, arguments.seconds)
     if arguments.what in ("table", "all"):
-        write(shop, grid, name)
+        write(experiment, grid, name)
     if arguments.what == "again":
-        repeat(shop, grid)
+        repeat(experiment, grid)
 
 
-def run(shop: Workshop, grid: list[Cell], workers: int, seconds: float | None) -> None:
-    """Run the cells of a grid that are not done, one a worker at a time."""
+def run(experiment: Experiment, grid: list[Trial], workers: int, seconds: float | None) -> None:
+    """Run the trials of a grid that are not done, one a worker at a time."""
     began = time.monotonic()
-    left = [cell for cell in grid if not (shop.cells / f"{cell.name}.json").exists()]
-    print(f"{len(grid)} cells, {len(left)} to do", flush=True)
-    os.environ["OMP_NUM_THREADS"] = str(shop.threads)
+    left = [trial for trial in grid if not (experiment.trials / f"{trial.name}.json").exists()]
+    print(f"{len(grid)} trials, {len(left)} to do", flush=True)
+    os.environ["OMP_NUM_THREADS"] = str(experiment.threads)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=limit_threads) as pool:
-        running: dict[Any, Cell] = {}
+        running: dict[Any, Trial] = {}
         while left or running:
             out_of_time = seconds is not None and time.monotonic() - began > seconds
             while left and len(running) < workers and not out_of_time:
-                cell = left.pop(0)
-                running[pool.submit(run_cell, shop, cell)] = cell
+                trial = left.pop(0)
+                running[pool.submit(run_trial, experiment, trial)] = trial
             if not running:
-                print(f"{len(left)} cells are left: run again", flush=True)
+                print(f"{len(left)} trials are left: run again", flush=True)
                 break
             for done in wait(running, return_when=FIRST_COMPLETED).done:
-                cell = running.pop(done)
-                print(f"{cell.label:30} {cell.pool:14} seed {cell.seed}: "
+                trial = running.pop(done)
+                print(f"{trial.label:30} {trial.pool:14} seed {trial.seed}: "
                       f"{done.result()['seconds']:.0f} s", flush=True)  # fmt: skip
 
 
-def finished(shop: Workshop, grid: list[Cell]) -> list[dict[str, Any]]:
-    """Return the results of the cells that are done."""
-    paths = [shop.cells / f"{cell.name}.json" for cell in grid]
+def finished(experiment: Experiment, grid: list[Trial]) -> list[dict[str, Any]]:
+    """Return the results of the trials that are done."""
+    paths = [experiment.trials / f"{trial.name}.json" for trial in grid]
     return [
-        json.loads(path.read_text()) | {"cell": asdict(cell)}
-        for cell, path in zip(grid, paths, strict=True)
+        json.loads(path.read_text()) | {"trial": asdict(trial)}
+        for trial, path in zip(grid, paths, strict=True)
         if path.exists()
     ]
 
 
-def repeat(shop: Workshop, grid: list[Cell], n: int = 5) -> None:
-    """Run n cells of those that are done again; say whether their entries come out the same."""
-    os.environ["OMP_NUM_THREADS"] = str(shop.threads)
+def repeat(experiment: Experiment, grid: list[Trial], n: int = 5) -> None:
+    """Run n trials of those that are done again; say whether their entries come out the same."""
+    os.environ["OMP_NUM_THREADS"] = str(experiment.threads)
     limit_threads()
-    done = [Cell(**one["cell"]) for one in finished(shop, grid)]
-    for cell in done[:: max(1, len(done) // n)][:n]:
-        path = shop.cells / f"{cell.name}.json"
+    done = [Trial(**one["trial"]) for one in finished(experiment, grid)]
+    for trial in done[:: max(1, len(done) // n)][:n]:
+        path = experiment.trials / f"{trial.name}.json"
         before = json.loads(path.read_text())
         path.unlink()
-        after = json.loads(json.dumps(run_cell(shop, cell)))
-        # A cell is found by what decides it; what tables called it then does not matter.
-        keys = [key for key in before if key != "cell" and not key.endswith("seconds")]
+        after = json.loads(json.dumps(run_trial(experiment, trial)))
+        # A trial is found by what decides it; what tables called it then does not matter.
+        keys = [key for key in before if key != "trial" and not key.endswith("seconds")]
         same = all(before[key] == after[key] for key in keys)
-        print(f"{cell.label:30} {cell.pool:14} seed {cell.seed}: {'same' if same else 'DIFFERS'}")
+        print(
+            f"{trial.label:30} {trial.pool:14} seed {trial.seed}: {'same' if same else 'DIFFERS'}"
+        )
 
 
-def write(shop: Workshop, grid: list[Cell], name: str) -> None:
+def write(experiment: Experiment, grid: list[Trial], name: str) -> None:
     """Print the tables of a grid; write its results, plot and page."""
-    done = finished(shop, grid)
-    ends = [one for one in done if one["cell"]["method"] in BOUNDS]
+    done = finished(experiment, grid)
+    ends = [one for one in done if one["trial"]["method"] in BOUNDS]
     tables, ahead, along = {}, {}, {}
-    for pool in dict.fromkeys(one["cell"]["pool"] for one in done if one not in ends):
+    for pool in dict.fromkeys(one["trial"]["pool"] for one in done if one not in ends):
         there = [
             *ends,
-            *(one for one in done if one["cell"]["pool"] == pool and one not in ends),
+            *(one for one in done if one["trial"]["pool"] == pool and one not in ends),
         ]
         tables[pool], ahead[pool] = tabulate(there), beside(there)
-        along[pool] = axes(shop.folder, there, shop.clusters)
+        along[pool] = axes(experiment.folder, there, experiment.clusters)
         print(f"\n{pool}\n{show(tables[pool])}")
     about = {
         "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {shop.device}",
-        "model": Path(shop.model).name,
-        "dtype": shop.dtype,
-        "training": shop.training,
-        "clusters": shop.clusters,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {experiment.device}",
+        "model": Path(experiment.model).name,
+        "dtype": experiment.dtype,
+        "training": experiment.training,
+        "clusters": experiment.clusters,
         "far_end": far_end(done),
         "tables": tables,
         "iterative_beside": ahead,
         "axes": along,
-        "cells": done,
+        "trials": done,
     }
     results = ROOT / "benchmarks" / "results" / f"quality-{name}.json"
     results.write_text(json.dumps(_without_nan(about), indent=1, allow_nan=False) + "\n")

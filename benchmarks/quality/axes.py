@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import Result, gap, interval, share_closed
 
 from pyids.clustering.choose_k import choose_k
 
-# What the cells of an axis vary.
+from .table import Result, gap, interval, share_closed
+
+# What the trials of an axis vary.
 PLAIN = "iterative, 1 candidate"
 
 
@@ -23,23 +24,23 @@ def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, li
     folder
         Of the prepared pools.
     results
-        Cells of one pool, and the ends of the gap.
+        Trials of one pool, and the ends of the gap.
     clusters
-        The k of cells that name none.
+        The k of trials that name none.
     """
     base, reference = gap(results)
     found: dict[str, dict[int, dict[int, float]]] = {"clusters": {}, "rounds": {}}
     plain = {"clusters": clusters, "rounds": 3}
     for one in results:
-        cell = one["cell"]
-        if not cell["label"].startswith("iterative"):
+        trial = one["trial"]
+        if not trial["label"].startswith("iterative"):
             continue
         for axis, usual in plain.items():
-            mine = cell["label"] == PLAIN
-            if mine or cell["options"].keys() & plain.keys() == {axis}:
-                value = cell["options"].get(axis, usual)
+            mine = trial["label"] == PLAIN
+            if mine or trial["options"].keys() & plain.keys() == {axis}:
+                value = trial["options"].get(axis, usual)
                 share = share_closed(one, base, reference)
-                found[axis].setdefault(value, {})[cell["seed"]] = share
+                found[axis].setdefault(value, {})[trial["seed"]] = share
     tables = {}
     for axis, by_value in found.items():
         if len(by_value) < 2:
@@ -55,7 +56,7 @@ def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, li
             for value in sorted(by_value)
         ]  # fmt: skip
     if "clusters" in tables:
-        pool = next(one["cell"]["pool"] for one in results if one["cell"]["label"] == PLAIN)
+        pool = next(one["trial"]["pool"] for one in results if one["trial"]["label"] == PLAIN)
         ks = [row["clusters"] for row in tables["clusters"]]
         vectors = np.load(folder / f"{pool}.npy", mmap_mode="r")
         grid = choose_k([vectors], grid=ks, threads=2).evidence["grid"]

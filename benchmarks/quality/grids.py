@@ -1,4 +1,4 @@
-"""Which cells a grid holds."""
+"""Which trials a grid holds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from axes import PLAIN
-from cells import SEEDLESS, Cell
+from .axes import PLAIN
+from .trials import SEEDLESS, Trial
 
 # label: (method, options)
 Entry = tuple[str, dict[str, Any]]
@@ -33,18 +33,18 @@ STATIC: dict[str, Entry] = {
     "deita (perplexity)": ("deita", FLUENCY),
     "qdit (perplexity)": ("qdit", FLUENCY),
 }
-# What scorers, rules and axes vary: the defaults without a look at candidates, and fewer probes,
-# for there are 256 clusters for a budget of 1%. Options whose defaults were changed before are
-# named, so that a cell keeps its meaning if they change again.
+# What scorers, weight updates and axes vary: the defaults without candidate screening, and fewer
+# probes, for there are 256 clusters for a budget of 1%. Options whose defaults were changed before
+# are named, so that a trial keeps its meaning if they change again.
 ROUNDS = {
     "scorer": "sound-learnability",
     "probes_per_cluster": 4,
     "oversample": 1,
     "min_weight": 0.02,
 }
-# The default looks at candidates where answers are mismatched. What it is beside it: never, always.
+# The default screens candidates where answers are mismatched. Beside it: never, always.
 ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS | {"oversample": None})}
-LOOKS: dict[str, Entry] = {
+SCREENED: dict[str, Entry] = {
     PLAIN: ("iterative", ROUNDS),
     "iterative, 5 candidates": ("iterative", ROUNDS | {"oversample": 5}),
 }
@@ -55,75 +55,75 @@ FIRST_SEED = 30
 REFERENCE_SEED = 10
 
 
-def bounds(held_out: str, budget: int, seeds: Sequence[int]) -> list[Cell]:
+def bounds(held_out: str, budget: int, seeds: Sequence[int]) -> list[Trial]:
     """Return the two ends of the gap: no training, and ten times the budget of clean rows."""
     return [
-        Cell("clean", "base", 0, held_out, 0, label="base"),
+        Trial("clean", "base", 0, held_out, 0, label="base"),
         *(
-            Cell("clean", "reference", seed, held_out, 10 * budget, label="reference")
+            Trial("clean", "reference", seed, held_out, 10 * budget, label="reference")
             for seed in seeds
         ),
     ]
 
 
-def cells(
+def trials(
     entries: dict[str, Entry], pool: str, held_out: str, budget: int, n_seeds: int
-) -> list[Cell]:
-    """Return one cell an entry and seed; two seeds of what selects the same rows with all."""
+) -> list[Trial]:
+    """Return one trial an entry and seed; two seeds of what selects the same rows with all."""
     return [
-        Cell(pool, method, FIRST_SEED + n, held_out, budget, options, label)
+        Trial(pool, method, FIRST_SEED + n, held_out, budget, options, label)
         for n in range(n_seeds)
         for label, (method, options) in entries.items()
         if n < 2 or method not in SEEDLESS
     ]
 
 
-def core(budget: int) -> list[Cell]:
+def core(budget: int) -> list[Trial]:
     """Return the core grid: test rows and seeds that nothing was chosen on, both pools."""
     entries = {name: STATIC[name] for name in CORE} | ITERATIVE
     return [
         *bounds("test", budget, (REFERENCE_SEED,)),
-        *cells(entries, "test-garbage", "test", budget, 4),
-        *cells(entries, "clean", "test", budget, 4),
+        *trials(entries, "test-garbage", "test", budget, 4),
+        *trials(entries, "clean", "test", budget, 4),
     ]
 
 
-def clean(budget: int) -> list[Cell]:
+def clean(budget: int) -> list[Trial]:
     """Return more seeds of the clean pool, where methods differ little."""
-    entries = {name: STATIC[name] for name in ("random", "km-random")} | ITERATIVE | LOOKS
+    entries = {name: STATIC[name] for name in ("random", "km-random")} | ITERATIVE | SCREENED
     return [
         *bounds("test", budget, (REFERENCE_SEED,)),
-        *cells(entries, "clean", "test", budget, 10),
+        *trials(entries, "clean", "test", budget, 10),
     ]
 
 
-def at_equal_tokens(grid: Sequence[Cell], results: Sequence[dict[str, Any]]) -> list[Cell]:
-    """Return a grid's cells with budgets that give all methods the response tokens of random rows.
+def at_equal_tokens(grid: Sequence[Trial], results: Sequence[dict[str, Any]]) -> list[Trial]:
+    """Return a grid's trials with budgets that give all methods the response tokens of random rows.
 
     Rows become tokens by what the same method selected at equal rows, over all seeds.
     """
     tokens: dict[tuple[str, str], list[float]] = {}
     for one in results:
         if "response_tokens" in one:
-            key = one["cell"]["pool"], one["cell"]["label"]
+            key = one["trial"]["pool"], one["trial"]["label"]
             tokens.setdefault(key, []).append(one["response_tokens"] / one["rows"])
     matched = []
-    for cell in grid:
-        key = cell.pool, cell.label
-        if cell.method in ("base", "reference", "random"):
-            matched.append(cell)
-        elif key in tokens and (cell.pool, "random") in tokens:
-            random = sum(tokens[cell.pool, "random"]) / len(tokens[cell.pool, "random"])
+    for trial in grid:
+        key = trial.pool, trial.label
+        if trial.method in ("base", "reference", "random"):
+            matched.append(trial)
+        elif key in tokens and (trial.pool, "random") in tokens:
+            random = sum(tokens[trial.pool, "random"]) / len(tokens[trial.pool, "random"])
             own = sum(tokens[key]) / len(tokens[key])
-            matched.append(replace(cell, budget=max(3, round(cell.budget * random / own))))
+            matched.append(replace(trial, budget=max(3, round(trial.budget * random / own))))
     return matched
 
 
-def full(budget: int) -> list[Cell]:
-    """Return every method, scorer and rule that needs no service, rounds and numbers of clusters.
+def full(budget: int) -> list[Trial]:
+    """Return every method, scorer and weight update that needs no service, and the axes.
 
-    Two seeds, but for the methods of the core grid, whose cells it shares, and for the look at
-    candidates; the axes and rules in the spoilt pool only.
+    Two seeds, but for the methods of the core grid, whose trials it shares, and for candidate
+    screening; the axes and weight updates in the corrupted pool only.
     """
     scorers: dict[str, Entry] = {
         f"iterative, {scorer}": ("iterative", ROUNDS | {"scorer": scorer})
@@ -131,8 +131,8 @@ def full(budget: int) -> list[Cell]:
                        "residual-learnability", "loss", "ifd")
     }  # fmt: skip
     others: dict[str, Entry] = {}
-    for rule in ("linear", "ucb", "none"):
-        others[f"iterative, {rule}"] = ("iterative", ROUNDS | {"weight_update": rule})
+    for update in ("linear", "ucb", "none"):
+        others[f"iterative, {update}"] = ("iterative", ROUNDS | {"weight_update": update})
     others["iterative, 3 candidates"] = ("iterative", ROUNDS | {"oversample": 3})
     for rounds in (1, 2, 5):
         label = f"iterative, {rounds} round{'s' * (rounds > 1)}"
@@ -142,28 +142,28 @@ def full(budget: int) -> list[Cell]:
         others[f"iterative, K = {clusters}"] = ("iterative", options)
     grid = [
         *core(budget),
-        *cells(LOOKS, "test-garbage", "test", budget, 4),
-        *cells(LOOKS, "clean", "test", budget, 4),
-        *cells(scorers | others | STATIC, "test-garbage", "test", budget, 2),
-        *cells(STATIC | scorers, "clean", "test", budget, 2),
+        *trials(SCREENED, "test-garbage", "test", budget, 4),
+        *trials(SCREENED, "clean", "test", budget, 4),
+        *trials(scorers | others | STATIC, "test-garbage", "test", budget, 2),
+        *trials(STATIC | scorers, "clean", "test", budget, 2),
     ]
-    grid.sort(key=lambda cell: cell.seed)
-    return list({cell.name: cell for cell in grid}.values())
+    grid.sort(key=lambda trial: trial.seed)
+    return list({trial.name: trial for trial in grid}.values())
 
 
-def gpu(budget: int) -> list[Cell]:
+def gpu(budget: int) -> list[Trial]:
     """Return the grid for a larger model on a GPU: ten methods, five seeds."""
     entries = {name: STATIC[name] for name in (*CORE, "k-center")} | ITERATIVE
     entries["iterative, learnability"] = ("iterative", ROUNDS | {"scorer": "learnability"})
-    entries["iterative, relevance"] = ("iterative", ROUNDS | {"scorer": "pmi"})
+    entries["iterative, pmi"] = ("iterative", ROUNDS | {"scorer": "pmi"})
     return [
         *bounds("test", budget, (REFERENCE_SEED, REFERENCE_SEED + 1)),
-        *cells(entries, "clean", "test", budget, 5),
-        *cells(entries, "test-garbage", "test", budget, 5),
+        *trials(entries, "clean", "test", budget, 5),
+        *trials(entries, "test-garbage", "test", budget, 5),
     ]
 
 
-GRIDS: dict[str, Callable[[int], list[Cell]]] = {
+GRIDS: dict[str, Callable[[int], list[Trial]]] = {
     "core": core,
     "clean": clean,
     "full": full,

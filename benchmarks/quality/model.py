@@ -3,8 +3,8 @@
 A Llama of 5.5 million parameters (4 layers of width 256, a vocabulary of 8,192 byte-level BPE
 tokens), pre-trained on the turns of the pool's clean rows. Every turn is a document of its own, in
 random order: the model knows the language of the questions and of the answers, but not which
-answer follows which question. Then it is tuned on a few hundred conversations that are in no pool
-and in no held-out set, so that the chat format, which any selection teaches, is not what is
+answer follows which question. Then it is fine-tuned on a few hundred conversations that are in no
+pool and in no held-out set, so that the chat format, which any selection teaches, is not what is
 measured.
 """
 
@@ -134,7 +134,7 @@ def pretrain(
 
 
 def warm_up(base: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Path:
-    """Tune the pre-trained model on conversations, unless `folder` holds the result."""
+    """Fine-tune the pre-trained model on conversations, unless `folder` holds the result."""
     if not folder.exists():
         from pyids.models.finetune import finetune
 

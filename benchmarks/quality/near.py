@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pool import plant_near_duplicates, read_rows, text_of, write_rows
-from prepare import ENCODER_TOKENS
 
 from pyids.config import make_config
 from pyids.encoders import load_encoder
 from pyids.pipeline import prepare
+
+from .pool import plant_near_duplicates, read_rows, text_of, write_rows
+from .prepare import ENCODER_TOKENS
 
 
 def semdedup_threshold(

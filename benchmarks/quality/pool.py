@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import random
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from typing import Any
 import numpy as np
 import orjson
 import xxhash
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_pool import make_pool
 
 Row = dict[str, Any]
@@ -90,7 +87,7 @@ def stand_in(n_rows: int, seed: int = 0) -> list[Row]:
 
 
 def split(rows: Sequence[Row], per_skill: int) -> Split:
-    """Drop repeats, then deal rows to pool, dev and test by the hash of their normalized text.
+    """Drop duplicates, then deal rows to pool, dev and test by the hash of their normalized text.
 
     dev and test keep at most `per_skill` rows of each skill: dev those of the lowest hashes, test
     the next ones, for a first table was made on its lowest before the default was chosen anew
@@ -243,14 +240,14 @@ ROW_KINDS: dict[str, Make] = {
     "wrong numbers": _wrong_numbers,
     "echo": _echo,
 }
-# Not looked at while scorers and rules were chosen: in the pool of the test table only.
+# Not used while scorers and rules were chosen: in the pool of the test table only.
 UNSEEN_KINDS = ("spam", "echo")
 
 
 def plant(rows: Sequence[Row], kinds: Sequence[str], share: float, seed: int) -> list[Row]:
     """Replace a share of the rows by garbage, half of it whole-topic kinds, half row-level ones.
 
-    A row that a kind cannot spoil (too short a response) is passed over for another.
+    A row that a kind cannot corrupt (too short a response) is passed over for another.
     """
     rng = random.Random(seed)
     sample = rng.sample(range(len(rows)), min(len(rows), 3000))

@@ -1,4 +1,4 @@
-"""What cells need, made once and kept: splits, pools with vectors, the model, run folders."""
+"""What trials need, made once and kept: splits, pools with vectors, the model, run folders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from model import NAME, pretrain, warm_up
-from pool import (
+
+from pyids.config import make_config
+from pyids.encoders import load_encoder
+from pyids.pipeline import prepare as prepare_module
+
+from .model import NAME, pretrain, warm_up
+from .pool import (
     GARBAGE_SHARE,
     ROW_KINDS,
     TOPIC_KINDS,
@@ -20,10 +25,6 @@ from pool import (
     text_of,
     write_rows,
 )
-
-from pyids.config import make_config
-from pyids.encoders import load_encoder
-from pyids.pipeline import prepare as prepare_module
 
 # As the vectors that come with the rows were made.
 ENCODER_TOKENS = 128
@@ -97,7 +98,7 @@ def _save_vectors(
 
 
 def _prepare_run(folder: Path, name: str) -> None:
-    """Read and embed a pool into a run folder that cells copy."""
+    """Read and embed a pool into a run folder that trials copy."""
     target = folder / "runs" / name
     if target.exists():
         return

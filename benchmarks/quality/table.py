@@ -1,4 +1,4 @@
-"""From cells to tables: shares of the gap closed, intervals, tests, garbage, costs."""
+"""From trials to tables: shares of the gap closed, intervals, tests, garbage, costs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def gap(results: Sequence[Result]) -> tuple[Result, dict[str, float]]:
     """Return the base's result, and the NLL of each skill at the far end, mean over seeds."""
-    base = next(one for one in results if one["cell"]["method"] == "base")
-    far = [one for one in results if one["cell"]["method"] == far_end(results)]
+    base = next(one for one in results if one["trial"]["method"] == "base")
+    far = [one for one in results if one["trial"]["method"] == far_end(results)]
     return base, {
         skill: float(np.mean([one["nll"][skill] for one in far])) for skill in base["nll"]
     }
@@ -43,7 +43,7 @@ def gap(results: Sequence[Result]) -> tuple[Result, dict[str, float]]:
 
 def far_end(results: Sequence[Result]) -> str:
     """Return the method at the far end of the gap; a share of 1 is as far as it gets."""
-    return "reference" if any(r["cell"]["method"] == "reference" for r in results) else STAND_IN
+    return "reference" if any(r["trial"]["method"] == "reference" for r in results) else STAND_IN
 
 
 def share_closed(result: Result, base: Result, reference: dict[str, float]) -> float:
@@ -60,8 +60,8 @@ def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[st
     base, reference = gap(results)
     by_label: dict[str, dict[int, Result]] = defaultdict(dict)
     for one in results:
-        if one["cell"]["method"] not in BOUNDS:
-            by_label[one["cell"]["label"]][one["cell"]["seed"]] = one
+        if one["trial"]["method"] not in BOUNDS:
+            by_label[one["trial"]["label"]][one["trial"]["seed"]] = one
     anchor = by_label.get(against, {})
     rows = []
     for label, seeds in by_label.items():
@@ -124,8 +124,8 @@ def beside(results: Sequence[Result], ours: str = "iterative") -> dict[str, dict
     base, reference = gap(results)
     shares: dict[str, dict[int, float]] = defaultdict(dict)
     for one in results:
-        if one["cell"]["method"] not in BOUNDS:
-            label, seed = one["cell"]["label"], one["cell"]["seed"]
+        if one["trial"]["method"] not in BOUNDS:
+            label, seed = one["trial"]["label"], one["trial"]["seed"]
             shares[label][seed] = share_closed(one, base, reference)
     mine, found = shares.pop(ours, {}), {}
     for label, theirs in sorted(shares.items()):

@@ -102,19 +102,19 @@ void register_greedy(py::module_& module) {
       py::arg("threshold"), py::arg("n_threads"));
 
   module.def(
-      "neighbour_distances",
+      "neighbor_distances",
       [](const std::vector<py::array>& shards, const Values& scales,
          const std::vector<py::array>& reference_shards, const Values& reference_scales,
-         const Ids& reference_rows, std::size_t n_neighbours, int n_threads) {
+         const Ids& reference_rows, std::size_t n_neighbors, int n_threads) {
         const Rows rows = rows_of(shards, scales);
         const Rows reference = rows_of(reference_shards, reference_scales);
         return to_array(released([&] {
-          return neighbour_distances(rows, reference, view(reference_rows), n_neighbours,
-                                     options_of(n_threads));
+          return neighbor_distances(rows, reference, view(reference_rows), n_neighbors,
+                                    options_of(n_threads));
         }));
       },
       py::arg("shards"), py::arg("scales"), py::arg("reference_shards"),
-      py::arg("reference_scales"), py::arg("reference_rows"), py::arg("n_neighbours"),
+      py::arg("reference_scales"), py::arg("reference_rows"), py::arg("n_neighbors"),
       py::arg("n_threads"));
 
   module.def(

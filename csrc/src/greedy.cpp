@@ -1,4 +1,4 @@
-// Farthest points, near-duplicates and distances of neighbours.
+// Farthest points, near-duplicates and distances of neighbors.
 #include "pyids/greedy.hpp"
 
 #include <algorithm>
@@ -89,12 +89,12 @@ Picks filter_near(const Rows& rows, std::span<const std::int64_t> order, std::si
   return picks;
 }
 
-std::vector<double> neighbour_distances(const Rows& rows, const Rows& reference,
-                                        std::span<const std::int64_t> reference_rows,
-                                        std::size_t n_neighbours, const GreedyOptions& options) {
+std::vector<double> neighbor_distances(const Rows& rows, const Rows& reference,
+                                       std::span<const std::int64_t> reference_rows,
+                                       std::size_t n_neighbors, const GreedyOptions& options) {
   const int n_threads = resolve_threads(options.n_threads);
   // The largest products of each row, descending.
-  std::vector<float> largest(rows.size() * n_neighbours, -std::numeric_limits<float>::infinity());
+  std::vector<float> largest(rows.size() * n_neighbors, -std::numeric_limits<float>::infinity());
   for (std::size_t from = 0; from < reference.size(); from += kPanelRows) {
     const std::size_t n = std::min(kPanelRows, reference.size() - from);
     const PackedRows panel(reference, from, from + n);
@@ -102,12 +102,12 @@ std::vector<double> neighbour_distances(const Rows& rows, const Rows& reference,
         rows, panel, n_threads,
         [&](std::size_t begin, std::size_t end, const float* products, std::size_t ld, int) {
           for (std::size_t i = begin; i < end; ++i) {
-            float* top = largest.data() + i * n_neighbours;
+            float* top = largest.data() + i * n_neighbors;
             const float* row = products + (i - begin) * ld;
             for (std::size_t j = 0; j < n; ++j) {
-              if (row[j] <= top[n_neighbours - 1]) continue;
+              if (row[j] <= top[n_neighbors - 1]) continue;
               if (reference_rows[from + j] == static_cast<std::int64_t>(i)) continue;
-              std::size_t rank = n_neighbours - 1;
+              std::size_t rank = n_neighbors - 1;
               for (; rank > 0 && top[rank - 1] < row[j]; --rank) top[rank] = top[rank - 1];
               top[rank] = row[j];
             }
@@ -117,8 +117,8 @@ std::vector<double> neighbour_distances(const Rows& rows, const Rows& reference,
   }
   std::vector<double> sums(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    for (std::size_t k = 0; k < n_neighbours; ++k) {
-      sums[i] += std::max(0.0, 1.0 - static_cast<double>(largest[i * n_neighbours + k]));
+    for (std::size_t k = 0; k < n_neighbors; ++k) {
+      sums[i] += std::max(0.0, 1.0 - static_cast<double>(largest[i * n_neighbors + k]));
     }
   }
   return sums;

@@ -12,7 +12,7 @@ std::vector<double> reference_log_weights(const SampleRows& rows, std::size_t n_
   std::vector<double> references(n_clusters);
   if (!rows.log_weights) return references;
   references.assign(n_clusters, -infinity);
-  constexpr std::size_t run = 64;  // neighbours share cache lines
+  constexpr std::size_t run = 64;  // neighbors share cache lines
   const std::size_t step = std::max<std::size_t>(run, rows.size / 1024);
   with_weights(rows, [&](auto weight_of) {
     for (std::size_t begin = 0; begin < rows.size; begin += step) {
@@ -79,7 +79,7 @@ std::vector<Tally> tally_rows(const SampleRows& rows, std::span<const double> re
   return total;
 }
 
-// Every 16th run of 64 rows, neighbours sharing cache lines.
+// Every 16th run of 64 rows, neighbors sharing cache lines.
 std::vector<Tally> tally_sample(const SampleRows& rows, std::size_t n_clusters) {
   constexpr std::size_t run = 64, step = 16;
   std::vector<Tally> tallies(n_clusters);

@@ -1,6 +1,6 @@
 // The bounds that rule centres out (the proof is in simd.hpp), on inputs made to come close to
 // them, against long double. Each term of the bound, halved, must be caught by some of these
-// inputs. Then whole assignments against brute force on what is hard: grids, ties, neighbours of a
+// inputs. Then whole assignments against brute force on what is hard: grids, ties, neighbors of a
 // few units in the last place. `test_bounds N` runs N of those; PYIDS_SIMD chooses the level.
 #include <algorithm>
 #include <cmath>

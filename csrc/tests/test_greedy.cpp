@@ -67,8 +67,8 @@ void test(std::size_t n, std::size_t d, std::size_t budget) {
   CHECK(same(novel_select(whole, budget, 0, weights, 1.0, budget / 2 + 1, one),
              novel_select(cut, budget, 0, weights, 1.0, budget / 2 + 1, three)));
   if (n > 3) {
-    CHECK(neighbour_distances(whole, whole, order, 3, one) ==
-          neighbour_distances(cut, cut, order, 3, three));
+    CHECK(neighbor_distances(whole, whole, order, 3, one) ==
+          neighbor_distances(cut, cut, order, 3, three));
   }
 }
 

@@ -58,7 +58,7 @@ _REFINING = 3
 class KMeans(Estimator):
     """Exact k-means (Lloyd) with scikit-learn's interface.
 
-    Minimises ``sum_i w_i |x_i - c_label(i)|^2``. After every iteration the labels are those of a
+    Minimizes ``sum_i w_i |x_i - c_label(i)|^2``. After every iteration the labels are those of a
     brute-force float64 argmin over the centers (`squared_distance` in ``pyids/distance.hpp``); ties
     go to the lowest index. The result is bitwise the same for any number of threads, for any cut
     into shards, and with or without `max_memory`.

@@ -1,4 +1,4 @@
-"""Exact repeats over all shards, in bounded memory.
+"""Exact duplicates over all shards, in bounded memory.
 
 The digests are dealt to buckets by their leading bits, spilled, and each bucket is sorted by
 itself. Equal digests lie in one bucket, and a stable sort keeps the order of the row ids, so that
@@ -38,7 +38,7 @@ _SKIPPED = -1
 
 
 def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
-    """Write ``keep/``, ``skipped.jsonl`` and ``repeats.jsonl``; skip it when it is done already.
+    """Write ``keep/``, ``skipped.jsonl`` and ``duplicates.jsonl``; skip it when it is done already.
 
     Parameters
     ----------
@@ -59,13 +59,13 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     shutil.rmtree(store.scratch, ignore_errors=True)
     store.scratch.mkdir()
     first = _first_occurrences(store)
-    counts = {"kept": 0, "skipped": 0, "repeats": 0}
-    files = [store.path / "skipped.jsonl", store.path / "repeats.jsonl"]
+    counts = {"kept": 0, "skipped": 0, "duplicates": 0}
+    files = [store.path / "skipped.jsonl", store.path / "duplicates.jsonl"]
     with (
         atomic_write(store.path / "skipped.jsonl") as skipped_path,
-        atomic_write(store.path / "repeats.jsonl") as repeats_path,
+        atomic_write(store.path / "duplicates.jsonl") as duplicates_path,
         skipped_path.open("wb") as skipped,
-        repeats_path.open("wb") as repeats,
+        duplicates_path.open("wb") as duplicates,
     ):
         for shard in store.shards:
             ids = np.arange(shard.first_row_id, shard.first_row_id + shard.rows, dtype=np.int64)
@@ -73,7 +73,7 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
             usable = firsts != _SKIPPED
             repeated = usable & (firsts != ids)
             counts["skipped"] += _list_skipped(store, shard, ~usable, skipped)
-            counts["repeats"] += _list_repeats(store, shard, repeated, firsts, repeats)
+            counts["duplicates"] += _list_duplicates(store, shard, repeated, firsts, duplicates)
             kept = ids[usable] if keep_duplicates else ids[usable & ~repeated]
             counts["kept"] += len(kept)
             path = store.artifact("keep", shard)
@@ -150,7 +150,7 @@ def _list_skipped(store: Store, shard: Shard, rows: NDArray[np.bool_], file: Bin
     return len(positions)
 
 
-def _list_repeats(
+def _list_duplicates(
     store: Store,
     shard: Shard,
     rows: NDArray[np.bool_],
@@ -162,7 +162,7 @@ def _list_repeats(
     if len(positions):
         repeated = firsts[positions].tolist()
         for place, row_id in zip(places(store, shard, positions), repeated, strict=True):
-            file.write(orjson.dumps({**place, "repeats": row_id}) + b"\n")
+            file.write(orjson.dumps({**place, "duplicate_of": row_id}) + b"\n")
     return len(positions)
 
 

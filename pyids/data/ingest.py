@@ -1,7 +1,7 @@
 """Reading the pool into the run folder, once: validated, digested, sharded.
 
 Each split of the input is one task (`read_split`), which streams its rows into shards; then exact
-repeats are found over all shards (`pyids.data.exact_dedup`). Memory is bounded by a row group,
+duplicates are found over all shards (`pyids.data.exact_dedup`). Memory is bounded by a row group,
 whatever the size of the input.
 """
 
@@ -73,7 +73,7 @@ class Intake:
     ----------
     rows : int
         Rows in the input, or of it up to the limit.
-    kept, skipped, repeats : int
+    kept, skipped, duplicates : int
         Rows that stay, that are unusable, that repeat an earlier row; they add up to `rows`.
     formats : dict
         Chat format -> number of rows of it.
@@ -84,7 +84,7 @@ class Intake:
     rows: int
     kept: int
     skipped: int
-    repeats: int
+    duplicates: int
     formats: dict[str, int]
     unused: dict[str, int] = field(default_factory=dict)
 
@@ -100,7 +100,7 @@ def describe(intake: Intake) -> str:
     return "\n".join(
         [
             f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are "
-            f"unusable, {intake.repeats} repeat another",
+            f"unusable, {intake.duplicates} repeat another",
             *unused,
         ]
     )
@@ -136,7 +136,7 @@ def ingest(
         Unusable rows (empty response or prompt) are errors, instead of being listed in
         ``skipped.jsonl``.
     keep_duplicates : bool, default False
-        Rows that repeat an earlier one stay; ``repeats.jsonl`` lists them all the same.
+        Rows that repeat an earlier one stay; ``duplicates.jsonl`` lists them all the same.
     progress : callable, optional
         Called with (rows read, bytes read, bytes of all sources) after each split.
 
@@ -155,7 +155,7 @@ def ingest(
 
 def _after_reading(store: Store, keep_duplicates: bool) -> Intake:
     drop_duplicates(store, keep_duplicates=keep_duplicates)
-    counts = (store.rows_read, store.kept, store.skipped, store.repeats)
+    counts = (store.rows_read, store.kept, store.skipped, store.duplicates)
     return Intake(*counts, store.index["formats"], store.index["unused"])
 
 

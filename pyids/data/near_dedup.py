@@ -56,10 +56,10 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     store.scratch.mkdir(exist_ok=True)
     members, ends = _by_cluster(store)
     shards = store.embeddings()
-    repeats = _mapped(store, "repeats.i8")  # position -> position that it repeats, or itself
+    originals = _mapped(store, "duplicates.i8")  # position -> position that it repeats, or itself
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
         rows = np.array(members[start:stop])
-        repeats[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
+        originals[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
     sizes = np.zeros(len(ends), dtype=np.int64)
     ids = _mapped(store, "ids.i8")
     first = 0
@@ -75,7 +75,7 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     ):
         for shard, labels in zip(store.shards, store.labels(), strict=True):
             positions = np.arange(first, first + len(labels))
-            repeated = np.array(repeats[positions])
+            repeated = np.array(originals[positions])
             stays = repeated == positions
             for name, values in (("keep", ids[positions[stays]]), ("labels", labels[stays])):
                 path = folder / name / f"{shard.name}.npy"
@@ -87,10 +87,10 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
             went = ids[positions[~stays]] - shard.first_row_id
             of = ids[repeated[~stays]].tolist()
             for place, row_id in zip(places(store, shard, went), of, strict=True):
-                listing.write(orjson.dumps({**place, "repeats": row_id}) + b"\n")
+                listing.write(orjson.dumps({**place, "duplicate_of": row_id}) + b"\n")
             gone += len(went)
             first += len(labels)
-    del members, repeats, ids
+    del members, originals, ids
     shutil.rmtree(store.scratch)
     write_entry(
         entry, files, inputs, kept=int(sizes.sum()), near_duplicates=gone, sizes=sizes.tolist()

@@ -133,12 +133,12 @@ def _copy_all(
     widths: dict[int, str] = {}
     done = 0
     for report in engine.map(_copy, tasks):
-        for facts in report:
-            if facts["rows"]:
-                widths.setdefault(facts["width"], facts["name"])
-            copied.zeros += facts["zeros"][: MAX_NAMED - len(copied.zeros)]
-            copied.zero_rows += facts["zero_rows"]
-            done += facts["rows"]
+        for metadata in report:
+            if metadata["rows"]:
+                widths.setdefault(metadata["width"], metadata["name"])
+            copied.zeros += metadata["zeros"][: MAX_NAMED - len(copied.zeros)]
+            copied.zero_rows += metadata["zero_rows"]
+            done += metadata["rows"]
             if progress is not None:
                 progress(done)
     if len(widths) > 1:

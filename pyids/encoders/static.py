@@ -49,9 +49,9 @@ def find_table(folder: Path) -> Table | None:
         return Table(wordllama, tokenizer, normalize=True)
     config = folder / "config.json"
     if config.is_file():
-        facts = json.loads(config.read_text("utf-8"))
-        if facts.get("model_type") == "model2vec":
-            normalize = bool(facts.get("normalize", False))
+        settings = json.loads(config.read_text("utf-8"))
+        if settings.get("model_type") == "model2vec":
+            normalize = bool(settings.get("normalize", False))
             return Table(folder / "model.safetensors", folder / "tokenizer.json", normalize)
     modules = folder / "modules.json"
     if modules.is_file():

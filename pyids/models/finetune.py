@@ -61,7 +61,7 @@ class Checkpoint:
     skipped
         Positions of the rows without a response token.
     steps
-        Optimiser steps.
+        Optimizer steps.
     loss
         Mean NLL per response token in nats over the last epoch, as training met the rows.
     seconds

@@ -114,7 +114,7 @@ class Head:
                     given[name] = torch.zeros_like(input_ids)
         return {name: value for name, value in given.items() if name in accepted}
 
-    def remember(self, input_ids: torch.Tensor) -> Shared | None:
+    def prefill(self, input_ids: torch.Tensor) -> Shared | None:
         """Return the keys and values of P tokens (P,) with which many rows begin.
 
         None for models that keep something else of their past: sliding windows, recurrent states.
@@ -122,7 +122,7 @@ class Head:
         return self.past(input_ids) if self.shares else None
 
     def past(self, input_ids: torch.Tensor) -> Shared | None:
-        """Do what `remember` does, for a model of which it is not known whether it is right."""
+        """Do what `prefill` does, for a model of which it is not known whether it is right."""
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         if not {"past_key_values", "use_cache"} <= accepts(self.causal):
@@ -141,7 +141,7 @@ class Head:
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, shared: Shared | None = None
     ) -> Any:
-        """Run the model's own forward; with ``shared``, on continuations of `remember`'s tokens."""
+        """Run the model's own forward; with ``shared``, on continuations of `prefill`'s tokens."""
         import torch
         from transformers.cache_utils import DynamicCache
 

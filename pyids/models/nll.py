@@ -113,7 +113,7 @@ def encoded_nll(
         shared = None
         if begin:
             first = torch.from_numpy(rows[int(scored[0])].input_ids[:begin])
-            shared = head.remember(first.to(device))
+            shared = head.prefill(first.to(device))
             begin = begin if shared is not None else 0
         lengths = [ends[i] - begin for i in scored]
         tokens = batch_tokens or default_batch_tokens(device)

@@ -126,11 +126,11 @@ def plan(config: RunConfig) -> str:
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
-    look = ""
+    screened = ""
     if config.oversample != 1:
-        look = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
+        screened = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
     if config.oversample is None:
-        look += " if answers look mismatched"
+        screened += " if answers look mismatched"
     vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
     near = []
     if config.target is not None:
@@ -150,7 +150,7 @@ def plan(config: RunConfig) -> str:
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
             *near,
             f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})"
-            f"{look}",
+            f"{screened}",
             f"train     {config.round_model} {models}, {config.finetuning_type}, "
             f"{config.num_train_epochs} epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "

@@ -157,7 +157,7 @@ def _after_vectors(store: Store, config: RunConfig, *, ours: bool = True) -> Non
     rate(store, config)
 
 
-def facts(store: Store, config: RunConfig) -> dict[str, Any]:
+def metadata(store: Store, config: RunConfig) -> dict[str, Any]:
     """Return what the manifest says of a run beside the hashes: how and on what it was made."""
     looked_for = config.device == "auto" and "torch" in sys.modules
     return {
@@ -165,7 +165,7 @@ def facts(store: Store, config: RunConfig) -> dict[str, Any]:
         "rows": {
             "read": store.rows_read,
             "skipped": store.skipped,
-            "repeats": store.repeats,
+            "duplicates": store.duplicates,
             "near_duplicates": store.near_duplicates,
             "kept": store.kept,
         },

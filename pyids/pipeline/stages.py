@@ -58,7 +58,7 @@ _CLUSTERING_BYTES = 64 << 20
 
 
 def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Engine) -> Intake:
-    """Read and validate the rows, drop repeats; check what depends on their number."""
+    """Read and validate the rows, drop duplicates; check what depends on their number."""
     intake = ingest(
         store,
         sources,
@@ -226,8 +226,8 @@ def _write_clusters(
     sizes = np.bincount(labels, minlength=len(centroids)).astype(np.int64)
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"centroids": centroids, "sizes": sizes}))
-    facts = {"sizes": sizes.tolist(), "inertia": inertia}
-    write_entry(path.with_suffix(".json"), [path], inputs, **facts)
+    metadata = {"sizes": sizes.tolist(), "inertia": inertia}
+    write_entry(path.with_suffix(".json"), [path], inputs, **metadata)
 
 
 def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -> dict[str, str]:
@@ -254,7 +254,7 @@ def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -
                 "a new version of the encoder?): choose another --output-dir, or start over "
                 f"with `pyids clean {store.path} --stage rounds`"
             )
-        hashes |= {name: facts["xxh3"] for name, facts in content["files"].items()}
+        hashes |= {name: metadata["xxh3"] for name, metadata in content["files"].items()}
     return hashes
 
 

@@ -79,7 +79,7 @@ class PoolTarget:
             folder.mkdir(exist_ok=True)
             save_npy(vectors, made.vectors, {"target": config.target})
             write_json(folder / "rows.json", _as_json(made.rows))
-            write_json(entry, made.facts())  # the last of the files
+            write_json(entry, made.metadata())  # the last of the files
         found = cls(store, config, _from_json(read_json(folder / "rows.json")))
         # What is known already is not made again.
         found.__dict__["vectors"] = np.array(load_npy(vectors))
@@ -229,7 +229,7 @@ class PoolTarget:
             "target_cosines": self.cosines(vectors),
         }
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what the manifest says of the target, JSON values."""
         names: dict[str, int] = Counter(self.rows.tasks)
         return {"rows": len(self.rows), "tasks": names, "left_out": self.copies.tolist()}

@@ -80,7 +80,7 @@ def rescale(quality: Float64) -> Float64:
 
 
 def histogram(quality: Float64, bins: int = 32) -> dict[str, Any]:
-    """Summarise quality for the report, as a JSON value.
+    """Summarize quality for the report, as a JSON value.
 
     Returns
     -------

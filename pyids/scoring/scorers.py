@@ -129,7 +129,7 @@ def perplexity(probes: Probes) -> Scores:
 
 
 def rating(probes: Probes) -> Scores:
-    """Return mark(gold) - mark(generated): the paper's Eq. 4 with a reward model or a judge."""
+    """Return reward(gold) - reward(generated): the paper's Eq. 4 with a reward model or a judge."""
     rater = probes.options.rater
     if rater is None:
         raise ConfigError("this scorer needs a reward model or a judge: name one")
@@ -180,7 +180,7 @@ def sound_learnability(probes: Probes) -> Scores:
     ``0.3 min(max(d, -1), 4)``, so that no skill gets lost, and less by
 
     - ``4 max(c - 1.5, 0)``: noise stays surprising;
-    - ``max(min(d, s) - 4, 0)``: mere form (boilerplate, another alphabet) is learnt at once, at
+    - ``max(min(d, s) - 4, 0)``: formatting (boilerplate, another alphabet) is learnt at once, at
       least by a model that knows few forms, and there is much of it, unlike in a label of one word;
     - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
       that reads them; m says how well it does.

@@ -1,4 +1,4 @@
-"""How odd a row looks beside the other rows of its cluster: what clusters alone cannot tell.
+"""Candidate screening: which rows are outliers of their clusters, which clusters cannot tell.
 
 A cluster is a mixture: good rows beside answers that were cut off, or that belong to another
 question. Three measurements find them, each meaningful only next to a row's own cluster, since
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Deviations beyond which a row is odd: chosen on development rows (docs/log.md).
+# Deviations beyond which a row is an outlier: chosen on development rows (docs/log.md).
 _END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
 
 
@@ -103,7 +103,7 @@ def measure(
 
 
 def outlier_score(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> Float64:
-    """Return how odd each row is beside its cluster, in standard deviations.
+    """Return the outlier score of each row in its cluster, in standard deviations.
 
     A measurement is centered by the mean of the row's cluster (drawn towards the mean of all rows,
     the more the fewer rows it rests on) and divided by the robust spread of all rows. What lies
@@ -115,7 +115,7 @@ def outlier_score(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> F
     Parameters
     ----------
     columns
-        What `measure` returned, for B rows; NaN counts as not odd.
+        What `measure` returned, for B rows; NaN counts as no outlier.
     clusters
         int32 (B,).
 
@@ -128,8 +128,8 @@ def outlier_score(columns: dict[str, Float64], clusters: NDArray[np.int32]) -> F
     words = _standardise(columns["overlap"], clusters)
     numbers = _standardise(columns["number_overlap"], clusters)
     few = np.maximum(-words - _FEW_WORDS, 0) + np.maximum(-numbers - _FEW_NUMBERS, 0)
-    odd: Float64 = np.maximum(end - _END, 0) + np.maximum(few, words - _MANY_WORDS)
-    return odd
+    scores: Float64 = np.maximum(end - _END, 0) + np.maximum(few, words - _MANY_WORDS)
+    return scores
 
 
 def _standardise(values: Float64, clusters: NDArray[np.int32]) -> Float64:

@@ -312,7 +312,7 @@ class Store:
 
     @property
     def kept(self) -> int:
-        """Rows that stay: neither skipped nor dropped as repeats."""
+        """Rows that stay: neither skipped nor dropped as duplicates."""
         return int((self._distinct if self.deduplicated else self._keep)["kept"])
 
     @property
@@ -321,9 +321,9 @@ class Store:
         return int(self._keep["skipped"])
 
     @property
-    def repeats(self) -> int:
-        """Rows dropped because they repeat an earlier one; ``repeats.jsonl`` lists them."""
-        return int(self._keep["repeats"])
+    def duplicates(self) -> int:
+        """Rows dropped because they repeat an earlier one; ``duplicates.jsonl`` lists them."""
+        return int(self._keep["duplicates"])
 
     @property
     def near_duplicates(self) -> int:
@@ -439,9 +439,9 @@ class Store:
 
     # -- proof --
 
-    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+    def write_manifest(self, metadata: Mapping[str, Any]) -> None:
         """Write ``manifest.json`` (`pyids.store.manifest.write_manifest`)."""
-        write_manifest(self.path, facts)
+        write_manifest(self.path, metadata)
 
 
 def brief(value: object) -> str:

@@ -35,7 +35,7 @@ _checked: dict[str, tuple[int, ...]] = {}
 
 
 def write_entry(
-    entry: Path, files: Sequence[Path], inputs: Mapping[str, Any], **facts: Any
+    entry: Path, files: Sequence[Path], inputs: Mapping[str, Any], **metadata: Any
 ) -> dict[str, Any]:
     """Write the ledger entry of `files`, which stand in the folder of `entry` or below, whole.
 
@@ -47,7 +47,7 @@ def write_entry(
         The artifacts.
     inputs : mapping
         JSON values: the inputs and the options that decide the content of the files.
-    **facts
+    **metadata
         What else the stage wants to find again (``rows=...``), JSON values.
     """
     return write_sealed(
@@ -55,7 +55,7 @@ def write_entry(
         {
             "inputs": dict(inputs),
             "files": {os.path.relpath(file, entry.parent): facts_of(file) for file in files},
-            **facts,
+            **metadata,
         },
     )
 
@@ -82,19 +82,19 @@ def read_entry(entry: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def damaged_files(entry: Path, content: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """Yield each file of an entry that is missing or not what it says, and what is wrong."""
-    for name, facts in content["files"].items():
+    for name, metadata in content["files"].items():
         file = Path(os.path.normpath(entry.parent / name))
-        if (problem := difference(file, facts)) is not None:
+        if (problem := difference(file, metadata)) is not None:
             yield file, problem
 
 
-def difference(file: Path, facts: Mapping[str, Any]) -> str | None:
+def difference(file: Path, metadata: Mapping[str, Any]) -> str | None:
     """Say how a file differs from what was noted of it, if it does."""
     if not file.is_file():
         return "missing"
-    if (size := file.stat().st_size) != facts["bytes"]:
-        return f"{size} bytes, was {facts['bytes']}"
-    if hash_once(file) != facts["xxh3"]:
+    if (size := file.stat().st_size) != metadata["bytes"]:
+        return f"{size} bytes, was {metadata['bytes']}"
+    if hash_once(file) != metadata["xxh3"]:
         return "the content has changed"
     return None
 
@@ -139,8 +139,8 @@ def checked(path: Path) -> Path:
     now = (*stamp(entry), *(stamp(path) if path.is_file() else ()))
     if _checked.get(str(path)) == now:
         return path
-    facts = load_sealed(entry)["files"].get(os.path.relpath(path, entry.parent))
-    problem = "no ledger entry vouches for it" if facts is None else difference(path, facts)
+    metadata = load_sealed(entry)["files"].get(os.path.relpath(path, entry.parent))
+    problem = "no ledger entry vouches for it" if metadata is None else difference(path, metadata)
     if problem is not None:
         raise DamagedError(f"{path}: damaged ({problem}): {remedy(path)}")
     _checked[str(path)] = now

@@ -24,14 +24,14 @@ _FREE = ("config.yaml", "judge.jsonl", "quality/cache/")
 _DOTFILES = (".inputs.json",)
 
 
-def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``manifest.json``: `facts`, the environment, and the hash of every file.
+def write_manifest(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write ``manifest.json``: `metadata`, the environment, and the hash of every file.
 
     Parameters
     ----------
     path : Path
         The run folder.
-    facts : mapping
+    metadata : mapping
         JSON values of the run: configuration, seeds, device, threads, timings, inputs.
 
     Raises
@@ -57,7 +57,7 @@ def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
         str(file.relative_to(path)): {"bytes": file.stat().st_size, "xxh3": hash_once(file)}
         for file in artifacts(path)
     }
-    write_sealed(manifest, {**facts, "environment": environment(), "files": files})
+    write_sealed(manifest, {**metadata, "environment": environment(), "files": files})
 
 
 def verify(path: Path | str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 # The stage that writes a file or folder of the run folder, as `pyids clean --stage` calls it.
 STAGES = {
-    "read": ("rows", "keep", "skipped.jsonl", "repeats.jsonl"),
+    "read": ("rows", "keep", "skipped.jsonl", "duplicates.jsonl"),
     "embed": ("embeddings",),
     "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json"),
     "near-duplicates": ("distinct", "near_duplicates.jsonl"),

@@ -26,7 +26,7 @@ void squared_distances(const Rows& rows, std::size_t begin, std::size_t end, con
                        std::size_t n_others, double* out, int n_threads);
 
 // nearest[i] = min(nearest[i], squared_distance(row i, other)): one step of the farthest-point
-// traversal (k-center), of k-means++ and of incremental nearest-neighbour searches.
+// traversal (k-center), of k-means++ and of incremental nearest-neighbor searches.
 void lower_to_distance(const Rows& rows, const double* other, double* nearest, int n_threads);
 
 // Rows held in float32, regrouped by 16 for `dots` (n rounded up to a multiple of 16 with zeros).

@@ -57,11 +57,11 @@ FacilityPicks facility_location(const Rows& rows, const Rows& served, std::size_
 Picks filter_near(const Rows& rows, std::span<const std::int64_t> order, std::size_t budget,
                   double threshold, const GreedyOptions& options);
 
-// For each row the sum of 1 - product over the `n_neighbours` rows of `reference` with the largest
-// products. reference_rows[j] is the row that reference j is a copy of: no row neighbours itself.
-std::vector<double> neighbour_distances(const Rows& rows, const Rows& reference,
-                                        std::span<const std::int64_t> reference_rows,
-                                        std::size_t n_neighbours, const GreedyOptions& options);
+// For each row the sum of 1 - product over the `n_neighbors` rows of `reference` with the largest
+// products. reference_rows[j] is the row that reference j is a copy of: no row neighbors itself.
+std::vector<double> neighbor_distances(const Rows& rows, const Rows& reference,
+                                       std::span<const std::int64_t> reference_rows,
+                                       std::size_t n_neighbors, const GreedyOptions& options);
 
 // Each pick is the row x of largest novelty
 //   v(x) = sum_y weight_y * (1 - x . y) / rank(y)^proximity

@@ -1,7 +1,7 @@
-"""One cell of the quality benchmark: select by one method, train on it, measure held-out rows.
+"""One trial of the quality benchmark: select by one method, train on it, measure held-out rows.
 
-A cell is a JSON-able specification; its result is one file named after it, so that a grid that was
-ended goes on where it stood, and any cell can be repeated by itself.
+A trial is a JSON-able specification; its result is one file named after it, so that a grid that was
+ended goes on where it stood, and any trial can be repeated by itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from model import NAME
-from pool import Row, read_rows
 
 from pyids.callbacks import Callback
 from pyids.chat.template import encode
@@ -31,6 +29,9 @@ from pyids.pipeline import stages
 from pyids.sampling import sample_by_cluster
 from pyids.selection import Selection
 from pyids.store.folder import Store
+
+from .model import NAME
+from .pool import Row, read_rows
 
 # How every selection is trained on; the rounds of `iterative` train the same way.
 TRAINING: dict[str, Any] = {
@@ -48,8 +49,8 @@ EXACT_TOKENS = 12
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What decides a cell's result.
+class Trial:
+    """What decides a trial's result.
 
     Attributes
     ----------
@@ -80,14 +81,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A file name that no other cell has."""
-        facts = {**asdict(self), "label": ""}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:10]
+        """A file name that no other trial has."""
+        decisive = {**asdict(self), "label": ""}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.pool}-{self.method}-{self.seed}-{digest}"
 
 
 @dataclass(frozen=True)
-class Workshop:
+class Experiment:
     """Where the parts lie: prepared pools, held-out rows, the model; and on what it is trained."""
 
     folder: Path
@@ -99,20 +100,20 @@ class Workshop:
     training: dict[str, Any] = field(default_factory=lambda: dict(TRAINING))
 
     @property
-    def cells(self) -> Path:
+    def trials(self) -> Path:
         """Where results lie, those of each model apart."""
         name = Path(self.model).name
-        return self.folder / ("cells" if name == NAME else f"cells-{name}")
+        return self.folder / ("trials" if name == NAME else f"trials-{name}")
 
-    def config(self, cell: Cell, output: Path) -> RunConfig:
-        """Return the configuration of a run over the cell's pool."""
-        pool = self.folder / f"{cell.pool}.jsonl"
+    def config(self, trial: Trial, output: Path) -> RunConfig:
+        """Return the configuration of a run over the trial's pool."""
+        pool = self.folder / f"{trial.pool}.jsonl"
         return make_config(**{
             "data": str(pool), "embeddings_file": str(pool.with_suffix(".npy")),
             "output_dir": str(output),
-            "budget": cell.budget, "seed": cell.seed, "clusters": self.clusters,
+            "budget": trial.budget, "seed": trial.seed, "clusters": self.clusters,
             "keep_duplicates": True, "model": self.model, "device": self.device,
-            "dtype": self.dtype, "threads": self.threads, **self.training, **cell.options,
+            "dtype": self.dtype, "threads": self.threads, **self.training, **trial.options,
         })  # fmt: skip
 
 
@@ -128,36 +129,36 @@ def _rows(path: Path) -> list[Row]:
     return read_rows(path)
 
 
-def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
-    """Run a cell, unless its result is there; return the result."""
-    path = shop.cells / f"{cell.name}.json"
+def run_trial(experiment: Experiment, trial: Trial) -> dict[str, Any]:
+    """Run a trial, unless its result is there; return the result."""
+    path = experiment.trials / f"{trial.name}.json"
     if path.exists():
         return json.loads(path.read_text())
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="quality-", dir=shop.folder) as scratch:
-        result = _measure(shop, cell, Path(scratch))
-    result = {"cell": asdict(cell), **result, "seconds": round(time.monotonic() - began, 1)}
+    with tempfile.TemporaryDirectory(prefix="quality-", dir=experiment.folder) as scratch:
+        result = _measure(experiment, trial, Path(scratch))
+    result = {"trial": asdict(trial), **result, "seconds": round(time.monotonic() - began, 1)}
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(result))
     temporary.rename(path)
     return result
 
 
-def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
-    rows = _rows(shop.folder / f"{cell.pool}.jsonl")
+def _measure(experiment: Experiment, trial: Trial, scratch: Path) -> dict[str, Any]:
+    rows = _rows(experiment.folder / f"{trial.pool}.jsonl")
     garbage = np.array([row["garbage"] for row in rows])
-    held_out = _rows(shop.folder / f"{cell.held_out}.jsonl")
-    ref = hub.resolve_model(shop.model)
-    if cell.method == "base":
-        model, tokenizer = load.load_model(ref, shop.device, shop.dtype)
-        return evaluate(model, tokenizer, held_out, shop)
+    held_out = _rows(experiment.folder / f"{trial.held_out}.jsonl")
+    ref = hub.resolve_model(experiment.model)
+    if trial.method == "base":
+        model, tokenizer = load.load_model(ref, experiment.device, experiment.dtype)
+        return evaluate(model, tokenizer, held_out, experiment)
 
     began = time.monotonic()
-    config = shop.config(cell, scratch / "run")
-    facts: dict[str, Any] = {}
-    if cell.method == "iterative":
-        folder = _prepared(shop, cell, scratch)
+    config = experiment.config(trial, scratch / "run")
+    measured: dict[str, Any] = {}
+    if trial.method == "iterative":
+        folder = _prepared(experiment, trial, scratch)
         store = Store(folder)
         stages.cluster(store, config)
         stages.drop_near(store, config)
@@ -168,27 +169,29 @@ def _measure(shop: Workshop, cell: Cell, scratch: Path) -> dict[str, Any]:
         checkpoint = watch.checkpoint
         score_seconds = watch.score_seconds
         chosen = np.concatenate([selection.rounds.selected(n) for n in range(config.rounds)])
-        facts["rounds"] = [_garbage(selection, n, garbage) for n in range(config.rounds)]
-        facts["select_seconds"] = time.monotonic() - began - checkpoint.seconds
-        facts["score_seconds"] = score_seconds
+        measured["rounds"] = [_garbage(selection, n, garbage) for n in range(config.rounds)]
+        measured["select_seconds"] = time.monotonic() - began - checkpoint.seconds
+        measured["score_seconds"] = score_seconds
     else:
-        chosen = _static(shop, cell, config, garbage, scratch)
-        facts["select_seconds"] = time.monotonic() - began
+        chosen = _static(experiment, trial, config, garbage, scratch)
+        measured["select_seconds"] = time.monotonic() - began
         checkpoint = finetune.finetune(
             ref,
             [rows[i]["messages"] for i in chosen],
             output_dir=scratch / "checkpoint",
             **finetune.training_options(config),
         )
-    facts |= {
+    measured |= {
         "rows": len(chosen),
         "tokens": checkpoint.tokens,
         "response_tokens": checkpoint.response_tokens,
         "train_seconds": checkpoint.seconds,
         "garbage": _shares(garbage[chosen], garbage),
     }
-    model, tokenizer = finetune.load_checkpoint(checkpoint.path, ref, shop.device, shop.dtype)
-    return {**facts, **evaluate(model, tokenizer, held_out, shop)}
+    model, tokenizer = finetune.load_checkpoint(
+        checkpoint.path, ref, experiment.device, experiment.dtype
+    )
+    return {**measured, **evaluate(model, tokenizer, held_out, experiment)}
 
 
 class _Watch(Callback):
@@ -207,60 +210,62 @@ class _Watch(Callback):
             self.score_seconds += time.monotonic() - self._trained_at
 
 
-def _prepared(shop: Workshop, cell: Cell, scratch: Path) -> Path:
-    """Copy the pool's run folder, read and embedded once for all cells, by hard links."""
+def _prepared(experiment: Experiment, trial: Trial, scratch: Path) -> Path:
+    """Copy the pool's run folder, read and embedded once for all trials, by hard links."""
     folder = scratch / "run"
-    source = shop.folder / "runs" / cell.pool
+    source = experiment.folder / "runs" / trial.pool
     shutil.copytree(source, folder, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
     return folder
 
 
 def _static(
-    shop: Workshop, cell: Cell, config: RunConfig, garbage: np.ndarray, scratch: Path
+    experiment: Experiment, trial: Trial, config: RunConfig, garbage: np.ndarray, scratch: Path
 ) -> np.ndarray:
     """Select without rounds."""
-    if cell.method in ("reference", "clean"):
+    if trial.method in ("reference", "clean"):
         clean = np.flatnonzero(garbage == "")
         everyone = np.zeros(len(clean), np.int32)
-        return sample_by_cluster(everyone, [cell.budget], row_ids=clean, seed=cell.seed)
+        return sample_by_cluster(everyone, [trial.budget], row_ids=clean, seed=trial.seed)
     from pyids.methods import get_method, pool_from_store
 
-    method = get_method(cell.method)
+    method = get_method(trial.method)
 
     def select() -> np.ndarray:
-        store = Store(_prepared(shop, cell, scratch))
+        store = Store(_prepared(experiment, trial, scratch))
         if {"labels", "centroids"} & set(method.needs):
             stages.cluster(store, config)
         quality = None
         if "quality" in method.needs:
-            path = shop.cells / f"{cell.pool}-{cell.options['quality']}.npy"
-            quality = _once(path, lambda: _quality(shop, cell))
-        pool = pool_from_store(store, quality=quality, threads=shop.threads)
-        return method(pool, cell.budget, seed=cell.seed)
+            path = experiment.trials / f"{trial.pool}-{trial.options['quality']}.npy"
+            quality = _once(path, lambda: _quality(experiment, trial))
+        pool = pool_from_store(store, quality=quality, threads=experiment.threads)
+        return method(pool, trial.budget, seed=trial.seed)
 
-    if cell.method in SEEDLESS:
-        return _once(shop.cells / f"{replace(cell, seed=0).name}.npy", select)
+    if trial.method in SEEDLESS:
+        return _once(experiment.trials / f"{replace(trial, seed=0).name}.npy", select)
     return select()
 
 
-def _quality(shop: Workshop, cell: Cell) -> np.ndarray:
+def _quality(experiment: Experiment, trial: Trial) -> np.ndarray:
     """Rate the pool's rows by a signal of the model that is trained, cut as they are trained on."""
     from pyids.scoring.cache import score_rows
     from pyids.scoring.row_weights import check_quality
     from pyids.scoring.signals import LanguageModelSignal, make_signal
 
-    signal = make_signal(cell.options["quality"], default_model=shop.model, device=shop.device)
+    signal = make_signal(
+        trial.options["quality"], default_model=experiment.model, device=experiment.device
+    )
     assert signal is not None
     if isinstance(signal, LanguageModelSignal):
-        signal = replace(signal, max_length=shop.training["max_length"])
-    rows = _rows(shop.folder / f"{cell.pool}.jsonl")
+        signal = replace(signal, max_length=experiment.training["max_length"])
+    rows = _rows(experiment.folder / f"{trial.pool}.jsonl")
     quality = score_rows(signal, (row["messages"] for row in rows))
     check_quality(quality)
     return quality
 
 
 def _once(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Make an array that many cells need, unless it is there."""
+    """Make an array that many trials need, unless it is there."""
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}.npy")
         np.save(temporary, make())
@@ -300,20 +305,20 @@ def _garbage(selection: Selection, n: int, garbage: np.ndarray) -> dict[str, Any
 
 
 def evaluate(
-    model: Any, tokenizer: Any, rows: Sequence[Row], shop: Workshop
+    model: Any, tokenizer: Any, rows: Sequence[Row], experiment: Experiment
 ) -> dict[str, dict[str, float]]:
     """Return mean response NLL and exact match of each skill."""
     import torch
 
     conversations = [row["messages"] for row in rows]
     skills = np.array([row["skill"] for row in rows])
-    max_length = shop.training["max_length"]
+    max_length = experiment.training["max_length"]
     model = model.float()  # measured in full precision whatever it was trained in
     with torch.inference_mode():
         nll, _ = response_nll(
-            model, tokenizer, conversations, max_length=max_length, device=shop.device
+            model, tokenizer, conversations, max_length=max_length, device=experiment.device
         )
-    exact = exact_match(model, tokenizer, conversations, max_length, shop.device)
+    exact = exact_match(model, tokenizer, conversations, max_length, experiment.device)
     result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
     for skill in np.unique(skills).tolist():
         member = skills == skill

@@ -605,10 +605,11 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
-    from pyids.data import ingest, open_sources
     from pyids.data import sources
+    from pyids.data.ingest import ingest
+    from pyids.data.sources import open_sources
     from pyids.engine import LocalEngine
-    from pyids.store import Store
+    from pyids.store.folder import Store
 
     if __name__ == "__main__":
         sources.SPLIT_BYTES = 200_000

@@ -156,7 +156,7 @@ class Injector:
         result = run(["verify", str(folder)])
         if self.judge(trial, result):
             return
-        if result.code != 0 and mend is not None and mend(result.output):
+        if result.code != 0 and mend is not None and mend(result.output + result.errors):
             for step in range(self.where(workflow, len(workflow.steps), folder), 99):
                 if step >= len(workflow.steps):
                     break
@@ -304,6 +304,8 @@ class Injector:
             if result.code == 0:
                 trial.outcome, trial.message = "wrong", "another budget was taken"
                 return
+            run(workflow.begin(folder))  # which writes it again
+            step = self.where(workflow, step, folder)
         else:
             edits = [
                 ("min_weight: 0.02", "min_weight: 0.22"),

@@ -372,4 +372,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a config is a mapping of options, not a {type(options).__name__}"
         )
+    for name in options:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: {name!r:.40} is no name of an option: mend or delete it")
     return options

@@ -493,5 +493,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a config is a mapping of options, not a {type(options).__name__}"
         )
+    for name in options:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: {name!r:.40} is no name of an option: mend or delete it")
     # As on the command line, a hyphen is as good as an underscore.
-    return {str(name).replace("-", "_"): value for name, value in options.items()}
+    return {name.replace("-", "_"): value for name, value in options.items()}

@@ -688,9 +688,9 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
+    from pyids.data import sources
     from pyids.data.ingest import ingest
     from pyids.data.sources import open_sources
-    from pyids.data import sources
     from pyids.engine import LocalEngine
     from pyids.store.folder import Store
 

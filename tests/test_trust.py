@@ -238,7 +238,7 @@ def test_a_round_that_is_gone_is_missed(two_told):
 def test_a_folder_of_another_format_is_one_line(two_told):
     file = two_told / "rows" / "index.json"
     file.write_bytes(file.read_bytes().replace(b'"_format": 2', b'"_format": 3'))
-    with pytest.raises((ConfigError, DataError), match=r"index\.json: of format 3, and this pyids"):
+    with pytest.raises((ConfigError, DataError), match=r"index\.json: of format 3, or damaged"):
         Selection.open(two_told)
     file.write_bytes(file.read_bytes().replace(b'"_format": 3', b'"_format": 2'))
     content = read_sealed(two_told / "identity.json")

@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids.errors import ConfigError, DamagedError
+from pyids.store.remedies import remedy
 
 # What run folders hold, and in which form; to be raised when an older pyids would misread them.
 FORMAT = 2
@@ -207,8 +208,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: damaged: no file that pyids has written in format {FORMAT}")
     if written_in != FORMAT:
         raise ConfigError(
-            f"{path}: of format {written_in}, and this pyids reads format {FORMAT}: use the "
-            "version of pyids that made the folder, or choose another --output-dir"
+            f"{path}: of format {written_in}, or damaged: this pyids reads format {FORMAT}: use "
+            f"the version of pyids that made the folder; if it was this one, {remedy(path)}"
         )
     return content
 

@@ -14,7 +14,16 @@ from fuzz import TARGETS, mutations, one
 FOUND = {
     "ledger": [b"[]", b"7", b'{"_format": 2}', b'{"_format": true}', b'{"_format": "2"}'],
     "manifest": [b"[]", b"{}", b'{"files": []}', b'{"files": {"a": 1}, "_format": 2}'],
-    "config": [b"[]", b"7", b"data: &a [*a]", b"budget: 5%", b"? [a]\n: b", b"\xff"],
+    "config": [
+        b"[]",
+        b"7",
+        b"data: &a [*a]",
+        b"budget: 5%",
+        b"? [a]\n: b",
+        b"\xff",
+        b"? ",
+        b"7: 1",
+    ],
     "scores": [b'{"_pyids_id": -1, "score": 1}', b"{" * 5000, b'{"_pyids_id": 1e400, "score": 1}'],
 }
 

@@ -217,7 +217,7 @@ class Selection:
             return self.config.oversample
         path = self.store.path / "mismatch.json"
         if not path.exists():
-            seed, sizes = self._seed(b"mismatch"), self.store.cluster_sizes
+            seed, sizes = self._seed(b"mismatch"), self.rounds.sizes
             clusters = np.random.default_rng(seed).permutation(len(sizes))[:_MISMATCH_CLUSTERS]
             quotas = np.zeros_like(sizes)
             quotas[clusters] = np.minimum(sizes[clusters], _MISMATCH_ROWS)

@@ -168,9 +168,9 @@ def test_pages_name_options_that_exist():
             known |= {*one.opts, *one.secondary_opts}
     scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
     known |= set(re.findall(r'"(--[a-z-]+)"', scripts))
-    known |= {"--no-deps", "--noconftest"}  # pip's, pytest's
+    known |= {"--no-deps", "--noconftest", "--tool"}  # pip's, pytest's, the sanitizer's
     for page in PAGES:
         if page.name == "log.md":
             continue
-        for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", page.read_text()):
+        for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?![\w-])", page.read_text()):
             assert option in known, f"{page.name}: {option}"

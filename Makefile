@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f \
-             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' -o -name py.typed \))
+             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' \
+             -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
+from pyids.data.card import write_card
 from pyids.errors import ConfigError, DataError
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
@@ -145,6 +146,7 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
     try:
         (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
+        write_card(store, selected, path, format)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}): choose another place"

@@ -16,7 +16,8 @@ FIRST = (
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
 GROUPS = (
-    "Data", "Selection", "Embedding", "Clustering", "Training", "Scoring", "Machine", "Output",
+    "Data", "Selection", "Target", "Embedding", "Clustering", "Training", "Scoring", "Machine",
+    "Output",
 )  # fmt: skip
 
 

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.exact_dedup import drop_duplicates
@@ -29,14 +27,6 @@ from pyids.store.files import write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, read_entry, write_entry
 
-# A row group is what is decoded to get at one row, a shard what a slow stage loses when it is
-# killed. A group ends at the first of the two.
-ROWS_PER_GROUP = 2048
-
-
-BYTES_PER_GROUP = 4 << 20
-
-
 GROUPS_PER_SHARD = 8
 
 
@@ -49,16 +39,6 @@ MAX_ERRORS = 20
 
 # To be raised when the same input would be read differently.
 _READER_VERSION = 3
-
-
-_SCHEMA = pa.schema(
-    [
-        ("record", pa.binary()),
-        ("line", pa.int64()),
-        ("digest", pa.binary(16)),
-        ("problem", pa.string()),
-    ]
-)
 
 
 Progress = Callable[[int, int, int], None]

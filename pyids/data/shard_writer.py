@@ -9,8 +9,21 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyids.data.ingest import _SCHEMA, BYTES_PER_GROUP, ROWS_PER_GROUP
 from pyids.store.files import atomic_write
+
+# A row group is what is decoded to get at one row, a shard what a slow stage loses when it is
+# killed. A group ends at the first of the two.
+ROWS_PER_GROUP = 2048
+BYTES_PER_GROUP = 4 << 20
+
+_SCHEMA = pa.schema(
+    [
+        ("record", pa.binary()),
+        ("line", pa.int64()),
+        ("digest", pa.binary(16)),
+        ("problem", pa.string()),
+    ]
+)
 
 
 class ShardWriter:

@@ -6,8 +6,8 @@ to be fast, and they check nothing: `pyids.ops` validates.
 
 from __future__ import annotations
 
-from pyids.reference.kmeans import assign, lloyd, nearest_centers, squared_distances, update
-from pyids.reference.ops import (
+from .kmeans import assign, lloyd, nearest_centers, squared_distances, update
+from .ops import (
     cluster_moments,
     cluster_nll,
     example_nll,
@@ -15,7 +15,7 @@ from pyids.reference.ops import (
     pool_packed,
     token_nll,
 )
-from pyids.reference.rows import (
+from .rows import (
     facility_location,
     facility_location_value,
     farthest_first,
@@ -30,7 +30,7 @@ from pyids.reference.rows import (
     unit_rows,
     whiten,
 )
-from pyids.reference.sampling import (
+from .sampling import (
     allocate,
     philox,
     random_bits,
@@ -38,7 +38,7 @@ from pyids.reference.sampling import (
     sample_key,
     uniform,
 )
-from pyids.reference.weights import estimate_shrinkage, reweight, shrink_scores
+from .weights import estimate_shrinkage, reweight, shrink_scores
 
 __all__ = [
     "allocate",

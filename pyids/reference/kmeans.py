@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+Float64 = NDArray[np.float64]
 
 
 def squared_distances(x: NDArray[np.floating], centers: NDArray[np.floating]) -> Float64:

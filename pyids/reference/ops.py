@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+Float64 = NDArray[np.float64]
 
 
 def pool(

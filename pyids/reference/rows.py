@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+Float64 = NDArray[np.float64]
 
 
 def unit_rows(x: Float64) -> Float64:

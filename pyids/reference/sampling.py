@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+Float64 = NDArray[np.float64]
 
 
 def philox(

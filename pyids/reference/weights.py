@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pyids._typing import Float64
+Float64 = NDArray[np.float64]
 
 
 def shrink_scores(scores: Float64, counts: NDArray[np.int64], shrinkage: float) -> Float64:

@@ -48,10 +48,6 @@ logger = logging.getLogger("pyids")
 _BINS = 10
 
 
-# Groups and bins that a table shows; the JSON has all.
-_SHOWN_GROUPS = 20
-
-
 # The group of rows that the first run's pool does not hold.
 _ELSEWHERE = "not in its pool"
 

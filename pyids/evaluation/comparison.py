@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyids.evaluation.compare import _SHOWN_GROUPS
 from pyids.evaluation.evaluate import Evaluation
 from pyids.evaluation.tables import table
+
+# Groups that a table shows; the JSON has all.
+_SHOWN_GROUPS = 20
 
 if TYPE_CHECKING:
     pass

@@ -236,9 +236,9 @@ def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -
         if differing:
             what = "vectors" if "embeddings" in differing else differing[0]
             raise ConfigError(
-                f"{store.path}: its rounds drew from clusters made with other {what} than now (of "
-                "a new version of the encoder?): choose another --output-dir, or start over "
-                f"with `pyids clean {store.path} --stage rounds`"
+                f"{store.path}: its rounds drew from clusters made with other {what} than now"
+                f"{' (a new version of the encoder?)' if what == 'vectors' else ''}: choose another "
+                f"--output-dir, or start over with `pyids clean {store.path} --stage rounds`"
             )
         hashes |= {name: facts["xxh3"] for name, facts in content["files"].items()}
     return hashes

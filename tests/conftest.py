@@ -54,6 +54,12 @@ class Pool:
         }
 
 
+@pytest.fixture(scope="session")
+def make_pool():
+    """The class of the pools, for those that live longer than a test."""
+    return Pool
+
+
 @pytest.fixture
 def pool(tmp_path):
     return Pool(tmp_path, 400)

@@ -688,9 +688,9 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
+    from pyids.data import sources
     from pyids.data.ingest import ingest
     from pyids.data.sources import open_sources
-    from pyids.data import sources
     from pyids.engine import LocalEngine
     from pyids.store.folder import Store
 
@@ -725,3 +725,28 @@ def test_killed_at_any_moment_and_resumed_gives_identical_bytes(workers, tmp_pat
     subprocess.run([*command, str(run), str(file), str(workers)], check=True)
     assert tree(run) == tree(tmp_path / "whole")
     assert not list(run.rglob("*.tmp"))
+
+
+PEAK = """
+    import resource, sys
+    from pyids.data.ingest import check
+    from pyids.data.sources import open_sources
+
+    for file in sys.argv[1:]:
+        check(open_sources([file]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_long_item_of_an_array_takes_five_times_its_size_at_most(tmp_path):
+    for name, words in (("short", 1), ("long", 2_000_000)):
+        rows = [{"prompt": "q", "completion": "word " * words}]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    script = tmp_path / "peak.py"
+    script.write_text(textwrap.dedent(PEAK))
+    files = [str(tmp_path / f"{name}.json") for name in ("short", "long")]
+    command = [sys.executable, "-P", str(script), *files]
+    before, after = map(
+        int, subprocess.run(command, check=True, capture_output=True).stdout.split()
+    )
+    assert (after - before) * 1024 < 5 * 10_000_000

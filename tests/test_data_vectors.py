@@ -12,8 +12,9 @@ from pyids.data import ingest as ingest_module
 from pyids.data import sources
 from pyids.data.export import Selected, export
 from pyids.data.ingest import ingest
-from pyids.data.precomputed import open_vectors, take_vectors
+from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
+from pyids.data.vector_files import open_vectors
 from pyids.errors import DataError, PyidsWarning
 from pyids.store.folder import Store
 from pyids.store.manifest import verify
@@ -218,3 +219,155 @@ def test_what_is_copied_is_not_copied_again(tmp_path):
     np.save(tmp_path / "v.npy", -vectors())
     _, ids, shards = stored(tmp_path, data, tmp_path / "v.npy")
     np.testing.assert_array_equal(np.concatenate(shards), -vectors()[ids])
+
+
+# ---- files of any make ---------------------------------------------------------------------------
+
+
+def as_one(path, v):
+    np.save(path / "v.npy", v)
+    return path / "v.npy"
+
+
+def as_big_endian(path, v):
+    return as_one(path, v.astype(">f4"))
+
+
+def as_fortran(path, v):
+    return as_one(path, np.asfortranarray(v))
+
+
+def as_folder(path, v):
+    (path / "v").mkdir()
+    for start in range(0, N, 130):
+        np.save(path / "v" / f"{start:04d}.npy", v[start : start + 130])
+    return path / "v"
+
+
+def as_glob(path, v):
+    return as_folder(path, v) / "*.npy"
+
+
+def a_list_table(v):
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), D)
+    return pa.table({"id": pa.array(range(len(v))), "v": lists})
+
+
+def as_parquet_file(path, v):
+    pq.write_table(a_list_table(v), path / "v.parquet", row_group_size=70)
+    return path / "v.parquet"
+
+
+def as_named_column(path, v):
+    table = a_list_table(v)
+    pq.write_table(table.append_column("w", table["v"]), path / "v.parquet")
+    return f"{path / 'v.parquet'}:w"
+
+
+def as_lance(path, v):
+    lance = pytest.importorskip("lance", reason="the package pylance is not installed")
+    lance.write_dataset(a_list_table(v), str(path / "v.lance"))
+    return path / "v.lance"
+
+
+MAKES = [
+    as_one, as_big_endian, as_fortran, as_folder, as_glob, as_parquet_file, as_named_column,
+    as_lance,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_vectors_of_any_make_are_the_same(make, tmp_path):
+    v = vectors()
+    width, ids, found = stored(tmp_path, write(tmp_path, "jsonl"), make(tmp_path, v))
+    assert width == D
+    assert {shard.dtype for shard in found} == {np.dtype(np.float32)}
+    assert np.array_equal(np.concatenate(found), v[ids])
+
+
+@pytest.mark.parametrize("second", [np.float16, np.float32, np.float64])
+def test_files_of_several_precisions_are_one_pool(second, tmp_path):
+    v = vectors(np.float16)
+    (tmp_path / "v").mkdir()
+    np.save(tmp_path / "v" / "a.npy", v[:100])
+    np.save(tmp_path / "v" / "b.npy", v[100:].astype(second))
+    _, ids, found = stored(tmp_path, write(tmp_path, "jsonl"), tmp_path / "v")
+    assert {shard.dtype for shard in found} == {
+        np.dtype(np.float16 if second == np.float16 else np.float32)
+    }
+    assert np.array_equal(np.concatenate(found), v[ids])
+
+
+def test_columns_of_several_precisions_are_one_pool(tmp_path):
+    v = vectors(np.float16)
+    (tmp_path / "d").mkdir()
+    for name, part, dtype in (("a", slice(0, 250), np.float16), ("b", slice(250, N), np.float32)):
+        table = pa.Table.from_pylist(rows()[part])
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(v[part].astype(dtype).ravel()), D)
+        path = tmp_path / "d" / f"{name}.parquet"
+        pq.write_table(table.append_column("v", lists), path, row_group_size=60)
+    _, ids, found = stored(tmp_path, tmp_path / "d", None, column="v")
+    assert {shard.dtype for shard in found} == {np.dtype(np.float32)}
+    assert np.array_equal(np.concatenate(found), v[ids])
+
+
+def an_archive(path):
+    np.savez(path / "v.npz", a=vectors())
+    (path / "v.npz").rename(path / "v.npy")
+    return path / "v.npy"
+
+
+def two_lengths(path):
+    as_folder(path, vectors())
+    np.save(path / "v" / "9999.npy", np.ones((1, D + 1), np.float32))
+    return path / "v"
+
+
+def two_columns(path):
+    as_named_column(path, vectors())
+    return path / "v.parquet"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (an_archive, r"an \.npz archive \(of a\): save its array with np\.save"),
+        (two_lengths, "vectors of several lengths"),
+        (two_columns, "lists of numbers are v, w: name one as FILE:COLUMN"),
+        (lambda path: path, "no such file of vectors: check --embeddings-file"),
+        (lambda path: path / "x*.npy", "no such file of vectors"),
+    ],
+)
+def test_files_that_are_no_vectors_are_one_line(make, says, tmp_path):
+    with pytest.raises(DataError, match=says) as caught:
+        open_vectors(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# ---- zero vectors --------------------------------------------------------------------------------
+
+
+def test_a_zero_vector_under_the_cosine_is_named_or_its_row_goes(tmp_path):
+    v = vectors()
+    v[[10, 300, 301]] = 0  # 300 is unusable anyway
+    data, file = write(tmp_path, "jsonl"), as_one(tmp_path, v)
+    with Store.open(tmp_path / "run") as store:
+        ingest(store, open_sources([str(data)]))
+        kept = store.kept
+        says = r"2 rows have a zero vector \(row ids 10, 301\).*--zero-vectors drop"
+        with pytest.raises(DataError, match=says):
+            take_vectors(store, str(file), metric="cosine")
+        for _ in range(2):  # and once more: what is done stays done
+            take_vectors(store, str(file), metric="cosine", zero_vectors="drop")
+            ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+            assert store.kept == kept - 2 == len(ids)
+            assert not {10, 301} & set(ids.tolist())
+            assert np.array_equal(np.concatenate(store.embeddings()), v[ids])
+        listed = [orjson.loads(x) for x in (tmp_path / "run" / "skipped.jsonl").open("rb")]
+        assert [row["row_id"] for row in listed] == sorted(row["row_id"] for row in listed)
+        reasons = {row["row_id"]: row["reason"] for row in listed}
+        assert "zero" in reasons[10]
+        assert "zero" in reasons[301]
+        assert len(listed) == store.skipped
+        ingest(store, open_sources([str(data)]))
+        assert store.kept == kept - 2

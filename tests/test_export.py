@@ -204,6 +204,93 @@ def test_trainers_get_messages_and_a_stanza_that_finds_them(
         assert call["tool_calls"][0]["function"]["name"] == "f"
 
 
+CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": "\\ud83d"}'}}
+RICH = [
+    {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "bad", "weight": 0},
+            {"role": "user", "content": "again"},
+            {"role": "assistant", "content": "42", "reasoning_content": "six times seven"},
+            {"role": "user", "content": "call"},
+            {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]},
+            {"role": "tool", "content": "4"},
+            {"role": "assistant", "content": "4"},
+        ]
+    }
+]
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_reasoning_weights_and_calls_reach_every_export_or_it_says_so(
+    format, stored, caplog, tmp_path
+):
+    path = export(stored(RICH), Selected(np.array([0])), tmp_path / "out", format)
+    if format == "indices":
+        return
+    if format == "parquet":
+        [row] = pq.read_table(path).to_pylist()
+    else:
+        [row] = map(json.loads, lines(path / "selected.jsonl" if path.is_dir() else path))
+    turns = row["messages"]
+    if format == "llamafactory":
+        assert turns[3]["content"] == "<think>\nsix times seven\n</think>\n\n42"
+        assert json.loads(turns[5]["content"])[0]["name"] == "f"
+        assert "LLaMA-Factory has no place for the weight 0" in caplog.text
+        assert "the text beside a call of a tool, left out of 1 turns" in caplog.text
+        return
+    assert turns[1]["weight"] == 0
+    assert turns[3]["reasoning_content"] == "six times seven"
+    assert turns[5]["content"] == "Let me look."
+    assert turns[5]["tool_calls"][0]["function"]["name"] == "f"
+    assert ("TRL has no place for the weight 0" in caplog.text) == (format == "trl")
+    if format == "axolotl":
+        assert [turn["training"] for turn in turns] == [False] * 3 + [True, False] * 2 + [True]
+        stanza = yaml.safe_load((path / "axolotl.yaml").read_text())["datasets"][0]
+        assert stanza["message_field_training"] == "training"
+
+
+def test_system_columns_and_texts_of_turns_stand_in_the_messages(stored, tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [
+        {"system": "be brief", "messages": turns, "n": 1},
+        {"messages": json.dumps(turns), "n": 2},
+    ]
+    path = export(stored(rows, "first"), Selected(np.array([0, 1])), tmp_path / "s.jsonl")
+    found = [json.loads(line) for line in lines(path)]
+    assert found[0]["messages"] == [{"role": "system", "content": "be brief"}, *turns]
+    assert found[1]["messages"] == turns
+    again = export(stored(path.read_text(), "again"), Selected(np.array([0, 1])), tmp_path / "t")
+    assert [json.loads(line) for line in lines(again)] == found
+
+
+@pytest.mark.parametrize(
+    ("format", "given", "name"),
+    [
+        ("jsonl", "x", "x.jsonl"),
+        ("jsonl", "x.json", "x.json"),
+        ("parquet", "selected-parquet", "selected.parquet"),
+        ("parquet", "x.v1", "x.v1.parquet"),
+        ("indices", "ids", "ids.txt"),
+    ],
+)
+def test_an_export_has_the_ending_by_which_it_is_read(format, given, name, stored, tmp_path):
+    store = stored(ALPACA)
+    path = export(store, some(40), tmp_path / given, format)
+    assert path.name == name
+    assert path.is_file()
+    if format != "indices":
+        assert open_sources([str(path)])
+
+
+def test_brackets_in_a_folder_s_name_are_no_pattern(stored, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    folder = export(stored(ALPACA), some(40), tmp_path / "run [v1]", "trl")
+    stanza = yaml.safe_load((folder / "sft.yaml").read_text())["datasets"][0]
+    loaded = datasets.load_dataset(**stanza, cache_dir=str(tmp_path / "cache"))
+    assert loaded.num_rows == 40
+
+
 # ---- records -------------------------------------------------------------------------------------
 
 

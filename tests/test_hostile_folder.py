@@ -10,6 +10,8 @@ import yaml
 from click.testing import CliRunner
 
 from pyids.cli import cli
+from pyids.config import make_config
+from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.selection import Selection
 from pyids.store.files import write_sealed
@@ -213,3 +215,34 @@ def test_a_fault_of_pyids_keeps_its_traceback():
 
 def test_damage_is_one_kind_of_error():
     assert issubclass(DataError, PyidsError)
+
+
+# ---- names in files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_dict.json", {"splits": ["."]}),
+        ("dataset_dict.json", {"splits": ["../elsewhere"]}),
+        ("dataset_dict.json", {"splits": [7]}),
+        ("dataset_dict.json", {"splits": []}),
+        ("dataset_dict.json", []),
+        ("state.json", {"_data_files": [{"filename": "../private.arrow"}]}),
+        ("state.json", {"_data_files": [{"filename": "/etc/passwd"}]}),
+        ("state.json", {"_data_files": ["x"]}),
+        ("state.json", {}),
+    ],
+)
+def test_a_data_set_names_no_files_outside_its_folder(tmp_path, file, content):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / file).write_bytes(orjson.dumps(content))
+    with pytest.raises(DataError, match=f"{file}: .*save the data set again|holds the splits"):
+        open_sources([str(tmp_path / "d")])
+
+
+@pytest.mark.parametrize("model", ["m?key=sk-1", "m&key=sk-1", "m#sk-1", "key=sk-1"])
+def test_a_secret_behind_the_model_of_an_endpoint_is_refused_and_not_shown(model):
+    with pytest.raises(ConfigError, match="name the model alone") as caught:
+        make_config(data="d", budget=5, encoder=f"https://h/v1#{model}")
+    assert "sk-1" not in str(caught.value)

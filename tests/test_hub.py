@@ -27,6 +27,7 @@ class Hub(ThreadingHTTPServer):
         self.refuse = refuse
         self.requests: list[tuple[str, str, str | None]] = []
         self.created: list[dict] = []
+        self.cards: list[str] = []
         self.files: dict[str, bytes] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -42,6 +43,9 @@ class Hub(ThreadingHTTPServer):
         if path == "/api/repos/create":
             self.created.append(json.loads(body))
             return {"url": f"{self.url}/datasets/me/mine"}
+        if path == "/api/validate-yaml":
+            self.cards.append(json.loads(body)["content"])
+            return {"errors": [], "warnings": []}
         if path == "/api/datasets/me/mine/preupload/main":
             return {
                 "files": [
@@ -116,7 +120,10 @@ def test_the_hub_gets_the_rows_byte_for_byte(push, tmp_path, format):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{hub.url}/datasets/me/mine"
     written = "selected.jsonl" if format == "jsonl" else "selected-trl/selected.jsonl"
-    assert hub.files == {"selected.jsonl": (tmp_path / "run" / written).read_bytes()}
+    rows = tmp_path / "run" / written
+    card = rows.with_name("README.md").read_bytes()
+    assert hub.files == {"selected.jsonl": rows.read_bytes(), "README.md": card}
+    assert [card.decode()] == hub.cards
     assert hub.files["selected.jsonl"].count(b"\n") == 60
     [created] = hub.created
     assert (created["organization"], created["name"], created["type"]) == ("me", "mine", "dataset")

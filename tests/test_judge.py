@@ -12,7 +12,13 @@ from pyids.config import make_config
 from pyids.encoders.endpoint import EndpointEncoder
 from pyids.errors import ConfigError, ModelError
 from pyids.models.endpoint import Endpoint
-from pyids.models.judge import Judge, parse_rating
+from pyids.models.judge import (
+    DIMENSIONS,
+    Judge,
+    parse_rating,
+    parse_ratings,
+    quality_prompt,
+)
 
 KEY = "sk-a-secret-of-this-test"
 
@@ -282,3 +288,67 @@ def test_a_real_model_answers_as_judge():
         ratings = judge.rate([talk("4"), talk("I do not know")])
         assert np.all((ratings >= 1) & (ratings <= 9))
         assert judge.endpoint.tokens_used > 100
+
+
+# ---- ratings as quality --------------------------------------------------------------------------
+
+
+def test_several_dimensions_are_rated_in_one_answer():
+    answer = "Accuracy: [[8]]\nhelpfulness - [[6]]\nClarity: [[9]] no, clarity: [[7]]"
+    assert parse_ratings(answer, ["accuracy", "helpfulness", "clarity"]) == 7
+    assert parse_ratings(answer, ["accuracy", "complexity"]) is None
+    assert parse_ratings("accuracy: [[0]]", ["accuracy"]) is None
+    prompt = quality_prompt(("accuracy", "depth"))
+    assert "accuracy: [[n]]\ndepth: [[n]]" in prompt
+    assert "{conversation}" in prompt
+
+
+def rate_by_topic(path, body, n):
+    """Rate rows of noise 2 in all dimensions, the others 8."""
+    mark = 2 if "noise question" in body["messages"][0]["content"] else 8
+    return says("\n".join(f"{name}: [[{mark}]]" for name in DIMENSIONS))
+
+
+def select(pool, server, folder, *more):
+    from click.testing import CliRunner
+
+    from pyids.cli import cli
+
+    command = [
+        *("select", pool.path, "--embeddings-file", pool.vectors, "--clusters", 4, "--budget", 60),
+        *("--output-dir", folder, "--method", "deita", "--set", "threshold=2"),
+        *("--quality", "judge", "--judge-url", server.url, "--judge-model", "m", *more),
+    ]
+    return CliRunner().invoke(cli, [str(word) for word in command])
+
+
+def chosen(result):
+    assert result.exit_code == 0, result.output
+    with open(result.output.splitlines()[-1], "rb") as file:
+        return [json.loads(line)["_pyids_id"] for line in file]
+
+
+def test_a_judge_is_a_quality_that_goes_on_after_its_cap(pool, tmp_path):
+    with Server(rate_by_topic) as server:
+        result = select(pool, server, tmp_path / "run", "--judge-max-requests", 150)
+        assert result.exit_code == 2
+        assert "the cap of 150 requests is reached" in result.output
+        rows = chosen(select(pool, server, tmp_path / "run"))
+        assert len(server.requests) == 400  # one a row, none twice
+        assert (pool.topics[rows] != 3).all()
+        chosen(select(pool, server, tmp_path / "run", "--correct-ratings"))
+        assert len(server.requests) == 400
+
+
+def test_a_few_ratings_a_cluster_suffice(pool, tmp_path):
+    with Server(rate_by_topic) as server:
+        rows = chosen(select(pool, server, tmp_path / "run", "--rating-half-width", 0.5))
+        assert len(server.requests) < 100
+    assert (pool.topics[rows] != 3).mean() > 0.95
+
+
+def test_a_judge_needs_a_server(pool):
+    with pytest.raises(ConfigError, match="the quality judge needs --judge-url"):
+        make_config(**pool.options(quality="judge"))
+    with pytest.raises(ConfigError, match="--correct-ratings needs --quality"):
+        make_config(**pool.options(correct_ratings=True))

@@ -134,6 +134,28 @@ def test_deita_is_the_expected_rating_summed_over_turns(tiny):
     assert np.isnan(signal.score([talk("only a question")])[0])
 
 
+def test_deita_takes_a_rater_for_each_factor(tiny, tmp_path):
+    """As published: one model rates prompts, another one answers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    other = AutoModelForCausalLM.from_pretrained(tiny["causal"])
+    with torch.no_grad():
+        other.model.embed_tokens.weight.mul_(-1.5)
+    other.save_pretrained(tmp_path / "complexity")
+    AutoTokenizer.from_pretrained(tiny["causal"]).save_pretrained(tmp_path / "complexity")
+    both = make_signal(f"deita:{tiny['causal']},{tmp_path / 'complexity'}", default_model="none")
+    quality, complexity = Deita(tiny["causal"]), Deita(str(tmp_path / "complexity"))
+    row = ROWS[0]
+    asked, answer = row[0]["content"], row[1]["content"]
+    expected = complexity.expected_ratings([signals.COMPLEXITY_PROMPT.format(prompt=asked)])
+    expected *= quality.expected_ratings(
+        [signals.QUALITY_PROMPT.format(prompt=asked, response=answer)]
+    )
+    np.testing.assert_allclose(both.score([row]), expected, rtol=1e-5)
+    assert abs(both.score([row])[0] - quality.score([row])[0]) > 1e-3
+    assert both.identity != quality.identity
+
+
 @pytest.mark.parametrize("name", ["reward", "grades"])
 def test_classifiers_do_not_depend_on_the_batch(tiny, name):
     from transformers import AutoModelForSequenceClassification

@@ -72,7 +72,7 @@ def test_another_target_is_another_run(aimed, tmp_path):
 
 def test_a_budget_above_what_is_left_is_refused(aimed, tmp_path):
     _, options = aimed
-    with pytest.raises(ConfigError, match="above the 394 rows that do not repeat the target"):
+    with pytest.raises(ConfigError, match="above the 394 rows that neither repeat the target"):
         pyids.Selection.open(tmp_path / "run", **options | {"budget": 395})
 
 
@@ -159,3 +159,23 @@ def test_influence_is_the_fall_of_the_targets_loss(probed, smollm2):
     for i, t in ((0, 0), (1, 1), (3, 1), (4, 0)):  # turns shift by the cluster
         alone, told = loss(TARGET[t]), loss([*probed.rows[i], *TARGET[t]])
         assert found[i] == pytest.approx((alone - told) / alone, abs=1e-3)
+
+
+def test_the_obvious_command(pool, aimed, tiny, tmp_path):
+    """`pyids run --target` trains, scores by the three measures, and re-weights."""
+    rows, options = aimed
+    command = ["run", options.pop("data")]
+    for name, value in (options | {"budget": 40, "rounds": 2, "model": tiny}).items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    command += ["--output-dir", str(tmp_path / "run"), "--max-length", "64"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    import pyarrow.parquet as pq
+
+    told = pq.read_table(tmp_path / "run" / "rounds" / "1" / "scores.parquet").column_names
+    assert {"score", "target_embedding", "target_gradient", "target_influence"} <= set(told)
+    lines = (tmp_path / "run" / "selected.jsonl").read_bytes().splitlines()
+    chosen = [orjson.loads(line)["_pyids_id"] for line in lines]
+    assert len(set(chosen)) == 40
+    assert not set(chosen) & set(rows.tolist())
+    assert np.mean(pool.topics[chosen] == 0) > 0.6

@@ -19,6 +19,10 @@ _BOOKKEEPING = frozenset(
 )
 
 
+# What one space would stand for, in ASCII.
+_ASCII_SPACES = ("\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f", "  ")
+
+
 # Characters of a text that are split into words at a time.
 _BLOCK = 1 << 16
 
@@ -30,6 +34,8 @@ def normalize(text: str) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
+    elif not any(map(text.__contains__, _ASCII_SPACES)) and text[:1] != " " != text[-1:]:
+        return text  # nothing to do, found faster than it is done
     if len(text) <= _BLOCK:
         return " ".join(text.split())
     return "".join(_squeezed(text))

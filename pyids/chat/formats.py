@@ -44,7 +44,7 @@ from pyids.chat.turns import Message as Message
 from pyids.chat.turns import Tool as Tool
 from pyids.chat.turns import Turns as Turns
 from pyids.chat.turns import UnusableRow as UnusableRow
-from pyids.chat.turns import as_list, kind_of
+from pyids.chat.turns import as_list, kind_of, read_turns
 from pyids.chat.turns import list_columns as list_columns
 from pyids.chat.turns import tools_of as tools_of
 
@@ -83,9 +83,15 @@ def detect_format(record: Mapping[str, Any]) -> str | None:
 
     A column of null counts as missing: a table fills it in where rows of several formats meet.
     """
+    if type(record.get("messages")) is list:  # most rows
+        return "messages"
     candidates = _candidates(tuple(record))
     for schema in candidates:
-        if all(SHAPES[shape](record[column]) for column, shape in schema.columns.items()):
+        for column, shape in schema.columns.items():
+            value = record[column]
+            if value is None if shape == "any" else not SHAPES[shape](value):
+                break
+        else:
             if schema.name == "text" and "parent_id" in record:
                 return None  # a message of a tree, not a text of its own
             return schema.name
@@ -163,10 +169,11 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
             "column 'messages' stands where the conversation is added to what is selected: rename "
             "it, or read it with --format messages"
         )
-    schema = BY_NAME.get(format)
-    if format.startswith(MAP_PREFIX):
+    if format == "messages":
+        messages = read_turns(record, "messages")
+    elif format.startswith(MAP_PREFIX):
         messages = read_mapped(record, format)
-    elif schema is not None and schema.read is not None:
+    elif (schema := BY_NAME.get(format)) is not None and schema.read is not None:
         check_types(record, schema)
         messages = schema.read(record)
     else:
@@ -195,6 +202,8 @@ def _system(record: Mapping[str, Any]) -> list[Message]:
 def _read_tools(record: Mapping[str, Any], column: str) -> list[Tool]:
     given = record.get(column)
     if not given and column == "tools":
+        if "functions" not in record:
+            return []
         # The name that the OpenAI API once had; of another form it is a column like any other.
         column, given = "functions", record.get("functions")
         if not SHAPES["calls"](given):
@@ -262,7 +271,7 @@ def unused_columns(
     record, format, messages
         A row, its format, and its conversation by `to_messages`.
     """
-    columns = _prompt_like(tuple(record), format)
+    columns = [column for column in _prompt_like(tuple(record), format) if record[column]]
     if not columns:
         return ()
     tools = tools_of(messages)

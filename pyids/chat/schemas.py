@@ -120,7 +120,7 @@ def read_pair(record: Record, prompt: str, completion: str) -> list[Message]:
     answered = _side(record, completion, "assistant")
     if isinstance(record[prompt], str):
         asked[0] = {"role": "user", "content": _with_context(record, prompt, completion)}
-    if any(turn["role"] != "assistant" for turn in answered[:1]):
+    if answered and answered[0]["role"] != "assistant":
         # Preference rows: the answer is the whole conversation, which begins with the prompt.
         asked = _before(asked, answered, prompt, completion)
     elif completion == "chosen" and isinstance(record[prompt], str):
@@ -129,10 +129,12 @@ def read_pair(record: Record, prompt: str, completion: str) -> list[Message]:
             answered[0] = {**answered[0], "content": text[len(said) :].lstrip()}
     if answered and answered[-1]["role"] == "assistant":
         for column in REASONING_COLUMNS:
-            text = record.get(column)
+            if column not in record:
+                continue
+            text = record[column]
             if isinstance(text, str) and text.strip() and "reasoning_content" not in answered[-1]:
                 answered[-1] = {**answered[-1], "reasoning_content": text}
-    return _history(record) + asked + answered
+    return [*_history(record), *asked, *answered] if "history" in record else asked + answered
 
 
 def _before(
@@ -164,6 +166,8 @@ def _side(record: Record, column: str, role: str) -> list[Message]:
 
 def _with_context(record: Record, prompt: str, completion: str) -> str:
     """Join a prompt with the columns that belong to it, a blank line apart."""
+    if not any(map(record.get, CONTEXT_COLUMNS)):
+        return str(record[prompt])
     before: list[str] = []
     after: list[str] = []
     for column in CONTEXT_COLUMNS:
@@ -201,7 +205,8 @@ def _history(record: Record, *, strict: bool = False) -> list[Message]:
 
 
 def _alpaca(record: Record) -> list[Message]:
-    _history(record, strict=True)
+    if "history" in record:
+        _history(record, strict=True)
     for column in ("instruction", "output"):
         if not isinstance(record.get(column), str):
             raise BadRow(wrong(record, column, "a text"))

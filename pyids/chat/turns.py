@@ -84,7 +84,22 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
     BadRow
         It is none of them; a role is unknown; a content is no text.
     """
-    turns = as_list(record.get(column))
+    turns = record.get(column)
+    if type(turns) is list:
+        # Turns that need nothing, first: this is the inner loop of reading.
+        for turn in turns:
+            if not (
+                type(turn) is dict
+                and len(turn) == 2
+                and type(turn.get("content")) is str
+                and type(role := turn.get("role")) is str
+                and role in ROLES
+            ):
+                break
+        else:
+            return list(turns)
+    else:
+        turns = as_list(turns)
     if not isinstance(turns, list):
         raise BadRow(wrong(record, column, "a list of turns"))
     if turns and all(isinstance(turn, str) for turn in turns):
@@ -92,20 +107,7 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
         return [{"role": sides[i % 2], "content": text} for i, text in enumerate(turns)]
     if turns and isinstance(turns[0], dict) and (pair := _exchange_of(turns[0])):
         return _read_exchanges(turns, pair, column)
-    messages = []
-    for number, turn in enumerate(turns):
-        # The turn that needs nothing, first: this is the inner loop of reading.
-        if (
-            type(turn) is dict
-            and len(turn) == 2
-            and type(role := turn.get("role")) is str
-            and role in ROLES
-            and type(turn.get("content")) is str
-        ):
-            messages.append(turn)
-        else:
-            messages.append(_read_turn(turn, number, column))
-    return messages
+    return [_read_turn(turn, number, column) for number, turn in enumerate(turns)]
 
 
 def as_list(value: Any) -> Any:

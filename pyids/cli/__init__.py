@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from pyids.cli import look
 from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
@@ -100,8 +101,16 @@ def cli(quiet: bool, debug: bool) -> None:
 @click.argument("data", nargs=-1)
 @config_options()
 @click.option("--dry-run", is_flag=True, help="Check data, config, models and output, then stop.")
+@look.run_options
 @_shows_progress
-def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options: Any) -> None:
+def run(
+    data: tuple[str, ...],
+    config_file: str | None,
+    dry_run: bool,
+    with_report: bool,
+    report_to: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Select rows of DATA: files, folders, globs or a hub name.
 
     A run that was stopped goes on where it was when the same command is given again.
@@ -115,7 +124,10 @@ def run(data: tuple[str, ...], config_file: str | None, dry_run: bool, **options
         from pyids.bars import RoundTable
         from pyids.selection import run as run_selection
 
-        _say(run_selection(config, [RoundTable()]))
+        trackers = look.trackers_of(report_to, config)
+        _say(run_selection(config, [RoundTable(), *trackers]))
+        if with_report:
+            look.write(config.output_path)
 
 
 @cli.command(cls=GroupedCommand)
@@ -240,7 +252,7 @@ def _writable(context: click.Context, option: click.Parameter, path: str | None)
     folder = Path(path).parent
     if Path(path).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise ConfigError(
-            f"--json {path}: cannot be written there: name a file in a folder that exists"
+            f"{option.opts[0]} {path}: cannot be written there: name a file in a folder that exists"
         )
     return path
 
@@ -327,13 +339,19 @@ def evaluate(
 @click.option("--quality", help="column or signal whose histogram is wanted, as for `run`")
 @click.option("--data", multiple=True, help="held-out rows to evaluate each run's model on")
 @click.option("--model", help="base model: counts tokens, and is evaluated too")
+@click.option("--html", "html_path", type=click.Path(), callback=_writable, help="as a page, too")
 @_evaluation_options
 @_shows_progress
-def compare(selections: tuple[str, ...], json_path: str | None, **options: Any) -> None:
+def compare(
+    selections: tuple[str, ...], json_path: str | None, html_path: str | None, **options: Any
+) -> None:
     """Compare SELECTIONS, run folders or exported files: overlap, topics, lengths, scores, loss."""
     from pyids.evaluation.compare import compare as compare_selections
 
-    _write_result(compare_selections(selections, **options), json_path)
+    result = compare_selections(selections, **options)
+    _write_result(result, json_path)
+    if html_path is not None:
+        look.write_comparison(result.as_json(), html_path)
 
 
 @cli.command()
@@ -368,3 +386,7 @@ def clean(folder: str, stage: str, from_round: int) -> None:
 
     removed = clean_folder(Path(folder), stage, from_round=from_round)
     _say("\n".join(removed) or "nothing to remove")
+
+
+cli.add_command(look.report)
+cli.add_command(look.status)

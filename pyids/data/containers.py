@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from pyids.data.remote import is_remote, open_remote, remote_facts
 from pyids.errors import DataError
 
 # Bytes of a file that a reader holds.
@@ -113,7 +114,12 @@ def open_bytes(path: str, compression: str | None) -> BinaryIO:
 
 def open_raw(path: str) -> BinaryIO:
     """Open a file for reading its bytes as they lie."""
-    return open(path, "rb", buffering=BLOCK_BYTES)
+    return open_remote(path) if is_remote(path) else open(path, "rb", buffering=BLOCK_BYTES)
+
+
+def size_of(path: str) -> int:
+    """Return the bytes of a file."""
+    return remote_facts(path)[0] if is_remote(path) else Path(path).stat().st_size
 
 
 def head_of(path: str) -> bytes:

@@ -21,7 +21,10 @@ selection is the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import glob
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +37,7 @@ from numpy.typing import NDArray
 
 from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
+from pyids.data.card import write_card
 from pyids.errors import ConfigError, DataError
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
@@ -42,7 +46,13 @@ if TYPE_CHECKING:
     pass
 
 
+logger = logging.getLogger("pyids")
+
+
 PREFIX = "_pyids_"
+
+
+_WEIGHT = "the weight 0 of a turn, which it trains on"
 
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
@@ -103,7 +113,8 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
     selected : Selected
         Which rows.
     path : path
-        The file, or for a trainer's format the folder.
+        The file, or for a trainer's format the folder. A file whose ending names another kind, or
+        none, gets that of its format.
     format : str
         One of `FORMATS`: ``jsonl``; ``parquet``; ``indices`` (row ids alone, one a line); or for a
         trainer a folder with ``selected.jsonl`` and the stanza of its configuration: ``trl``
@@ -128,18 +139,32 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
         raise ConfigError(
             f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
         ) from None
-    path = Path(path)
+    path = _with_ending(Path(path), format)
     rows = path / "selected.jsonl" if write in _FOLDERS else path
     if rows.resolve() in {Path(source["path"]).resolve() for source in store.index["sources"]}:
         raise ConfigError(f"{rows} is the data that was selected from: choose another place")
     try:
         (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
+        write_card(store, selected, path, format)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}): choose another place"
         ) from None
     return path
+
+
+def _with_ending(path: Path, format: str) -> Path:
+    """Give a file the ending by which it is read again, where its name has none of them."""
+    endings = {
+        "jsonl": (".jsonl", ".ndjson", ".json"),
+        "parquet": (".parquet",),
+        "indices": (path.suffix or ".txt",),
+    }.get(format)
+    if endings is None or path.suffix.lower() in endings:
+        return path
+    name = path.name.removesuffix(f"-{format}")
+    return path.with_name(f"{name}{endings[0]}")
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -191,10 +216,14 @@ def _says(given: Any, messages: list[Message]) -> bool:
     ) and all(isinstance(turn, dict) for turn in given)
 
 
-def _conversations(store: Store, selected: Selected) -> Iterator[bytes]:
-    """Messages, the tools offered if any, and the row id: what every trainer reads alike."""
-    for row in store.read_rows(selected.row_ids):
-        yield orjson.dumps({"messages": row.messages, **_tools(row), f"{PREFIX}id": row.row_id})
+def _conversation(row: Row, messages: Sequence[Message]) -> bytes:
+    return orjson.dumps({"messages": messages, **_tools(row), f"{PREFIX}id": row.row_id})
+
+
+def _say_left_out(trainer: str, counts: Counter[str]) -> None:
+    """Say what of the rows a trainer's format has no place for."""
+    for what, turns in counts.items():
+        logger.warning("%s has no place for %s, left out of %d turns", trainer, what, turns)
 
 
 def _tools(row: Row) -> dict[str, str]:
@@ -244,14 +273,23 @@ def _parquet(store: Store, selected: Selected, path: Path) -> None:
 
 
 def _trl(store: Store, selected: Selected, folder: Path) -> None:
-    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    left_out = Counter[str]()
+
+    def rows() -> Iterator[bytes]:
+        for row in store.read_rows(selected.row_ids):
+            left_out[_WEIGHT] += sum(turn.get("weight") == 0 for turn in row.messages)
+            yield _conversation(row, row.messages)
+
+    _write_lines(folder / "selected.jsonl", rows())
+    _say_left_out("TRL", +left_out)
     _write_yaml(
         folder / "sft.yaml",
         {
             "datasets": [
                 {
                     "path": "json",
-                    "data_files": str(folder.resolve() / "selected.jsonl"),
+                    # Read as a pattern: brackets of a folder's name are to stand for themselves.
+                    "data_files": glob.escape(str(folder.resolve() / "selected.jsonl")),
                     "split": "train",
                 }
             ],
@@ -261,18 +299,34 @@ def _trl(store: Store, selected: Selected, folder: Path) -> None:
 
 
 def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
-    _write_lines(folder / "selected.jsonl", _conversations(store, selected))
+    """Give the turns of weight 0 to axolotl as those that are not trained on."""
+
+    def rows() -> Iterator[bytes]:
+        for row in store.read_rows(selected.row_ids):
+            messages = list(row.messages)
+            if any(turn.get("weight") == 0 for turn in messages):
+                messages = [
+                    {
+                        **turn,
+                        "training": turn["role"] == "assistant" and turn.get("weight") != 0,
+                    }
+                    for turn in messages
+                ]
+            yield _conversation(row, messages)
+
+    _write_lines(folder / "selected.jsonl", rows())
     _write_yaml(
         folder / "axolotl.yaml",
         {
             "datasets": [
                 {
-                    "path": str(folder.resolve() / "selected.jsonl"),
+                    "path": glob.escape(str(folder.resolve() / "selected.jsonl")),
                     "ds_type": "json",
                     "type": "chat_template",
                     "field_messages": "messages",
                     "message_property_mappings": {"role": "role", "content": "content"},
                     "roles_to_train": ["assistant"],
+                    "message_field_training": "training",
                 }
             ]
         },
@@ -282,16 +336,19 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
 def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
     """LLaMA-Factory wants turns that alternate, and calls of tools as JSON in a turn of their own.
 
-    Conversations whose turns do not alternate stay as they are; it skips them with a warning.
+    Reasoning stands before the answer as a think block. Conversations whose turns do not alternate
+    stay as they are; it skips them with a warning.
     """
+    left_out = Counter[str]()
 
     def rows() -> Iterator[bytes]:
         for row in store.read_rows(selected.row_ids):
-            messages = [_with_call_as_text(turn) for turn in row.messages]
+            messages = [_with_call_as_text(turn, left_out) for turn in row.messages]
             whole = {"messages": messages, "tools": "", **_tools(row), f"{PREFIX}id": row.row_id}
             yield orjson.dumps(whole)
 
     _write_lines(folder / "selected.jsonl", rows())
+    _say_left_out("LLaMA-Factory", +left_out)
     stanza = {
         "pyids_selected": {
             "file_name": "selected.jsonl",
@@ -312,14 +369,23 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
         temporary.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def _with_call_as_text(turn: Message) -> Message:
+def _with_call_as_text(turn: Message, left_out: Counter[str]) -> Message:
+    thought = turn.get("reasoning_content") or turn.get("thinking") or ""
+    left_out[_WEIGHT] += turn.get("weight") == 0
     if not turn.get("tool_calls"):
-        return {"role": turn["role"], "content": turn["content"]}
+        content = turn["content"]
+        if thought and turn["role"] == "assistant":
+            content = f"<think>\n{thought}\n</think>\n\n{content}"
+        return {"role": turn["role"], "content": content}
+    left_out["the text beside a call of a tool"] += bool(turn["content"].strip())
+    left_out["the reasoning before a call of a tool"] += bool(thought)
     calls = [dict(call.get("function", call)) for call in turn["tool_calls"]]
     for call in calls:
         if isinstance(call.get("arguments"), str):  # as the OpenAI API gives them
-            with contextlib.suppress(ValueError):
-                call["arguments"] = parse(call["arguments"].encode())
+            with contextlib.suppress(ValueError, TypeError):
+                arguments = parse(call["arguments"].encode())
+                orjson.dumps(arguments)  # half a surrogate pair in it: the text stays
+                call["arguments"] = arguments
     return {"role": "function_call", "content": _as_text(calls)}
 
 

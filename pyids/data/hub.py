@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyids.data.card import card_of
 from pyids.data.export import PREFIX
 from pyids.errors import ConfigError
 from pyids.store.folder import Row
@@ -40,9 +41,9 @@ def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
 
 
 def push_to_hub(path: Path | str, repository: str, *, private: bool = True) -> str:
-    """Upload exported rows as a data set, byte for byte, with the user's own credentials.
+    """Upload exported rows as a data set, byte for byte and with their card, by the user's account.
 
-    They are those of ``hf auth login``, or HF_TOKEN; HF_ENDPOINT names another hub.
+    The credentials are those of ``hf auth login``, or HF_TOKEN; HF_ENDPOINT names another hub.
 
     Parameters
     ----------
@@ -74,9 +75,13 @@ def push_to_hub(path: Path | str, repository: str, *, private: bool = True) -> s
     hub = HfApi()
     try:
         address = hub.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        hub.upload_file(
-            path_or_fileobj=rows, path_in_repo=rows.name, repo_id=repository, repo_type="dataset"
-        )
+        files = {rows.name: rows}
+        if (card := card_of(rows)) is not None:
+            files["README.md"] = card
+        for name, file in files.items():
+            hub.upload_file(
+                path_or_fileobj=file, path_in_repo=name, repo_id=repository, repo_type="dataset"
+            )
     except Exception as error:  # noqa: BLE001  the transport has no one error class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         # A hub, or a proxy before it, may repeat what it was sent: neither shown nor chained.

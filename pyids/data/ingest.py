@@ -18,18 +18,10 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyids.chat.digest import digest
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
-from pyids.chat.formats import (
-    BadRow,
-    UnusableRow,
-    detect_format,
-    no_format,
-    to_messages,
-    unused_columns,
-)
-from pyids.chat.rawjson import has_half_surrogate
+from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.exact_dedup import drop_duplicates
+from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
@@ -175,14 +167,19 @@ def check(
     strict: bool = False,
     keep_duplicates: bool = False,
     progress: Progress | None = None,
+    look: Callable[[Store], None] | None = None,
 ) -> Intake:
     """Do all that `ingest` checks and counts, and leave nothing behind.
 
-    The digests of the rows, 16 bytes each, stand in a temporary folder meanwhile.
+    The digests of the rows, 16 bytes each, stand in a temporary folder meanwhile; `look` may look
+    at which rows stay.
     """
     with tempfile.TemporaryDirectory(prefix="pyids-check-") as folder, Store.open(folder) as store:
         _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=False)
-        return _after_reading(store, keep_duplicates)
+        intake = _after_reading(store, keep_duplicates)
+        if look is not None:
+            look(store)
+        return intake
 
 
 # ---- the driver ----------------------------------------------------------------------------------
@@ -355,7 +352,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     )
     writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
-    look = _Look(source.format)
+    look = Look(source.format)
     with writer:
         for line, raw, record in reader:
             if isinstance(record, Problem):
@@ -363,7 +360,7 @@ def read_split(task: _Task) -> dict[str, Any]:
             else:
                 key = problem = None
                 try:
-                    key = look.digest(record, raw)
+                    key = look.digest(record)
                 except BadRow as error:
                     problems.append((line, str(error)))
                 except UnusableRow as error:
@@ -384,31 +381,6 @@ def read_split(task: _Task) -> dict[str, Any]:
         return {**report, "files": {}, "problems": problems}
     paths = [path for path, _ in writer.shards]
     return {**write_entry(entry, paths, task.inputs, **report), "problems": []}
-
-
-class _Look:
-    """Looks into rows, and counts their formats and the columns that do not reach the model."""
-
-    def __init__(self, format: str) -> None:
-        self.format = format
-        self.formats = Counter[str]()
-        self.unused = Counter[str]()
-
-    def digest(self, record: dict[str, Any], raw: bytes) -> bytes:
-        """Give the digest of a row's conversation; see `to_messages` for what is raised."""
-        format = self.format if self.format != "auto" else detect_format(record)
-        if format is None:
-            raise BadRow(no_format(record))
-        try:
-            messages = to_messages(record, format)
-        except UnusableRow:
-            self.formats[format] += 1
-            raise
-        self.formats[format] += 1
-        if (b"\\ud" in raw or b"\\uD" in raw) and has_half_surrogate(raw):
-            raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)")
-        self.unused.update(unused_columns(record, format, messages))
-        return digest(messages)
 
 
 class _ShardWriter:

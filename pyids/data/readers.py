@@ -19,8 +19,9 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyids.chat.rawjson import array_items, compact, parse
-from pyids.data.containers import BLOCK_BYTES, open_bytes, unreadable
+from pyids.chat.rawjson import array_items, compact, has_half_surrogate, parse
+from pyids.data.containers import BLOCK_BYTES, open_bytes, open_raw, unreadable
+from pyids.data.remote import is_remote
 
 # Rows of a table that become objects at a time: few, for a small file may hold huge rows.
 _BATCH_ROWS = 64
@@ -197,7 +198,8 @@ class Reader:
         if b"\n" in raw:
             raw = compact(raw)
         if isinstance(record, dict):
-            return self.lines, raw, record
+            broken = "\\ud" in item or "\\uD" in item
+            return self.lines, raw, _whole(record) if broken else record
         return self.lines, raw, _no_object(self.lines, record)
 
     # -- tables --
@@ -256,6 +258,7 @@ class Reader:
             if self.stop and number >= self.stop:
                 return
             if number >= self.start:
+                batch.validate(full=True)  # the file's offsets are not to be believed
                 if text := _twice(batch.schema.names):
                     yield self._end(text)
                     return
@@ -315,12 +318,13 @@ def _is_json(raw: bytes) -> bool:
 
 def open_parquet(path: str) -> pq.ParquetFile:
     """Open a parquet file such that a row group is streamed, not held."""
-    return pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False)
+    file = open_raw(path) if is_remote(path) else path
+    return pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
 
 
 def open_arrow(path: str) -> Any:
     """Record batches of an Arrow file or stream, memory-mapped."""
-    source = pa.memory_map(path)
+    source = pa.PythonFile(open_raw(path), "r") if is_remote(path) else pa.memory_map(path)
     try:
         return pa.ipc.open_stream(source)
     except pa.ArrowInvalid:
@@ -340,9 +344,28 @@ class _FileBatches:
         return (self.file.get_batch(i) for i in range(self.file.num_record_batches))
 
 
+class Damaged(dict[str, Any]):
+    """A row with half of a surrogate pair in one of its texts."""
+
+
+def _whole(record: Any) -> Any:
+    """Mark a row that the strict parser would refuse for half of a surrogate pair."""
+    return Damaged(record) if isinstance(record, dict) and has_half_surrogate(record) else record
+
+
 def _parse(line: int, raw: bytes) -> dict[str, Any] | Problem:
     try:
-        record = parse(raw)
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return _parse_slowly(line, raw)
+    if isinstance(record, dict):
+        return record
+    return _no_object(line, record)
+
+
+def _parse_slowly(line: int, raw: bytes) -> dict[str, Any] | Problem:
+    try:
+        record = _whole(parse(raw))
     except json.JSONDecodeError as error:
         return Problem(
             line,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from pyids.chat.formats import check_format, detect_format, list_columns, no_format
-from pyids.data.containers import head_of, sniff
+from pyids.data.containers import head_of, size_of, sniff
 from pyids.data.folders import choose_split, files_of_folder, parse_name
 from pyids.data.readers import (
     MAX_ROW_BYTES,
@@ -24,8 +24,9 @@ from pyids.data.readers import (
     open_arrow,
     open_parquet,
 )
+from pyids.data.remote import is_remote, remote_facts, remote_files
 from pyids.errors import ConfigError, DataError
-from pyids.store.files import hash_file, read_json, remembered, write_sealed
+from pyids.store.files import fingerprint, hash_file, read_json, remembered, write_sealed
 from pyids.store.folder import Store
 
 logger = logging.getLogger("pyids")
@@ -156,7 +157,9 @@ def open_sources(
 
 def _find(name: str) -> Iterator[Source]:
     path = Path(name)
-    if (folder := parse_name(name)) is not None:
+    if is_remote(name):
+        yield from _remote(name)
+    elif (folder := parse_name(name)) is not None:
         yield from _in_folder(*folder)
     elif path.is_file():
         yield _source(path)
@@ -176,20 +179,55 @@ def _find(name: str) -> Iterator[Source]:
 
 def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
-        splits: list[str] = read_json(folder / "dataset_dict.json")["splits"]
+        splits = _of_dataset(folder / "dataset_dict.json", "splits")
+        if not all(isinstance(name, str) and _is_plain(name) for name in splits):
+            raise DataError(f"{folder}/dataset_dict.json: names no splits: save the data set again")
         chosen = choose_split(folder, splits, split)
         if left := [name for name in splits if name != chosen]:
             logger.info("%s: read the split %s; left out %s", folder, chosen, ", ".join(left))
         yield from _in_folder(folder / chosen, None, None)
         return
     if (folder / "state.json").is_file():
-        for file in read_json(folder / "state.json")["_data_files"]:
-            yield Source(str(folder / file["filename"]), "arrow", None)
+        for file in _of_dataset(folder / "state.json", "_data_files"):
+            name = file.get("filename") if isinstance(file, dict) else None
+            if not isinstance(name, str) or not _is_plain(name):
+                raise DataError(
+                    f"{folder}/state.json: names a file that is none of its folder: save the data "
+                    "set again"
+                )
+            yield Source(str(folder / name), "arrow", None)
         return
     files = files_of_folder(folder, config, split, _kind)
     if not files:
         raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
     yield from map(_source, files)
+
+
+def _remote(name: str) -> Iterator[Source]:
+    files = remote_files(name)
+    # An address may end with a query; a folder holds more than data.
+    known = [file for file in files if len(files) == 1 or _kind(Path(file))]
+    if not known:
+        raise DataError(f"{name}: no data file there (of {_endings()})")
+    for file in known:
+        yield _source_of(file, Path(file.partition("?")[0]))
+
+
+def _of_dataset(file: Path, key: str) -> list[Any]:
+    """Read a list out of what ``datasets.save_to_disk`` wrote."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError):
+        content = None
+    values = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(values, list):
+        raise DataError(f"{file}: holds no list {key!r}: save the data set again")
+    return values
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays in its folder."""
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:
@@ -230,18 +268,23 @@ def _source(path: Path) -> Source:
     except UnicodeEncodeError:
         shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise DataError(f"{shown}: a file name that is no UTF-8: rename the file") from None
-    kind = _kind(path)
+    return _source_of(str(path), path)
+
+
+def _source_of(path: str, name: Path) -> Source:
+    """Tell what a file is by its bytes, and by the ending of its name."""
+    kind = _kind(name)
     if kind is None:
         raise DataError(f"{path}: the ending says nothing about what it holds: use {_endings()}")
-    if path.stat().st_size == 0:
+    if size_of(path) == 0:
         raise DataError(f"{path}: the file is empty: leave it out, or get it again")
     try:
-        is_kind, compression = sniff(str(path), head_of(str(path)))
+        is_kind, compression = sniff(path, head_of(path))
     except OSError:  # what cannot be read the reader says below
-        return Source(str(path), kind, _COMPRESSIONS.get(path.suffix.lower()))
+        return Source(path, kind, _COMPRESSIONS.get(name.suffix.lower()))
     if compression is not None and kind in ("parquet", "arrow"):
         raise DataError(f"{path}: it is {compression}, not {kind}: unpack it, or get it again")
-    return Source(str(path), cast(Kind, is_kind or kind), compression)
+    return Source(path, cast(Kind, is_kind or kind), compression)
 
 
 def _look_into(source: Source, format: str) -> Source:
@@ -313,20 +356,26 @@ def plan_splits(sources: Sequence[Source]) -> list[Split]:
 
 def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
     """(start, stop, bytes of the input) of each split of a source."""
-    size = Path(source.path).stat().st_size
+    size = size_of(source.path)
     if source.kind == "jsonl" and source.compression is None:
         for start in range(0, size, SPLIT_BYTES):
             stop = min(start + SPLIT_BYTES, size)
             yield start, stop, stop - start
         return
-    if source.kind == "parquet":
-        metadata = open_parquet(source.path).metadata
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    elif source.kind == "arrow":
-        sizes = [batch.nbytes for batch in open_arrow(source.path)]
-    else:
-        yield 0, 0, size
-        return
+    try:
+        if source.kind == "parquet":
+            metadata = open_parquet(source.path).metadata
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+        elif source.kind == "arrow":
+            sizes = [batch.nbytes for batch in open_arrow(source.path)]
+        else:
+            yield 0, 0, size
+            return
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{source.path}: the file cannot be read to its end ({reason}): get it again"
+        ) from None
     start = collected = 0
     for unit, unit_bytes in enumerate(sizes):
         collected += unit_bytes
@@ -369,12 +418,24 @@ def fingerprint_files(
     memory = store.path / ".inputs.json" if store is not None else None
     known = remembered(memory, dict) if memory is not None else {}
     found = []
-    for path in (Path(path).resolve() for path in paths):
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, limit_bytes]
+    for name in paths:
+        if is_remote(name):
+            size, mark = remote_facts(name)
+            # Without a mark of its own the beginning stands for the content.
+            xxh3 = fingerprint([size, mark or head_of(name).hex()])
+            found.append({"name": Path(name).name, "bytes": size, "xxh3": xxh3})
+            continue
+        path = Path(name).resolve()
+        # A table of Lance is a folder: all of its files are it.
+        parts = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+        stats = [part.stat() for part in parts or [path]]
+        size = sum(stat.st_size for stat in stats)
+        stamp = [size, max(stat.st_mtime_ns for stat in stats), limit_bytes]
         if known.get(str(path), {}).get("stamp") != stamp:
-            known[str(path)] = {"stamp": stamp, "xxh3": hash_file(path, limit_bytes)}
-        found.append({"name": path.name, "bytes": stat.st_size, "xxh3": known[str(path)]["xxh3"]})
+            hashes = [hash_file(part, limit_bytes) for part in parts or [path]]
+            whole = fingerprint(hashes) if parts else hashes[0]
+            known[str(path)] = {"stamp": stamp, "xxh3": whole}
+        found.append({"name": path.name, "bytes": size, "xxh3": known[str(path)]["xxh3"]})
     if memory is not None:
         write_sealed(memory, known)
     return found

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pyids.chat.formats import Message
 from pyids.config import RunConfig
 from pyids.data.ingest import ingest
-from pyids.data.precomputed import open_vectors
 from pyids.data.sources import open_sources
+from pyids.data.vector_files import open_vectors
 from pyids.errors import DataError
 from pyids.store.folder import Row, Store
 

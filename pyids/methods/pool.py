@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 
 
 Loader = Callable[[], Any]
+
+
+class Influences(Protocol):
+    """The influence of rows on a target's, as `pyids.models.influence` computes it."""
+
+    def __call__(
+        self, warm_up: Int64, rows: Int64, *, seed: int, epochs: int, dims: int
+    ) -> Float64:
+        """Return float64 (B, Q) of B row ids, after a training on others; both ascending."""
+        ...
 
 
 # What has an entry a row.
@@ -155,6 +165,12 @@ class Pool:
         return target
 
     @cached_property
+    def gradients(self) -> Influences:
+        """How to find the influence of rows on the target's."""
+        gradients: Influences = self._load("gradients")
+        return gradients
+
+    @cached_property
     def lengths(self) -> Int64:
         """Length of each row's responses: int64 (N,). Characters, where the pool is a store's."""
         return self._load_column("lengths", np.int64)
@@ -208,6 +224,7 @@ def pool_from_arrays(
     columns: Mapping[str, Sequence[Any]] | None = None,
     row_ids: ArrayLike | None = None,
     target: ArrayLike | Target | None = None,
+    gradients: Influences | None = None,
     threads: int | None = None,
     metric: Metric = "euclidean",
 ) -> Pool:
@@ -244,7 +261,7 @@ def pool_from_arrays(
     }
     if target is not None and not isinstance(target, Target):
         target = Target(vectors := np.asarray(target), [""] * len(vectors))
-    known["target"] = target
+    known |= {"target": target, "gradients": gradients}
     columns = dict(columns or {})
     if row_ids is not None:
         ids = integers("row_ids", row_ids)

@@ -9,25 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from pyids._typing import Float64
-from pyids.config import ROUND_FIELDS, RunConfig
+from pyids._typing import Float64, Int64
+from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
+from pyids.device import device
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
+from pyids.methods.pool import Influences
 from pyids.pipeline import stages
-from pyids.pipeline.identity import saved_config
+from pyids.pipeline.best_response import other_responses
+from pyids.pipeline.identity import named, saved_config
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
+from pyids.store.place import is_ours
 
 logger = logging.getLogger("pyids")
+
+
+# Who is asked for a quality, too.
+_OF_A_JUDGE = ("judge_url", "judge_model", "judge_max_requests")
 
 
 # What may differ from the configuration of the run folder that is selected from.
 _OF_A_SELECTION = {
     *("budget", "seed", "quality", "model", "threads", "device"),
     *("target", "target_by", "target_embeddings_file"),
+    *("rating_half_width", "correct_ratings", *_OF_A_JUDGE),
 }
 
 
@@ -107,12 +116,23 @@ def select_from_folder(
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
             "another --output-dir"
         )
-    return _select(reopen, folder_config, config, method, path, settings or {}).path
+    own = "model" in changes or config.model == DEFAULT_MODEL
+    if config.quality is not None and not own and not is_ours(Path(folder), named(folder_config)):
+        raise ConfigError(
+            f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
+            "--model for the quality"
+        )
+
+    def open_folder(config: RunConfig, until: Stage) -> Store:
+        return reopen(config, until, may_write=path is None)
+
+    return _select(open_folder, folder_config, config, method, path, settings or {}).path
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:
     """Return how far rows must be prepared for a method."""
-    if {"labels", "centroids"} & set(method.needs) or config.semdedup_threshold is not None:
+    of_clusters = (config.semdedup_threshold, config.rating_half_width, config.correct_ratings)
+    if {"labels", "centroids"} & set(method.needs) or any(of_clusters):
         return "cluster"
     return "embed" if "embeddings" in method.needs else "read"
 
@@ -130,18 +150,46 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
     return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
 
 
-def _pool(store: Store, config: RunConfig, quality: Float64 | None) -> Pool:
-    """Make the pool; with a target, less the rows that repeat it, whatever the method."""
+def make_pool(store: Store, config: RunConfig, quality: Float64 | None) -> Pool:
+    """Make the pool less what no method selects: repeats of the target, worse answers."""
+    others = other_responses(store, config)
     if config.target is None:
-        return pool_from_store(store, quality=quality, threads=config.threads)
+        pool = pool_from_store(store, quality=quality, threads=config.threads)
+        return pool.without(others)
     target = PoolTarget.read(store, config)
     pool = pool_from_store(
         store,
         quality=quality,
         threads=config.threads,
         target=lambda: Target(target.vectors, target.rows.tasks),
+        gradients=lambda: _influences(store, config, target),
     )
-    return pool.without(target.copies)
+    return pool.without(np.union1d(others, target.copies))
+
+
+def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influences:
+    """Return what finds the influence of the store's rows, by gradients of ``model``."""
+
+    def influences(warm_up: Int64, rows: Int64, *, seed: int, epochs: int, dims: int) -> Float64:
+        from pyids.models.influence import Influence
+
+        return Influence(
+            config.round_model,
+            device=device(config),
+            dtype=config.dtype,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            lora_rank=config.lora_rank,
+            epochs=epochs,
+            dims=dims,
+            seed=seed,
+        ).scores(
+            [row.messages for row in store.read_rows(warm_up)],
+            [row.messages for row in store.read_rows(rows)],
+            target.rows.conversations,
+        )
+
+    return influences
 
 
 def _select(
@@ -159,16 +207,16 @@ def _select(
         raise ConfigError(
             f"method {method!r} needs --target: name rows of what the model is to learn"
         )
-    until = _needed(chosen, folder_config)
+    until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = stages.quality(store, config) if rated else None
-        pool = _pool(store, config, quality)
+        pool = make_pool(store, config, quality)
         budget = config.budget_rows(store.kept)
         if budget > len(pool):
             raise ConfigError(
-                f"budget {budget} is above the {len(pool)} rows that do not repeat the target: "
-                "lower --budget"
+                f"budget {budget} is above the {len(pool)} rows that neither repeat the target nor "
+                "have a likelier answer: lower --budget"
             )
         row_ids = chosen(pool, budget, seed=config.seed, **settings)
         clusters = None

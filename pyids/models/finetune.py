@@ -154,9 +154,9 @@ def finetune(
             "assistant turns"
         )
     rows = [encoded[i] for i in usable]
-    steps = _plan(len(rows), num_train_epochs, batch_size, seed)
+    steps = plan_steps(len(rows), num_train_epochs, batch_size, seed)
 
-    with _seeded(seed):
+    with seeded(seed):
         weights = "float32" if method == "full" else dtype
         model, _ = load_model(ref, device, weights)
         if method == "lora":
@@ -250,7 +250,7 @@ def read_record(path: Path | str) -> Checkpoint:
         ) from error
 
 
-def _plan(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> list[list[int]]:
+def plan_steps(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> list[list[int]]:
     """Return the rows of each optimizer step, shuffled anew in each epoch; no step spans two."""
     steps: list[list[int]] = []
     left = max(1, round(num_train_epochs * rows))
@@ -293,7 +293,7 @@ def _train(
             return [next(epoch_iterator)], None
 
         def _get_train_sampler(self, *args: Any) -> Any:
-            return torch.utils.data.SequentialSampler(steps)  # `_plan` has shuffled
+            return torch.utils.data.SequentialSampler(steps)  # `plan_steps` has shuffled
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             # transformers' own warm-up and decay waste a first and a last step at rate 0, which in
@@ -410,7 +410,7 @@ def _save(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that peft and the Trainer use, and put them back afterwards."""
     import torch
 

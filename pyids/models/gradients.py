@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class AdamMoments:
+    """What Adam remembers of each weight, in the order of the adapter's weights."""
+
+    mean: Sequence[torch.Tensor]
+    square: Sequence[torch.Tensor]
+    betas: tuple[float, float]
+    epsilon: float
+
+    def step(self, n: int, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the direction in which Adam would move weight n after one more gradient."""
+        first, second = self.betas
+        mean = first * self.mean[n] + (1 - first) * gradient
+        square = second * self.square[n] + (1 - second) * gradient**2
+        return mean / (square.sqrt() + self.epsilon)
+
+
 def row_gradients(
     model: Any,
     rows: Sequence[Encoded],
@@ -24,6 +42,7 @@ def row_gradients(
     dims: int = 8192,
     seed: int = 0,
     device: str = "cpu",
+    moments: AdamMoments | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Return the gradient of each row's mean response NLL, sketched and scaled to unit length.
@@ -31,7 +50,8 @@ def row_gradients(
     The gradient is that of the adapter's weights, or of the last decoder layer where there is no
     adapter. Each of its P entries is multiplied by a random sign and added to one of ``dims``
     random bins (a count sketch): inner products are kept in expectation, with a relative error of
-    about 1/sqrt(dims). Signs and bins depend on ``seed`` and the weights' shapes alone.
+    about 1/sqrt(dims). Signs and bins depend on ``seed`` and the weights' shapes alone. With
+    ``moments`` it is Adam's step for the row that is sketched, not the gradient.
 
     Returns
     -------
@@ -55,14 +75,13 @@ def row_gradients(
         bins = [torch.randint(dims, (w.numel(),), generator=generator) for w in weights]
         signs = [torch.randint(2, (w.numel(),), generator=generator) * 2.0 - 1 for w in weights]
         for i, row in enumerate(rows):
-            if row.response_mask[1:].any():
+            if count := int(row.response_mask[1:].sum()):
                 (batch,) = micro_batches([row], len(row.input_ids), 0)
                 loss = response_loss(model, {k: v.to(device) for k, v in batch.items()})
                 gradient = torch.zeros(dims)
-                for grad, where, sign in zip(
-                    torch.autograd.grad(loss, weights), bins, signs, strict=True
-                ):
-                    gradient.index_add_(0, where, grad.flatten().float().cpu() * sign)
+                for n, grad in enumerate(torch.autograd.grad(loss, weights)):
+                    step = grad if moments is None else moments.step(n, grad / count)
+                    gradient.index_add_(0, bins[n], step.flatten().float().cpu() * signs[n])
                 sketch[i] = torch.nn.functional.normalize(gradient, dim=0).numpy()
             done += len(row.input_ids)
             if progress is not None:

@@ -34,6 +34,20 @@ JUDGE_PROMPT = (
 )
 
 
+# What a row is rated for, and what its answer is asked to be.
+DIMENSIONS = ("accuracy", "helpfulness", "clarity", "complexity")
+
+
+QUALITY_PROMPT = (
+    "You rate training examples for an assistant. Below is a conversation. Rate its last answer "
+    "from 1 (useless) to 10 (could not be better) for {dimensions}; complexity is how much the "
+    "request demands.\n\n"
+    "Give one line for each, with the rating in double square brackets:\n{lines}\n\n"
+    "<conversation>\n{conversation}\n</conversation>\n\n"
+    "Your ratings:"
+)
+
+
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
 
 
@@ -42,6 +56,25 @@ def parse_rating(answer: str) -> float | None:
     found = _RATING.findall(answer)
     rating = float(found[-1]) if found else 0.0
     return rating if 1 <= rating <= 10 else None
+
+
+def quality_prompt(dimensions: Sequence[str] = DIMENSIONS) -> str:
+    """Return a prompt that asks for a rating in each of several dimensions at once."""
+    lines = "\n".join(f"{name}: [[n]]" for name in dimensions)
+    asked = QUALITY_PROMPT.replace("{dimensions}", ", ".join(dimensions))
+    return asked.replace("{lines}", lines)
+
+
+def parse_ratings(answer: str, dimensions: Sequence[str]) -> float | None:
+    """Return the mean of the last ratings of all dimensions; None where one is missing."""
+    ratings = []
+    for name in dimensions:
+        lines = [line for line in answer.splitlines() if name.lower() in line.lower()]
+        found = [rating for line in lines if (rating := parse_rating(line)) is not None]
+        if not found:
+            return None
+        ratings.append(found[-1])
+    return sum(ratings) / len(ratings)
 
 
 @dataclass
@@ -58,12 +91,16 @@ class Judge:
         With ``{conversation}``; asks for a rating ``[[n]]``.
     answer_tokens
         Longest answer of the judge.
+    dimensions
+        What the prompt asks to be rated, each in a line of its own; a rating is their mean. None:
+        one rating.
     """
 
     endpoint: Endpoint
     cache: Path | None = None
     prompt: str = JUDGE_PROMPT
     answer_tokens: int = 256
+    dimensions: tuple[str, ...] = ()
     _known: dict[str, float | None] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -131,7 +168,8 @@ class Judge:
         answer = self.endpoint.chat(
             [{"role": "user", "content": prompt}], temperature=0, max_tokens=self.answer_tokens
         )
-        rating = parse_rating(answer)
+        several = self.dimensions
+        rating = parse_ratings(answer, several) if several else parse_rating(answer)
         with self._lock:
             self._known[key] = rating
             if self.cache is not None:

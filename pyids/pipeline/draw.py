@@ -7,7 +7,7 @@ So a draw can be made again, to the same bytes: `pyids.selection` makes them, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
@@ -17,6 +17,7 @@ from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.data.export import Selected
 from pyids.errors import ConfigError, DataError
+from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.stages import row_weights
 from pyids.pipeline.target import PoolTarget
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
@@ -41,6 +42,9 @@ class Draws:
         int32, the clusters of each shard's rows.
     target
         What is selected for, if anything.
+    left_out
+        int64, ascending: ids of rows that are never drawn, because they repeat the target or have
+        a likelier answer beside them.
     """
 
     store: Store
@@ -48,6 +52,7 @@ class Draws:
     rounds: Rounds
     labels: Labels
     target: PoolTarget | None = None
+    left_out: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def seed(self, purpose: bytes, n: int) -> int:
         """Return a seed for one purpose in round `n`."""
@@ -127,10 +132,8 @@ class Draws:
     def _draw(
         self, n: int, quotas: Int64, seed: int, log_weights: Callable[[Shard], Float64 | None]
     ) -> Int64:
-        """Draw from the clusters what no round before `n` drew, and what repeats no target."""
-        exclude = self.rounds.selected_before(n)
-        if self.target is not None:
-            exclude = np.union1d(exclude, self.target.copies)
+        """Draw from the clusters what no round before `n` drew, and what is not left out."""
+        exclude = np.union1d(self.rounds.selected_before(n), self.left_out)
         return draw_rows(
             self.store,
             self.labels,
@@ -142,25 +145,28 @@ class Draws:
         )
 
 
-def rounds_of(store: Store, labels: Labels, budget: int, target: PoolTarget | None) -> Rounds:
-    """Return the rounds of a run folder; with a target they draw where it lies, and no copy of it.
+def draws_of(store: Store, config: RunConfig) -> Draws:
+    """Return the draws of a run folder: with a target where it lies, and of the best answers alone.
 
     Raises
     ------
     ConfigError
-        The budget is above the rows that do not repeat the target.
+        The budget is above the rows that may be drawn.
     """
+    labels, budget = store.labels(), config.budget_rows(store.kept)
+    target = PoolTarget.of_run(store, config) if config.target is not None else None
+    left_out = other_responses(store, config)
+    if target is not None:
+        left_out = np.union1d(left_out, target.copies)
     sizes = store.cluster_sizes
-    if target is None:
-        return Rounds(store, sizes)
-    copies = np.bincount(clusters_of(store, labels, target.copies), minlength=len(sizes))
-    sizes = sizes - copies
+    sizes = sizes - np.bincount(clusters_of(store, labels, left_out), minlength=len(sizes))
     if budget > sizes.sum():
         raise ConfigError(
-            f"budget {budget} is above the {sizes.sum()} rows that do not repeat the target: lower "
-            "--budget"
+            f"budget {budget} is above the {sizes.sum()} rows that neither repeat the target nor "
+            "have a likelier answer: lower --budget"
         )
-    return Rounds(store, sizes, target.cluster_weights(sizes, budget))
+    first = None if target is None else target.cluster_weights(sizes, budget, left_out)
+    return Draws(store, config, Rounds(store, sizes, first), labels, target, left_out)
 
 
 def draw_rows(

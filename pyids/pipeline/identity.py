@@ -12,11 +12,14 @@ import orjson
 
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
+from pyids.data.remote import is_remote
 from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
 from pyids.data.target import target_files
+from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
+from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
@@ -27,7 +30,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     paths: dict[str, Any] = {
         "data": [
             os.path.abspath(name)
-            if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+            if not is_remote(name)
+            and (Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None)
             else name
             for name in config.data  # what is none of these is a name on the hub
         ]
@@ -53,7 +57,8 @@ def identity_of(
     }
     if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        [identity["embeddings_file"]] = fingerprint_files([path], store)
+        found = fingerprint_files(vector_paths(path)[0], store)
+        identity["embeddings_file"] = found[0] if len(found) == 1 else found
     if config.target is not None:
         files = [str(file) for file in target_files(config)]
         identity["target"] = fingerprint_files(files, store)
@@ -76,6 +81,11 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
         what is selected.
     """
     path = folder / "config.yaml"
+    if is_run_folder(folder) and not path.exists():
+        raise DamagedError(
+            f"{path}: missing: repeat the command that began the run, with all its options, and it "
+            "is written again"
+        )
     if path.is_symlink() or not path.exists():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
     try:

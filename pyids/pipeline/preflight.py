@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 from pyids.chat.formats import list_columns
 from pyids.config import SCREENING_OVERSAMPLE, RunConfig
 from pyids.data.ingest import check, describe
-from pyids.data.precomputed import open_vectors
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
 from pyids.data.target import read_target
+from pyids.data.vector_files import open_vectors
+from pyids.data.zero_vectors import check_zero_vectors
 from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError
@@ -50,7 +52,9 @@ def check_inputs(config: RunConfig) -> list[Source]:
     )
     if config.target is not None:
         read_target(config)
-    if config.quality is not None:
+    if config.quality == "judge":
+        judge_endpoint(config)
+    elif config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources
 
@@ -117,9 +121,8 @@ def plan(config: RunConfig) -> str:
             limit=config.limit,
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
+            look=partial(_check_vectors, config=config),
         )
-    if (path := config.embeddings_file) is not None:
-        open_vectors(path, intake.rows, limit=config.limit)
     budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
     probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
@@ -155,6 +158,14 @@ def plan(config: RunConfig) -> str:
             f"output    {config.output_path}",
         ]
     )
+
+
+def _check_vectors(store: Store, config: RunConfig) -> None:
+    """Check the number of the vectors, and that a metric by direction can place them."""
+    if (path := config.embeddings_file) is not None:
+        open_vectors(path, store.rows_read, limit=config.limit)
+        if config.zero_vectors == "error":
+            check_zero_vectors(store, path, config.metric)
 
 
 def check_writable(folder: Path) -> None:

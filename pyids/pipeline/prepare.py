@@ -49,6 +49,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                     column=config.embeddings_column,
                     engine=engine,
                     progress=lambda done: report("copy vectors", done, store.kept),
+                    metric=config.metric,
+                    zero_vectors=config.zero_vectors,
                 )
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
@@ -63,7 +65,13 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         return store
 
 
-def reopen(config: RunConfig, until: Stage = "cluster", *, finish: bool = False) -> Store:
+def reopen(
+    config: RunConfig,
+    until: Stage = "cluster",
+    *,
+    finish: bool = False,
+    may_write: bool | None = None,
+) -> Store:
     """Open the run folder that holds `config`, and do the stages that are not done.
 
     Unlike `prepare` it looks at data and vectors only where a stage that reads them is missing, and
@@ -77,7 +85,10 @@ def reopen(config: RunConfig, until: Stage = "cluster", *, finish: bool = False)
         The last stage that is needed.
     finish
         Only scores are taken, or what was selected is written: use nothing but what the folder
-        itself holds, and open one that cannot be written, too.
+        itself holds.
+    may_write
+        Whether something will be written to the folder, which must then be possible; by default
+        unless `finish`.
 
     Raises
     ------
@@ -100,7 +111,7 @@ def reopen(config: RunConfig, until: Stage = "cluster", *, finish: bool = False)
             return prepare(config, until)
         except DataError as error:
             raise type(error)(f"{missing}; the data cannot be read again: {error}") from None
-    with _opened(config, may_write=not finish) as store:
+    with _opened(config, may_write=not finish if may_write is None else may_write) as store:
         if finish:
             cluster(store, config)
             drop_near(store, config)

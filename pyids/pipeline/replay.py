@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.errors import DamagedError
-from pyids.pipeline.draw import Draws, rounds_of
+from pyids.pipeline.draw import Draws, draws_of
 from pyids.pipeline.identity import check_decided, decided, saved_config
 from pyids.pipeline.prepare import reopen
-from pyids.pipeline.target import PoolTarget
 from pyids.scoring.cluster_weights import update_weights
 from pyids.scoring.statistics import cluster_moments
 from pyids.store.folder import Store
@@ -45,23 +44,23 @@ def open_draws(store: Store, config: RunConfig) -> Draws:
         written.
     """
     check_decided(store.path, config)
-    draws = _draws(store, config)
+    draws = draws_of(store, config)
     rounds, replay = draws.rounds, Replay(draws)
     rounds.decided = decided(config)
     drawn, told = rounds.known()
+    for n in range(told):
+        if not rounds.holds(n, "weights") and not rounds.holds_scores(n):
+            path = rounds.path(n, "weights.npy")
+            raise DamagedError(
+                f"{path}: missing or damaged, and cannot be made again without the round's scores: "
+                f"{remedy(path)}"
+            )
     for n in range(drawn):
         for name in ("quotas", "selected", "probes", *(("weights",) if n < told else ())):
             if not rounds.holds(n, name) and (name != "probes" or rounds.stands(n, name)):
                 _mend(rounds, n, name, replay.derive)
     rounds.check()
     return draws
-
-
-def _draws(store: Store, config: RunConfig) -> Draws:
-    labels = store.labels()
-    target = PoolTarget.of_run(store, config) if config.target is not None else None
-    rounds = rounds_of(store, labels, config.budget_rows(store.kept), target)
-    return Draws(store, config, rounds, labels, target)
 
 
 def _mend(rounds: Rounds, n: int, name: str, derive: Callable[[int, str], NDArray[Any]]) -> None:
@@ -92,7 +91,7 @@ def replay_rounds(folder: Path) -> list[str]:
     config = saved_config(folder)
     problems = []
     with reopen(config, finish=True) as store:
-        draws = _draws(store, config)
+        draws = draws_of(store, config)
         rounds, replay = draws.rounds, Replay(draws)
         rounds.check()
         for n in range(rounds.drawn):

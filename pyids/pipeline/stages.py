@@ -44,6 +44,7 @@ from pyids.store.rounds import has_drawn
 
 if TYPE_CHECKING:
     from pyids.encoders import Encoder
+    from pyids.scoring.signals import Signal
 
 
 logger = logging.getLogger("pyids")
@@ -333,7 +334,13 @@ def rated(store: Store, config: RunConfig) -> bool:
 
 
 def _quality_inputs(store: Store, config: RunConfig) -> dict[str, Any]:
-    return {"quality": config.quality, "model": config.model}
+    inputs: dict[str, Any] = {"quality": config.quality, "model": config.model}
+    for name in ("rating_half_width", "correct_ratings"):
+        if value := getattr(config, name):
+            inputs[name] = value
+    if config.quality == "judge":
+        inputs["judge"] = [config.judge_url, config.judge_model]
+    return inputs
 
 
 def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
@@ -341,12 +348,41 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
     from pyids.scoring.cache import store_quality
 
     assert config.quality is not None
-    return store_quality(
+    values = store_quality(
         store,
         config.quality,
         default_model=config.model,
         device=device(config),
         system=config.system,
+        signal=_judged(store, config) if config.quality == "judge" else None,
+        half_width=config.rating_half_width,
+        seed=config.seed,
+    )
+    if config.correct_ratings:
+        from pyids.scoring.rating_noise import correct_ratings
+
+        before = values
+        try:
+            values = correct_ratings(before, store.embeddings(), np.concatenate(store.labels()))
+        except ValueError as error:
+            raise ConfigError(f"--correct-ratings: {error}: leave it out") from None
+        changed = np.count_nonzero(values != before)
+        logger.info("corrected %d of %d ratings by their neighbors'", changed, len(values))
+    return values
+
+
+def _judged(store: Store, config: RunConfig) -> Signal:
+    from pyids.models.judge import DIMENSIONS, Judge, quality_prompt
+    from pyids.models.raters import judge_endpoint
+    from pyids.scoring.judged import Judged
+
+    return Judged(
+        Judge(
+            judge_endpoint(config),
+            cache=store.path / "quality" / "judge.jsonl",
+            prompt=quality_prompt(),
+            dimensions=DIMENSIONS,
+        )
     )
 
 

@@ -193,7 +193,7 @@ class PoolTarget:
         weights: Float64 = load_npy(self.store.artifact("target", shard))
         return weights
 
-    def cluster_weights(self, left: Int64, budget: int) -> Float64:
+    def cluster_weights(self, left: Int64, budget: int, left_out: Int64) -> Float64:
         """Weights with which the first round draws from clusters what a round-robin would.
 
         Parameters
@@ -202,6 +202,8 @@ class PoolTarget:
             Rows of each cluster that can be drawn.
         budget : int
             Rows of the whole selection, which the round-robin deals.
+        left_out : int64 array
+            Ids of rows that may not be selected.
 
         Returns
         -------
@@ -209,7 +211,7 @@ class PoolTarget:
             Summing to 1, none below ``min_weight / K``.
         """
         ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
-        stays = ~np.isin(ids, self.copies)
+        stays = ~np.isin(ids, left_out)
         taken = round_robin(
             self.store.embeddings(), self.vectors, budget, tasks=self.rows.tasks, free=stays
         ).rows

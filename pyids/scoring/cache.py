@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 import xxhash
+from numpy.typing import NDArray
 
 from pyids._typing import Float64
 from pyids.chat.formats import tools_of
 from pyids.chat.render import has_loss, reasoning_of
 from pyids.errors import DataError
 from pyids.registry import SIGNALS
+from pyids.scoring.propagate import rate_few
 from pyids.scoring.row_weights import check_quality
 from pyids.scoring.signals import Signal, make_signal
 
@@ -134,7 +136,15 @@ def score_rows(
 
 
 def store_quality(
-    store: Store, spec: str, *, default_model: str, device: str = "cpu", system: str = "error"
+    store: Store,
+    spec: str,
+    *,
+    default_model: str,
+    device: str = "cpu",
+    system: str = "error",
+    signal: Signal | None = None,
+    half_width: float | None = None,
+    seed: int = 0,
 ) -> Float64:
     """Return the quality of the kept rows of a run folder.
 
@@ -146,6 +156,10 @@ def store_quality(
         A signal (see `make_signal`) or a column of the data set.
     default_model, device, system : str
         See `make_signal`.
+    signal : Signal, optional
+        What scores, instead of what `spec` names.
+    half_width, seed : float and int, optional
+        Score only some rows of each cluster; see `pyids.scoring.propagate.rate_few`.
 
     Returns
     -------
@@ -157,13 +171,24 @@ def store_quality(
     DataError
         A value is missing or not a finite number, or all are equal.
     """
-    signal = make_signal(spec, default_model=default_model, device=device, system=system)
+    if signal is None:
+        signal = make_signal(spec, default_model=default_model, device=device, system=system)
+    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+    cache = None if store.read_only else store.path / "quality" / "cache"
     if signal is None:
         quality = np.array(list(_column(store, spec)), np.float64)
+    elif half_width is not None:
+        asked = signal
+
+        def rate(rows: NDArray[np.int64]) -> Float64:
+            found = (row.messages for row in store.read_rows(ids[rows]))
+            return score_rows(asked, found, cache=cache)
+
+        labels = np.concatenate(store.labels())
+        quality = rate_few(rate, labels, ids, half_width=half_width, seed=seed)
     else:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = score_rows(signal, rows, cache=store.path / "quality" / "cache")
-    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+        quality = score_rows(signal, rows, cache=cache)
     check_quality(quality, ids)
     return quality
 

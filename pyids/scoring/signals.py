@@ -90,7 +90,7 @@ class LanguageModelSignal:
         """See `Signal`."""
         return {
             "signal": self.name,
-            "model": _model_identity(self.model),
+            "model": model_identity(self.model),
             "tokens": self.max_length,
             **({} if self.system == "error" else {"system": self.system}),
         }
@@ -165,10 +165,13 @@ class Deita(LanguageModelSignal):
 
     Attributes
     ----------
+    complexity_model
+        The model that rates prompts, where it is not the one that rates answers.
     complexity_prompt, quality_prompt
         With ``{prompt}``, and ``{prompt}`` and ``{response}``; the rating follows at the end.
     """
 
+    complexity_model: str | None = None
     complexity_prompt: str = COMPLEXITY_PROMPT
     quality_prompt: str = QUALITY_PROMPT
     name: ClassVar[str] = "deita"
@@ -176,22 +179,31 @@ class Deita(LanguageModelSignal):
     @property
     def identity(self) -> dict[str, Any]:
         """See `Signal`."""
-        return {**super().identity, "prompts": [self.complexity_prompt, self.quality_prompt]}
+        identity = {**super().identity, "prompts": [self.complexity_prompt, self.quality_prompt]}
+        if self.complexity_model is not None:
+            identity["complexity_model"] = model_identity(self.complexity_model)
+        return identity
+
+    @cached_property
+    def _complexity(self) -> Deita:
+        """Who rates prompts."""
+        other = self.complexity_model
+        return self if other is None else replace(self, model=other, complexity_model=None)
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
-        texts, owners = [], []
+        prompts, answers, owners = [], [], []
         for i, row in enumerate(rows):
             for prompt, response in _turns(row):
                 prompt, response = self._cut(prompt), self._cut(response)
-                texts.append(self.complexity_prompt.format(prompt=prompt))
-                texts.append(self.quality_prompt.format(prompt=prompt, response=response))
+                prompts.append(self.complexity_prompt.format(prompt=prompt))
+                answers.append(self.quality_prompt.format(prompt=prompt, response=response))
                 owners.append(i)
         scores = np.full(len(rows), np.nan)
-        if texts:
-            ratings = self.expected_ratings(texts).reshape(-1, 2)
+        if owners:
+            complexity = self._complexity.expected_ratings(prompts)
             scores[np.unique(owners)] = 0.0
-            np.add.at(scores, owners, ratings[:, 0] * ratings[:, 1])
+            np.add.at(scores, owners, complexity * self.expected_ratings(answers))
         return scores
 
     def _cut(self, text: str) -> str:
@@ -274,7 +286,7 @@ class Reward:
     @property
     def identity(self) -> dict[str, Any]:
         """See `Signal`."""
-        return {"signal": self.name, "model": _model_identity(self.model)}
+        return {"signal": self.name, "model": model_identity(self.model)}
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
@@ -325,7 +337,7 @@ class Classifier:
         """See `Signal`."""
         return {
             "signal": self.name,
-            "model": _model_identity(self.model),
+            "model": model_identity(self.model),
             "tokens": self.max_length,
         }
 
@@ -379,6 +391,11 @@ def make_signal(
         A model is missing, or stands where none is used.
     """
     name, _, model = spec.partition(":")
+    if name == "judge":
+        raise ConfigError(
+            "quality 'judge' asks a server: name it with --judge-url and --judge-model, for `pyids "
+            "run` or `pyids select`"
+        )
     if name in SIGNALS.names():
         make = SIGNALS.find(name)
     elif model and find_module(name):
@@ -406,8 +423,28 @@ def make_ifd(model: str, *, default_model: str, device: str, system: str) -> Sig
     return Ifd(model or default_model, device, system=system)
 
 
+def make_perplexity_difference(
+    model: str, *, default_model: str, device: str, system: str
+) -> Signal:
+    """Make the signal ``perplexity-difference:MODEL``: the default model's, less MODEL's."""
+    from pyids.scoring.token_signals import PerplexityDifference
+
+    other = _named(model, "perplexity-difference")
+    return PerplexityDifference(default_model, device, system=system, other=other)
+
+
+def make_s_ifd(model: str, *, default_model: str, device: str, system: str) -> Signal:
+    """Make the signal ``s-ifd`` or ``s-ifd:MODEL``."""
+    from pyids.scoring.token_signals import SIfd
+
+    return SIfd(model or default_model, device, system=system)
+
+
 def make_deita(model: str, *, default_model: str, device: str, system: str) -> Signal:
-    """Make the signal ``deita`` or ``deita:MODEL``."""
+    """Make the signal ``deita``, ``deita:MODEL`` or ``deita:QUALITY-RATER,COMPLEXITY-RATER``."""
+    if "," in model:
+        answers, _, prompts = model.partition(",")
+        return Deita(answers, device, system=system, complexity_model=prompts)
     return Deita(model or default_model, device, system=system)
 
 
@@ -438,7 +475,7 @@ def _turns(row: Conversation) -> Iterator[tuple[str, str]]:
             yield prompt, content
 
 
-def _model_identity(name: str) -> str:
+def model_identity(name: str) -> str:
     """Name a model so that other weights under the same name are another model."""
     from pyids.models.hub import resolve_model
 

@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids.errors import ConfigError, DamagedError
+from pyids.store.remedies import remedy
 
 # What run folders hold, and in which form; to be raised when an older pyids would misread them.
 FORMAT = 2
@@ -170,7 +171,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a JSON object that a run decides by: with its format and the hash of the rest.
+    """Write a JSON object that a run decides by: with its format, and a hash of it and its name.
 
     Returns
     -------
@@ -178,7 +179,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         The object as `read_sealed` will give it.
     """
     content: dict[str, Any] = orjson.loads(orjson.dumps(dict(value)))
-    write_json(path, {**content, "_format": FORMAT, "_xxh3": fingerprint([FORMAT, content])})
+    write_json(path, {**content, "_format": FORMAT, "_xxh3": _seal(path, content)})
     return content
 
 
@@ -201,16 +202,21 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedError(f"{path}: damaged: no JSON object that pyids has written")
     seal, written_in = content.pop("_xxh3", None), content.pop("_format", None)
-    if written_in == FORMAT and seal != fingerprint([written_in, content]):
+    if written_in == FORMAT and seal != _seal(path, content):
         raise DamagedError(f"{path}: damaged: its content has changed since it was written")
     if not isinstance(written_in, int):
         raise DamagedError(f"{path}: damaged: no file that pyids has written in format {FORMAT}")
     if written_in != FORMAT:
         raise ConfigError(
-            f"{path}: of format {written_in}, and this pyids reads format {FORMAT}: use the "
-            "version of pyids that made the folder, or choose another --output-dir"
+            f"{path}: of format {written_in}, or damaged: this pyids reads format {FORMAT}: use "
+            f"the version of pyids that made the folder; if it was this one, {remedy(path)}"
         )
     return content
+
+
+def _seal(path: Path, content: Mapping[str, Any]) -> str:
+    # With the name: another file of the folder that was copied here is no less damage.
+    return fingerprint([FORMAT, path.name, content])
 
 
 def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -244,7 +244,7 @@ class Store:
         """
         self.deduplicated = True
 
-    def _of_pool(self, kind: str, shard: Shard) -> Path:
+    def path_of_pool(self, kind: str, shard: Shard) -> Path:
         """Path of a shard's ``keep`` or ``labels``, for the rows that stay."""
         folder = self.path / "distinct" if self.deduplicated else self.path
         return folder / kind / f"{shard.name}.npy"
@@ -332,7 +332,7 @@ class Store:
 
     def row_ids(self, shard: Shard) -> Int64:
         """Ids of the shard's rows that stay, ascending, memory-mapped."""
-        return load_npy(self._of_pool("keep", shard))
+        return load_npy(self.path_of_pool("keep", shard))
 
     def fingerprint(self, shard: Shard) -> str:
         """Stands for the shard's kept rows, near-duplicates too, in what is made of them."""
@@ -378,7 +378,7 @@ class Store:
 
     def labels(self) -> list[NDArray[np.int32]]:
         """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
-        return [load_npy(self._of_pool("labels", shard)) for shard in self.shards]
+        return [load_npy(self.path_of_pool("labels", shard)) for shard in self.shards]
 
     # -- rows --
 

@@ -22,7 +22,6 @@ from pyids.errors import DamagedError
 from pyids.store.files import (
     atomic_write,
     fingerprint,
-    hash_file,
     hash_once,
     read_sealed,
     stamp,
@@ -63,7 +62,7 @@ def write_entry(
 
 def facts_of(file: Path) -> dict[str, Any]:
     """Give size and hash of a file, as an entry holds them."""
-    return {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
+    return {"bytes": file.stat().st_size, "xxh3": hash_once(file)}
 
 
 def read_entry(entry: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -141,8 +141,8 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
 def artifacts(path: Path) -> list[Path]:
     """Every file of the run folder that the manifest vouches for, sorted.
 
-    Not ``selected-...``: what `pyids export` and `pyids select` write there may come and change
-    after the run.
+    Not ``selected-...``, the report and the cards: what `pyids export`, `pyids select` and `pyids
+    report` write there may come and change after the run.
     """
     return sorted(
         file
@@ -151,8 +151,15 @@ def artifacts(path: Path) -> list[Path]:
         and file.is_file()
         and file.name != "manifest.json"
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and not file.relative_to(path).parts[0].startswith("selected-")
+        and not _comes_after(file.relative_to(path).parts)
     )
+
+
+def _comes_after(parts: tuple[str, ...]) -> bool:
+    """Whether this file, or the folder that holds it, may come and change after the run."""
+    top = parts[0]
+    ours = len(parts) == 1 and (top in ("report.html", "map.parquet") or top.endswith("README.md"))
+    return ours or top.startswith("selected-")
 
 
 def environment() -> dict[str, Any]:

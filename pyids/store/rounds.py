@@ -173,6 +173,10 @@ class Rounds:
             return False
         return True
 
+    def holds_scores(self, n: int) -> bool:
+        """Whether the scores that round `n` was told stand, as their ledger entry says."""
+        return read_entry(self.path(n, "scores.json"), {"round": n + 1}) is not None
+
     def array(self, n: int, name: str) -> NDArray[Any]:
         """Return an array of round `n`."""
         return self._load(n, f"{name}.npy")

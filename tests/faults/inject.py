@@ -16,7 +16,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from how import Disk, after, damaged, fail, names_file
 from workflow import ROUNDS, Result, Workflow, load, run
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.ENOMEM)
@@ -115,7 +115,8 @@ class Injector:
                 mended += 1
                 step = self.where(workflow, step, folder)
             else:
-                trial.outcome, trial.message = "lost", result.errors
+                if trial.outcome == "right":
+                    trial.outcome, trial.message = "lost", result.errors
                 return
         self.compare(trial, workflow, folder, mend)
 
@@ -155,7 +156,7 @@ class Injector:
         result = run(["verify", str(folder)])
         if self.judge(trial, result):
             return
-        if result.code != 0 and mend is not None and mend(result.output):
+        if result.code != 0 and mend is not None and mend(result.output + result.errors):
             for step in range(self.where(workflow, len(workflow.steps), folder), 99):
                 if step >= len(workflow.steps):
                     break
@@ -184,10 +185,10 @@ class Injector:
         elif how == "foreign":
             file.write_bytes(self.random.choice(files).read_bytes() + b"\n")
         else:
-            file.write_bytes(_damaged(good, how, self.random))
+            file.write_bytes(damaged(good, how, self.random))
 
         def mend(message: str) -> bool:
-            if not _names(message, file, folder):
+            if not names_file(message, file, folder):
                 trial.outcome = "names another file"
                 trial.message = message
                 return False
@@ -209,7 +210,7 @@ class Injector:
         for _ in range(self.random.randint(1, 3)):
             wait_s = 10 ** self.random.uniform(-3, -0.3)
             command = workflow.command(step, folder)
-            run(command, meanwhile=_after(wait_s, signal.SIGKILL))
+            run(command, meanwhile=after(wait_s, signal.SIGKILL))
             if (step := self.where(workflow, step + 1, folder)) >= len(workflow.steps) - 1:
                 break
         self.go_on(trial, workflow, step, folder)
@@ -222,7 +223,7 @@ class Injector:
         if step == 0 and self.random.random() < 0.5:
             command += ["--workers", "2"]
         wait_s = 10 ** self.random.uniform(-2.5, -0.2)
-        result = run(command, meanwhile=_after(wait_s, number))
+        result = run(command, meanwhile=after(wait_s, number))
         if self.judge(trial, result):
             return
         if result.code not in (0, 128 + number):
@@ -237,7 +238,7 @@ class Injector:
         nth = self.random.randint(1, 40)
         trial.fault = f"errno: {errno.errorcode[number]}"
         trial.detail += f": {name} {nth}"
-        result = run(workflow.command(step, folder), before=lambda: _fail(name, nth, number))
+        result = run(workflow.command(step, folder), before=lambda: fail(name, nth, number))
         if self.judge(trial, result):
             return
         if result.code not in (0, 2, 3):
@@ -303,6 +304,8 @@ class Injector:
             if result.code == 0:
                 trial.outcome, trial.message = "wrong", "another budget was taken"
                 return
+            run(workflow.begin(folder))  # which writes it again
+            step = self.where(workflow, step, folder)
         else:
             edits = [
                 ("min_weight: 0.02", "min_weight: 0.22"),
@@ -341,7 +344,7 @@ class Injector:
         trial.detail += f": {file.relative_to(folder)} of format {number.decode()}"
 
         def mend(message: str) -> bool:
-            if not _names(message, file, folder):
+            if not names_file(message, file, folder):
                 trial.outcome, trial.message = "names another file", message
                 return False
             file.write_bytes(good)
@@ -401,82 +404,6 @@ class Injector:
             trial.message = result.errors
             return
         self.go_on(trial, workflow, step, folder)
-
-
-# ---- how ----------------------------------------------------------------------------------------
-
-
-def _damaged(good: bytes, how: str, rng: random.Random) -> bytes:
-    content = bytearray(good)
-    if how == "empty" or not content:
-        return b"" if content else b"x"
-    place = rng.randrange(len(content))
-    if how == "flip":
-        content[place] ^= 1 << rng.randrange(8)
-    elif how == "truncate":
-        del content[place:]
-    else:
-        end = min(len(content), place + rng.randrange(1, 2048))
-        content[place:end] = bytes(end - place)
-    return bytes(content)
-
-
-def _names(message: str, file: Path, folder: Path) -> bool:
-    """Whether a message names a file, or its entry, or the file that its entry vouches for."""
-    name = str(file.relative_to(folder).with_suffix(""))
-    parent = str(file.relative_to(folder).parent)
-    by_index = file.name in ("index.json", "state.json") and f"/{parent}/" in message
-    return name in message or by_index
-
-
-def _after(wait_s: float, number: int) -> Callable[[int], None]:
-    def send(child: int) -> None:
-        time.sleep(wait_s)
-        os.kill(child, number)
-
-    return send
-
-
-def _fail(name: str, nth: int, number: int) -> None:
-    """Let the nth call of a kind fail, and those after it for a while, as on a full disk."""
-    calls = Counter[str]()
-
-    def failing(original: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **options: object) -> object:
-            calls[name] += 1
-            if nth <= calls[name] < nth + 3:
-                raise OSError(number, os.strerror(number))
-            return original(*arguments, **options)
-
-        return call
-
-    if name == "open":
-        Path.open = failing(Path.open)
-    elif name == "write":
-        Path.write_bytes = failing(Path.write_bytes)
-    else:
-        setattr(os, name, failing(getattr(os, name)))
-        if name == "replace":
-            Path.replace = failing(Path.replace)
-
-
-class Disk:
-    """A disk of its own and little room, where this process may mount one."""
-
-    def __init__(self, place: Path, size: int) -> None:
-        self.place = place
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        try:
-            self.mounted = subprocess.run(command, capture_output=True).returncode == 0
-        except FileNotFoundError:
-            self.mounted = False
-
-    def enlarge(self) -> None:
-        command = ["mount", "-o", "remount,size=64m", str(self.place)]
-        subprocess.run(command, check=True, capture_output=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", "-l", str(self.place)], capture_output=True)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -39,9 +40,12 @@ class Result:
 
 def load() -> None:
     """Import what commands need, so that a fork of this process begins at once."""
-    for name in ("__main__", "cli", "methods.select", "scoring.told", "selection"):
+    for name in ("__main__", "cli", "clustering.kmeans", "data.near_dedup", "scoring.told"):
         import_module(f"pyids.{name}")
-    import_module("pyarrow.parquet")
+    for name in ("pyids.selection", "pyarrow.parquet", "safetensors.numpy"):
+        import_module(name)
+    with suppress(ImportError):
+        import_module("pandas")  # which pyarrow imports where it is
 
 
 def run(

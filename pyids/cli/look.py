@@ -1,0 +1,82 @@
+"""Commands that let people look at a run: its report, how far it is, its trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyids.config import RunConfig
+
+if TYPE_CHECKING:
+    from pyids.callbacks import Callback
+
+TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `pyids run` the options of what is shown of it."""
+    command = click.option(
+        "--report/--no-report",
+        "with_report",
+        default=True,
+        help="Write report.html and map.parquet in the end.  [default: report]",
+    )(command)
+    return click.option(
+        "--report-to",
+        multiple=True,
+        type=click.Choice(TRACKERS),
+        help="Log each round to this tracker, too; may be repeated.",
+    )(command)
+
+
+def trackers_of(names: tuple[str, ...], config: RunConfig) -> list[Callback]:
+    """Start the trackers of these names."""
+    if not names:
+        return []
+    from pyids.trackers import start
+
+    return [start(name, config) for name in dict.fromkeys(names)]
+
+
+def write(folder: Path) -> None:
+    """Write the report of a run folder where it is looked for."""
+    from pyids.report.page import write_report
+
+    click.echo(write_report(folder))
+
+
+def write_comparison(comparison: dict[str, Any], path: str) -> None:
+    """Write a comparison of selections as a page."""
+    from pyids.report.comparison import write_comparison as write_page
+
+    click.echo(write_page(comparison, Path(path)))
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--to", "path", type=click.Path(), help="page [default: report.html of the folder]")
+@click.option(
+    "--projection",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    help="how vectors become points; umap needs umap-learn  [default: pca]",
+)
+def report(folder: str, path: str | None, projection: Any) -> None:
+    """Write the report of the run in FOLDER, one page that needs no network, and map.parquet."""
+    from pyids.report.page import write_report
+
+    click.echo(write_report(folder, path, projection=projection))
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(folder: str, as_json: bool) -> None:
+    """Say what of the run in FOLDER is done, what is next, when it may end, what it takes."""
+    from pyids.report.status import status_of
+
+    found = status_of(folder)
+    click.echo(found.to_json() if as_json else found)

@@ -1,0 +1,43 @@
+"""A look into each row that is read: its format, its digest, what of it reaches no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pyids.chat.digest import digest
+from pyids.chat.formats import (
+    BadRow,
+    UnusableRow,
+    detect_format,
+    no_format,
+    to_messages,
+    unused_columns,
+)
+from pyids.data.readers import Damaged
+
+
+class Look:
+    """Looks into rows, and counts their formats and the columns that do not reach the model."""
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+        self.formats = Counter[str]()
+        self.unused = Counter[str]()
+
+    def digest(self, record: dict[str, Any]) -> bytes:
+        """Give the digest of a row's conversation; see `to_messages` for what is raised."""
+        format = self.format if self.format != "auto" else detect_format(record)
+        if format is None:
+            raise BadRow(no_format(record))
+        try:
+            messages = to_messages(record, format)
+        except UnusableRow:
+            self.formats[format] += 1
+            raise
+        self.formats[format] += 1
+        if isinstance(record, Damaged):
+            raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)")
+        if unused := unused_columns(record, format, messages):
+            self.unused.update(unused)
+        return digest(messages)

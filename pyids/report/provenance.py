@@ -1,0 +1,60 @@
+"""How a run was made: its configuration, versions, input and machine."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from pyids.report.text import cut
+from pyids.store.files import read_json
+from pyids.store.folder import Store
+
+_SHOWN_SOURCES = 20
+_VALUE_BYTES = 300
+
+
+def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Return the facts of the manifest, or that there is none yet; files by name, not by place.
+
+    Where a folder lies is nobody's business with whom a page is shared.
+    """
+    sources = store.index["sources"]
+    facts: list[list[str]] = []
+    manifest_path = folder / "manifest.json"
+    if manifest_path.exists():
+        manifest = read_json(manifest_path)
+        environment = manifest.get("environment", {})
+        packages = environment.get("packages", {})
+        facts += [
+            ["pyids", packages.get("pyids-select") or "unknown"],
+            ["Python", environment.get("python", "unknown")],
+            ["platform", environment.get("platform", "unknown")],
+            ["packages", ", ".join(f"{n} {v}" for n, v in packages.items() if v)],
+            ["device", f"{manifest.get('device')}, {manifest.get('threads')} threads"],
+            [
+                "files in the manifest",
+                f"{len(manifest.get('files', {})):,}, each with its xxh3-128",
+            ],
+        ]
+    else:
+        facts.append(["manifest", "none yet: the run has not ended"])
+    for source in sources[:_SHOWN_SOURCES]:
+        facts.append(["input", f"{PurePath(source['path']).name} ({source['format']})"])
+    if len(sources) > _SHOWN_SOURCES:
+        facts.append(["input", f"and {len(sources) - _SHOWN_SOURCES:,} more files"])
+    shown = {name: _without_folder(value) for name, value in config.items() if name != "output_dir"}
+    return {
+        "provenance": [[name, cut(str(value), _VALUE_BYTES)] for name, value in facts],
+        "config": cut(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), 20_000),
+    }
+
+
+def _without_folder(value: Any) -> Any:
+    """Return a path's last part, of absolute ones alone."""
+    if isinstance(value, list):
+        return [_without_folder(one) for one in value[:_SHOWN_SOURCES]]
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PurePath(value).name
+    return value

@@ -1,0 +1,177 @@
+"""How far each stage of a run folder is, since when, and what it takes on the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyids.store.files import read_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes
+    ----------
+    name
+        ``read``, ``embed``, ``cluster``, ``round 1``, ..., ``export``.
+    done, total
+        Parts of it that are done, and how many there are; a total of None is not known yet.
+    started, ended
+        Times of its first and last file, in seconds since the epoch; None before there is one.
+    note
+        What is being done, or what it came to.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    started: float | None = None
+    ended: float | None = None
+    note: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.total is not None and self.done >= self.total
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.yaml`` as it is, whichever version of pyids wrote it; empty before there is."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return config if isinstance(config, dict) else {}
+
+
+def stages_of(folder: Path) -> list[Stage]:
+    """Return the stages of a run folder in their order, as its files tell."""
+    config = read_config(folder)
+    index = folder / "rows" / "index.json"
+    shards = len(read_json(index)["shards"]) if index.exists() else None
+    entries = [path for path in (folder / "rows").glob("*.json") if path != index]
+    read = _stage("read", entries, len(entries) if shards is not None else None, last=index)
+    embedded = (path for path in (folder / "embeddings").glob("*.json"))
+    stages = [read, _stage("embed", embedded, shards)]
+    centroids = folder / "centroids.json"
+    stages.append(_stage("cluster", [centroids], 1, first=folder / "labels"))
+    if (near := folder / "distinct").is_dir():
+        stages.append(_stage("drop near-duplicates", [near / "index.json"], 1, first=near))
+    if config.get("quality"):
+        stages.append(_stage("rate", (folder / "quality").glob("*-*.json"), shards))
+    rounds = int(config.get("rounds") or 1)
+    static = not (folder / "rounds").is_dir() and any(folder.glob("selected-*"))
+    if not static:
+        stages += [_round(folder, n, rounds) for n in range(1, rounds + 1)]
+    exported = [*folder.glob("selected-*")] if static else [folder / "manifest.json"]
+    return [*stages, _stage("export", exported, max(1, len(exported)))]
+
+
+def _stage(
+    name: str,
+    parts: Iterable[Path],
+    total: int | None,
+    *,
+    first: Path | None = None,
+    last: Path | None = None,
+) -> Stage:
+    """Make a stage of the files that stand for its parts, and of one before or after them."""
+    done = [time for path in parts if (time := _time(path)) is not None]
+    times = [*done, *(time for path in (first, last) if path and (time := _time(path)) is not None)]
+    if not times:
+        return Stage(name, 0, total)
+    return Stage(name, len(done), total, min(times), max(times))
+
+
+def _round(folder: Path, number: int, rounds: int) -> Stage:
+    """Make the stage of one round: draw, train, score; the last one of ours ends with training."""
+    path = folder / "rounds" / str(number)
+    drawn, told = path / "selected.npy", path / "weights.npy"
+    trained = path / "checkpoint" / "checkpoint.json"
+    begun = folder / "rounds" / "1"
+    # Probe rows are drawn when a trainer of one's own asks, but after ours has trained.
+    own_trainer = (begun / "probes.npy").exists() and not (begun / "checkpoint").exists()
+    steps = [drawn, told] if own_trainer else [drawn, trained, told]
+    if not own_trainer and number == rounds:
+        steps = [drawn, trained]
+    stage = _stage(f"round {number}", steps, len(steps), first=path if path.is_dir() else None)
+    left = [
+        name
+        for name, step in zip(("draw", "train", "score"), steps, strict=False)
+        if not step.exists()
+    ]
+    if own_trainer and left:
+        left = ["draw"] if not drawn.exists() else ["the scores of your trainer (`pyids tell`)"]
+    note = f"next: {left[0]}" if left and stage.started is not None else ""
+    return Stage(stage.name, stage.done, stage.total, stage.started, stage.ended, note)
+
+
+def _time(path: Path) -> float | None:
+    """Return when a file was last written; None where there is none (it may just be renamed)."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
+
+
+def seconds_of(stages: list[Stage]) -> list[tuple[str, float]]:
+    """Return the wall seconds of each stage that has ended or begun, as the times of its files say.
+
+    From the end of the stage before to its own; of the first, from its first file. A pause counts,
+    and files that were copied without their times tell nothing.
+    """
+    found, before = [], None
+    for stage in stages:
+        if stage.started is None or stage.ended is None:
+            continue
+        start = stage.started if before is None else before
+        found.append((stage.name, max(0.0, stage.ended - start)))
+        before = max(stage.ended, before or 0.0)
+    return found
+
+
+def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
+    """Estimate the seconds to the end of the run; None where too little is done to tell.
+
+    The stage that is being done goes on at the pace that it has had; a round that has not begun
+    takes as long as the mean of those that have ended. Stages before the rounds that have not begun
+    are not known.
+    """
+    now = time.time() if now is None else now
+    spent = dict(seconds_of(stages))
+    ended = [spent[s.name] for s in stages if s.name.startswith("round") and s.complete]
+    left = 0.0
+    for stage in stages:
+        if stage.complete or stage.name == "export":
+            continue
+        if stage.name.startswith("round"):
+            if not ended:
+                return None
+            mean = sum(ended) / len(ended)
+            passed = max(0.0, now - stage.started) if stage.started is not None else 0.0
+            left += max(0.0, mean - passed)
+        elif stage.started is None or stage.total is None or stage.done < 2:
+            return None
+        else:
+            assert stage.ended is not None
+            pace = (stage.ended - stage.started) / (stage.done - 1)
+            left += pace * (stage.total - stage.done)
+    return left
+
+
+def disk_bytes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each entry of a run folder, the largest first."""
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        try:
+            size = path.lstat().st_size if path.is_file() else 0
+        except OSError:
+            continue  # a file of a stage that is being done was renamed
+        top = path.relative_to(folder).parts[0]
+        sizes[top] = sizes.get(top, 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))

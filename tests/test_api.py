@@ -133,7 +133,16 @@ def test_help_shows_groups_and_what_matters_first():
     first = text[places[0] : places[1]]
     flags = re.findall(r"^  --([a-z-]+)", first, re.M)
     assert flags == [name.replace("_", "-") for name in FIRST]
-    named = "Data Selection Embedding Clustering Training Scoring Machine Output".split()
+    named = [
+        "Data",
+        "Selection",
+        "Embedding",
+        "Clustering",
+        "Training",
+        "Scoring",
+        "Machine",
+        "Output",
+    ]
     assert [title for title in GROUPS if title in named] == named
     for name in RunConfig.model_fields:
         assert len(re.findall(rf"^  --{name.replace('_', '-')} ", text, re.M)) == (name != "data")

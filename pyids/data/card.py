@@ -211,7 +211,7 @@ def _how(
         by = f"by the method `{_inline(Path(name).stem.removeprefix('selected-'))}` of pyids"
     rows = [
         f"{len(selected.row_ids):,} of {store.kept:,} usable rows ({store.rows_read:,} were read; "
-        f"{store.skipped:,} were unusable, {store.repeats:,} repeated another), chosen {by}.",
+        f"{store.skipped:,} were unusable, {store.duplicates:,} repeated another), chosen {by}.",
         "",
         *_columns(selected, format),
     ]

@@ -69,7 +69,12 @@ def funnel(store: Store, rounds: Rounds | None, selected: int) -> list[dict[str,
     steps = [
         {"name": "read", "rows": store.rows_read, "kind": "stay"},
         {"name": "unusable", "rows": store.skipped, "kind": "drop", "file": "skipped.jsonl"},
-        {"name": "exact repeats", "rows": store.repeats, "kind": "drop", "file": "repeats.jsonl"},
+        {
+            "name": "exact duplicates",
+            "rows": store.duplicates,
+            "kind": "drop",
+            "file": "duplicates.jsonl",
+        },
     ]
     if kept.get("inputs", {}).get("keep_duplicates"):
         steps[-1]["kind"] = "note"  # listed, not dropped

@@ -93,7 +93,7 @@ WRONG = {
     "pyids.doesnotexist": "attr-defined",
     "pyids.run(progress=3)": "arg-type",
     "pyids.run(data='x', budget=3).rows": "attr-defined",
-    "pyids.sample_by_cluster(np.zeros(3, int), [1], sed=0)": "call-arg",
+    "pyids.sample_by_cluster(np.zeros(3, int), [1], sed=0)": "call-overload",
     "pyids.Selection.open()": "call-arg",
 }
 
@@ -133,6 +133,17 @@ def test_help_shows_groups_and_what_matters_first():
     first = text[places[0] : places[1]]
     flags = re.findall(r"^  --([a-z-]+)", first, re.M)
     assert flags == [name.replace("_", "-") for name in FIRST]
+    named = [
+        "Data",
+        "Selection",
+        "Embedding",
+        "Clustering",
+        "Training",
+        "Scoring",
+        "Machine",
+        "Output",
+    ]
+    assert [title for title in GROUPS if title in named] == named
     for name in RunConfig.model_fields:
         assert len(re.findall(rf"^  --{name.replace('_', '-')} ", text, re.M)) == (name != "data")
 

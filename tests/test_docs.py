@@ -116,7 +116,7 @@ def with_examples():
             yield ".".join(parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", with_examples())
+@pytest.mark.parametrize("name", list(with_examples()))
 def test_examples_in_docstrings_run(name, request, monkeypatch, tmp_path):
     module = importlib.import_module(name)
     shutil.copytree(request.getfixturevalue("place"), tmp_path, dirs_exist_ok=True)
@@ -162,7 +162,7 @@ def test_pages_use_the_words_of_the_field(page):
 
 def test_pages_name_options_that_exist():
     """Every ``--option`` of a page is one of a command, of a benchmark or of another program."""
-    known = {"--help", "--version", "--quiet"}
+    known = {option for one in cli.params for option in one.opts} | {"--help"}
     for command in cli.commands.values():
         for one in command.params:
             known |= {*one.opts, *one.secondary_opts}

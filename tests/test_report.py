@@ -60,7 +60,7 @@ def test_the_report_says_what_the_folder_holds(pool, tmp_path):
     folder = finish(pool, tmp_path / "run", quality="length")
     data = data_of(write_report(folder).read_text())
     rows = {step["name"]: step["rows"] for step in data["funnel"]}
-    assert rows == {"read": 400, "unusable": 0, "exact repeats": 0, "pool": 400, "selected": 60}
+    assert rows == {"read": 400, "unusable": 0, "exact duplicates": 0, "pool": 400, "selected": 60}
     store = Store(folder)
     clusters = data["clusters"]
     assert clusters["size"] == store.cluster_sizes.tolist()

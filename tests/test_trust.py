@@ -114,7 +114,7 @@ def test_what_cannot_be_made_again_is_named_with_the_command(two_told, name, rem
 def test_a_finished_folder_is_not_approved_again(two_told):
     finish(two_told)
     manifest = (two_told / "manifest.json").read_bytes()
-    for name in ("rounds/2/scores.parquet", "repeats.jsonl"):
+    for name in ("rounds/2/scores.parquet", "duplicates.jsonl"):
         kept = (two_told / name).read_bytes()
         (two_told / name).write_bytes(kept + b" ")
         with pytest.raises(DamagedError, match=name):

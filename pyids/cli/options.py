@@ -15,10 +15,8 @@ FIRST = (
     "output_dir",
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
-GROUPS = (
-    "Data", "Selection", "Target", "Embedding", "Clustering", "Training", "Scoring", "Machine",
-    "Output",
-)  # fmt: skip
+# The others, in the order of the configuration.
+GROUPS = tuple(dict.fromkeys(group_of(name) for name in RunConfig.model_fields))
 
 
 def shown_in(name: str) -> str:

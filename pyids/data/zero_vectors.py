@@ -34,7 +34,7 @@ def drop_zero_rows(store: Store) -> None:
         With its vectors copied; those of the shards that lose rows are to be copied again.
     """
     index = store.path / "keep" / "index.json"
-    facts = read_json(index)
+    metadata = read_json(index)
     dropped = {
         shard.name: _zero_ids(store.artifact("embeddings", shard), store.artifact("keep", shard))
         for shard in store.shards
@@ -57,10 +57,10 @@ def drop_zero_rows(store: Store) -> None:
     write_entry(
         index,
         [store.artifact("keep", shard) for shard in store.shards],
-        facts["inputs"],
-        kept=facts["kept"] - count,
-        skipped=facts["skipped"] + count,
-        repeats=facts["repeats"],
+        metadata["inputs"],
+        kept=metadata["kept"] - count,
+        skipped=metadata["skipped"] + count,
+        duplicates=metadata["duplicates"],
     )
     store.forget()
 

@@ -70,7 +70,7 @@ def funnel(store: Store, rounds: Rounds | None, selected: int) -> list[dict[str,
         {"name": "read", "rows": store.rows_read, "kind": "stay"},
         {"name": "unusable", "rows": store.skipped, "kind": "drop", "file": "skipped.jsonl"},
         {
-            "name": "exact repeats",
+            "name": "exact duplicates",
             "rows": store.duplicates,
             "kind": "drop",
             "file": "duplicates.jsonl",

@@ -35,7 +35,7 @@ def cut(text: str, most_bytes: int) -> str:
     Examples
     --------
     >>> cut("a long sentence", 16)
-    'a long sen…'
+    'a long sent…'
     """
     shown = clean(text[:most_bytes])
     if len(text) <= most_bytes and json_bytes(shown) <= most_bytes:

@@ -252,8 +252,8 @@ def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -
             guess = " (a new version of the encoder?)" if what == "vectors" else ""
             raise ConfigError(
                 f"{store.path}: its rounds drew from clusters made with other {what} than now"
-                f"{guess}: choose another --output-dir, or start over with `pyids clean "
-                f"{store.path} --stage rounds`"
+                f"{guess}: choose another --output-dir, or start over with "
+                f"`pyids clean {store.path} --stage rounds`"
             )
         hashes |= {name: metadata["xxh3"] for name, metadata in content["files"].items()}
     return hashes

@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py bench-cpu \
+.PHONY: help setup build demo test lint types test-cpp test-py site wheel bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-gpu \
         bench-scale clean
 
@@ -39,7 +39,7 @@ build: $(VENV)/.installed ## build the wheel and install it into .venv
 demo: build ## watch an iterative selection on a generated pool with known truth
 	$(BIN)/python benchmarks/demo.py
 
-test: lint types test-cpp test-py ## everything that must pass
+test: lint types test-cpp test-py site ## everything that must pass
 
 lint: setup
 	$(BIN)/ruff check .
@@ -59,6 +59,12 @@ test-cpp: setup
 
 test-py: build
 	$(RUN) -m pytest
+
+site: build ## build the documentation into build/site; a warning (a dead link) is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+wheel: setup ## a manylinux wheel and an sdist in dist/, tried in an empty environment of every Python here
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
 bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k rows too; EMBEDDINGS=x.npy)
 	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full) \

@@ -44,6 +44,7 @@ test: lint types test-cpp test-py site ## everything that must pass
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inl')
 
 types: build

@@ -274,6 +274,7 @@ def test_the_commands(pool, tmp_path):
     assert invoke(cli, arguments).exit_code == 0
     data = data_of(page.read_text())
     assert data["kind"] == "comparison"
+    assert str(tmp_path) not in page.read_text()
     assert [one["rows"] for one in data["selections"]] == [60, 60]
 
 

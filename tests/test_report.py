@@ -155,6 +155,22 @@ def test_estimates_from_a_sample_are_those_of_the_pool(pool, tmp_path):
     np.testing.assert_array_equal(labels[drawn.row_ids], drawn.clusters)
 
 
+def test_the_rows_looked_at_are_not_those_that_the_run_drew(pool, tmp_path, monkeypatch):
+    """Keyed by the seed of the run, a sample of the pool would be its selection."""
+    folder = finish(pool, tmp_path / "run", budget=80)
+    drawn = []
+    draw_pool = sample.draw_pool
+    monkeypatch.setattr(
+        sample,
+        "draw_pool",
+        lambda store, seed: drawn.append(draw_pool(store, seed, 80)) or drawn[0],
+    )
+    collect(folder)
+    selected = {json.loads(line)["_pyids_id"] for line in (folder / "selected.jsonl").open()}
+    # One in five rows is selected, and so of a sample: 16 of 80, at most 3.5 deviations more.
+    assert len(selected & set(drawn[0].row_ids.tolist())) < 30
+
+
 def test_words_that_stand_everywhere_name_nothing():
     found = words.ClusterWords()
     for n in range(60):
@@ -225,6 +241,20 @@ def test_the_time_that_is_left_follows_from_the_pace():
     assert stages.seconds_left([read, left], now) is None
 
 
+@pytest.mark.parametrize("option", ["--report", "--no-report"])
+def test_a_run_writes_its_report_in_the_end(pool, tmp_path, monkeypatch, option):
+    def run(config, callbacks):
+        return finish(pool, config.output_path) / "selected.jsonl"
+
+    monkeypatch.setattr("pyids.selection.run", run)
+    folder = tmp_path / "run"
+    arguments = ["run", str(pool.path), "--budget", "60", "--output-dir", str(folder), option]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").exists() == (option == "--report")
+    assert "selected.jsonl" in result.output
+
+
 def test_the_commands(pool, tmp_path):
     folder = finish(pool, tmp_path / "run")
     made = pyids.select("random", {**pool.options(), "output_dir": str(tmp_path / "static")})
@@ -244,6 +274,7 @@ def test_the_commands(pool, tmp_path):
     assert invoke(cli, arguments).exit_code == 0
     data = data_of(page.read_text())
     assert data["kind"] == "comparison"
+    assert str(tmp_path) not in page.read_text()
     assert [one["rows"] for one in data["selections"]] == [60, 60]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
@@ -83,7 +84,8 @@ def collect(folder: Path | str, projection: Projection = "pca") -> Report:
     if (folder / "distinct" / "index.json").exists():
         store.deduplicate()
     config = read_config(folder)
-    seed = int(config.get("seed") or 0)
+    # Not the seed of the run: keyed by that, the rows looked at would be those that it drew.
+    seed = xxhash.xxh3_64_intdigest(b"report", int(config.get("seed") or 0)) >> 1
     clustered = sample.has_clusters(store)
     rounds = Rounds(store, store.cluster_sizes) if clustered else None
     selected, name = _selected(store, rounds)

@@ -25,7 +25,18 @@ def write_comparison(comparison: dict[str, Any], path: Path) -> Path:
     mix = comparison["mix"]
     spread = {group: max(shares) - min(shares) for group, shares in mix.items()}
     shown = sorted(spread, key=lambda group: (-spread[group], group))[:_SHOWN_GROUPS]
-    names = [PurePath(one["name"]).name for one in comparison["selections"]]
+    named = [one["name"] for one in comparison["selections"]]
+    names = [PurePath(name).name for name in named]
+    if len(set(names)) == len(names):  # where they lie is nobody's business
+        short = dict(zip(named, names, strict=True))
+        comparison = {
+            **comparison,
+            "selections": [{**s, "name": short[s["name"]]} for s in comparison["selections"]],
+            "overlaps": [
+                {**o, "first": short[o["first"]], "second": short[o["second"]]}
+                for o in comparison["overlaps"]
+            ],
+        }
     title = cut(" and ".join(names[:2]) + (" and others" if len(names) > 2 else ""), _NAME_BYTES)
     data = {
         **comparison,

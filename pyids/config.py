@@ -23,98 +23,48 @@ from pydantic import (
 )
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
-from pyids.chat.format_map import check_format_map
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
+from pyids.parsing import (
+    check_encoder,
+    check_url,
+    parse_budget,
+    parse_clusters,
+    parse_data,
+    parse_format_map,
+)
 from pyids.registry import SCORERS, WEIGHT_UPDATES
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
 # Candidates drawn for each row kept, where answers look mismatched.
 SCREENING_OVERSAMPLE = 5
+
+
 # The scorer of a run with a target; those of its parts begin with its name.
 TARGET_SCORER = "target"
+
+
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 
-def _parse_budget(value: object) -> object:
-    """Turn "500" into 500; keep "5%" as it is; refuse anything else."""
-    remedy = "give a number of rows (--budget 10000) or a share of the pool (--budget 5%)"
-    if isinstance(value, str):
-        text = value.strip()
-        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
-            if not 0 < float(match[1]) <= 100:
-                raise ValueError(f"budget {text} is not above 0% and at most 100%: {remedy}")
-            return f"{match[1]}%"
-        if not re.fullmatch(r"[+-]?\d+", text):
-            raise ValueError(f"budget {text!r} is not a number: {remedy}")
-        value = int(text)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"budget {value!r} is not a whole number: {remedy}")
-    if value < 1:
-        raise ValueError(f"budget {value} is not positive: {remedy}")
-    return value
-
-
-def _parse_data(value: object) -> object:
-    if isinstance(value, str | Path):
-        return [str(value)]
-    if isinstance(value, list | tuple):
-        return [str(item) if isinstance(item, Path) else item for item in value]
-    return value
-
-
-def _parse_clusters(value: object) -> object:
-    if value is None or value == "auto":
-        return value
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"clusters {value!r} is neither a positive number nor auto")
-    return value
-
-
-def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
-    """Return the URL of an endpoint.
-
-    Raises
-    ------
-    ValueError
-        It is not a URL, or it may hold a secret (which is not shown): it is written to the run
-        folder, and paths are put behind it.
-    """
-    if set("@?#") & set(url):
-        raise ValueError(
-            "the URL of the endpoint holds one of @ ? #, and would be written to the run folder: "
-            f"leave user and query out (https://host/v1), and give the key in {key_variable}"
-        )
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint {url!r} is not a URL: give one such as https://host/v1")
-    return url
-
-
-def _check_format_map(given: str | None) -> str | None:
-    return None if given is None else check_format_map(given)
-
-
-def _check_encoder(name: str) -> str:
-    if name.startswith(("http://", "https://")):
-        url, _, model = name.partition("#")
-        check_url(url)
-        if set("?&=#") & set(model):
-            raise ValueError(
-                "the model behind # of the encoder's endpoint holds one of ? & = #, and would be "
-                "written to the run folder: name the model alone (https://host/v1#model), and give "
-                "the key in OPENAI_API_KEY"
-            )
-    return name
-
-
 LongText: TypeAlias = Literal["truncate", "chunk"]
+
+
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-Budget = Annotated[int | str, BeforeValidator(_parse_budget)]
-Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(_parse_clusters)]
-Target = Annotated[list[str] | None, BeforeValidator(_parse_data)]
+
+
+Budget = Annotated[int | str, BeforeValidator(parse_budget)]
+
+
+Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_clusters)]
+
+
+Target = Annotated[list[str] | None, BeforeValidator(parse_data)]
 
 
 def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
@@ -127,7 +77,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    data: Annotated[list[str], BeforeValidator(_parse_data)] = _option(
+    data: Annotated[list[str], BeforeValidator(parse_data)] = _option(
         "Data", "files, folders, globs or a hub name", min_length=1
     )
     format: Annotated[str, AfterValidator(check_format)] = _option(
@@ -136,7 +86,7 @@ class RunConfig(BaseModel):
         "text, or two columns (prompt/completion)",
         "auto",
     )
-    format_map: Annotated[str | None, AfterValidator(_check_format_map)] = _option(
+    format_map: Annotated[str | None, AfterValidator(parse_format_map)] = _option(
         "Data",
         "columns of prompt and response (prompt=COLUMN+COLUMN,response=COLUMN), or a YAML file "
         "that names them",
@@ -200,7 +150,7 @@ class RunConfig(BaseModel):
         "Target", "precomputed vectors of the target: a .npy file, row i for its row i", None
     )
 
-    encoder: Annotated[str, AfterValidator(_check_encoder)] = _option(
+    encoder: Annotated[str, AfterValidator(check_encoder)] = _option(
         "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
     )
     embeddings_file: str | None = _option(
@@ -432,6 +382,8 @@ def group_of(name: str) -> str:
 TRAINER_FIELDS = frozenset(
     name for name in RunConfig.model_fields if group_of(name) == "Training" and name != "model"
 ) | {"scorer", "reward_model", "judge_url", "judge_model", "judge_max_requests"}
+
+
 ROUND_FIELDS = (
     frozenset(name for name in RunConfig.model_fields if group_of(name) == "Scoring")
     | TRAINER_FIELDS

@@ -347,19 +347,19 @@ SIGNALS = Registry(
             "deita",
             "Expected ratings of complexity x quality by a causal language model.",
             "Liu et al., arXiv 2312.15685",
-            "pyids.scoring.signals:make_deita",
+            "pyids.scoring.deita:make_deita",
         ),
         Entry(
             "reward",
             "The rating of a reward model: reward:MODEL.",
             f"{_YU}, section 2.1",
-            "pyids.scoring.signals:make_reward",
+            "pyids.scoring.classifiers:make_reward",
         ),
         Entry(
             "classifier",
             "The grade of a text classifier: classifier:MODEL.",
             "Penedo et al., arXiv 2406.17557",
-            "pyids.scoring.signals:make_classifier",
+            "pyids.scoring.classifiers:make_classifier",
         ),
         Entry(
             "judge",

@@ -48,7 +48,7 @@ except ImportError:
     if importlib.util.find_spec("xxhash") is None:
         sys.modules["xxhash"] = ModuleType("xxhash")  # the definitions of kernels do not hash
     kernels = from_checkout("pyids_kernels", ROOT / "kernels" / "__init__.py")
-    reference = from_checkout("pyids_reference", ROOT / "pyids" / "reference.py")
+    reference = from_checkout("pyids_reference", ROOT / "pyids" / "reference" / "__init__.py")
 
 assign, certify, common, half, loss, pool, update = (
     importlib.import_module(f"{kernels.__name__}.{name}")

@@ -71,7 +71,7 @@ def _no_fsync(monkeypatch):
 def small(monkeypatch):
     """Splits, groups and shards so small that little data has many of each."""
     monkeypatch.setattr(sources_module, "SPLIT_BYTES", 1000)
-    monkeypatch.setattr(intake_module, "ROWS_PER_GROUP", 3)
+    monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 3)
     monkeypatch.setattr(intake_module, "GROUPS_PER_SHARD", 2)
 
 

@@ -26,7 +26,7 @@ N, D = 500, 6
 def _small_and_unsynced(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(sources, "SPLIT_BYTES", 8000)
-    monkeypatch.setattr(ingest_module, "ROWS_PER_GROUP", 32)
+    monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 32)
     monkeypatch.setattr(ingest_module, "GROUPS_PER_SHARD", 2)
 
 

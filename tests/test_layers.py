@@ -45,8 +45,8 @@ def rooms_imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level:  # only the kernels, which also run outside the package
-                assert path.parent.name == "kernels", f"{path}: a relative import"
+            if node.level:  # only what also runs outside the package
+                assert path.parent.name in ("kernels", "reference"), f"{path}: a relative import"
                 continue
             names.add(node.module)
             if node.module == "pyids":

@@ -68,7 +68,7 @@ def test_what_goes_is_the_definition_cluster_by_cluster(doubled, tmp_path):
 
 def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch):
     whole, _ = run(doubled, tmp_path / "whole")
-    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 16)
     monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
     folder = tmp_path / "cut"
     assert run(doubled, folder)[0] == whole
@@ -82,7 +82,7 @@ def test_shards_and_a_second_start_change_nothing(doubled, tmp_path, monkeypatch
 
 
 def test_every_later_stage_sees_the_rows_that_stay(doubled, tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "ROWS_PER_GROUP", 16)
+    monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 16)
     monkeypatch.setattr(ingest, "GROUPS_PER_SHARD", 2)
     options = doubled.options(semdedup_threshold=0.99, quality="length")
     with pyids.Selection.open(tmp_path / "run", **options) as selection:

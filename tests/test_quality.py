@@ -8,11 +8,13 @@ import pytest
 from pyids.chat import template
 from pyids.chat.formats import Turns
 from pyids.errors import ConfigError, DataError
-from pyids.scoring import cache, signals
+from pyids.scoring import cache, deita
 from pyids.scoring import cache as quality
 from pyids.scoring.cache import content_hash, score_rows
+from pyids.scoring.classifiers import Classifier, Reward
+from pyids.scoring.deita import Deita
 from pyids.scoring.row_weights import check_quality, histogram, log_weights, rescale
-from pyids.scoring.signals import Classifier, Deita, Ifd, Length, Perplexity, Reward, make_signal
+from pyids.scoring.signals import Ifd, Length, Perplexity, make_signal
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -124,7 +126,7 @@ def test_deita_is_the_expected_rating_summed_over_turns(tiny):
         expected.append(
             sum(
                 rating(f"C {a['content']} Rating:")
-                * rating(signals.QUALITY_PROMPT.format(prompt=a["content"], response=b["content"]))
+                * rating(deita.QUALITY_PROMPT.format(prompt=a["content"], response=b["content"]))
                 for a, b in pairs
             )
         )
@@ -147,9 +149,9 @@ def test_deita_takes_a_rater_for_each_factor(tiny, tmp_path):
     quality, complexity = Deita(tiny["causal"]), Deita(str(tmp_path / "complexity"))
     row = ROWS[0]
     asked, answer = row[0]["content"], row[1]["content"]
-    expected = complexity.expected_ratings([signals.COMPLEXITY_PROMPT.format(prompt=asked)])
+    expected = complexity.expected_ratings([deita.COMPLEXITY_PROMPT.format(prompt=asked)])
     expected *= quality.expected_ratings(
-        [signals.QUALITY_PROMPT.format(prompt=asked, response=answer)]
+        [deita.QUALITY_PROMPT.format(prompt=asked, response=answer)]
     )
     np.testing.assert_allclose(both.score([row]), expected, rtol=1e-5)
     assert abs(both.score([row])[0] - quality.score([row])[0]) > 1e-3

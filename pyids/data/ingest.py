@@ -10,33 +10,22 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
+from pyids.data.shard_writer import ShardWriter
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
-from pyids.store.files import atomic_write, write_sealed
+from pyids.store.files import write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, read_entry, write_entry
-
-# A row group is what is decoded to get at one row, a shard what a slow stage loses when it is
-# killed. A group ends at the first of the two.
-ROWS_PER_GROUP = 2048
-
-
-BYTES_PER_GROUP = 4 << 20
-
 
 GROUPS_PER_SHARD = 8
 
@@ -50,16 +39,6 @@ MAX_ERRORS = 20
 
 # To be raised when the same input would be read differently.
 _READER_VERSION = 3
-
-
-_SCHEMA = pa.schema(
-    [
-        ("record", pa.binary()),
-        ("line", pa.int64()),
-        ("digest", pa.binary(16)),
-        ("problem", pa.string()),
-    ]
-)
 
 
 Progress = Callable[[int, int, int], None]
@@ -180,9 +159,6 @@ def check(
         if look is not None:
             look(store)
         return intake
-
-
-# ---- the driver ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -327,9 +303,6 @@ def _remove_strays(folder: Path, known: set[str]) -> None:
             file.unlink()
 
 
-# ---- one split -----------------------------------------------------------------------------------
-
-
 def read_split(task: _Task) -> dict[str, Any]:
     """Read a split into its shards; idempotent.
 
@@ -350,7 +323,7 @@ def read_split(task: _Task) -> dict[str, Any]:
         drop=source.vectors,
         max_row_bytes=source.max_row_bytes,
     )
-    writer = _ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
+    writer = ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
     look = Look(source.format)
     with writer:
@@ -381,74 +354,3 @@ def read_split(task: _Task) -> dict[str, Any]:
         return {**report, "files": {}, "problems": problems}
     paths = [path for path, _ in writer.shards]
     return {**write_entry(entry, paths, task.inputs, **report), "problems": []}
-
-
-class _ShardWriter:
-    """Writes rows into ``NAME-0000.parquet``, ``NAME-0001.parquet``, ...; holds one row group."""
-
-    def __init__(self, folder: Path, name: str, groups_per_shard: int, records: bool) -> None:
-        self.folder = folder
-        self.name = name
-        self.groups_per_shard = groups_per_shard
-        self.records = records
-        self.rows = 0
-        self.shards: list[tuple[Path, int]] = []
-        self._columns: tuple[list[Any], ...] = ([], [], [], [])
-        self._bytes = 0
-        self._groups = 0
-        self._shard = ExitStack()
-        self._parquet: pq.ParquetWriter | None = None
-
-    def add(self, raw: bytes, line: int, key: bytes | None, problem: str | None) -> None:
-        """Add a row."""
-        record, lines, digests, problems = self._columns
-        record.append(raw if self.records else b"")
-        lines.append(line)
-        digests.append(key)
-        problems.append(problem)
-        self.rows += 1
-        self._bytes += len(raw)
-        if len(record) == ROWS_PER_GROUP or self._bytes >= BYTES_PER_GROUP:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        if self._parquet is None:
-            path = self.folder / f"{self.name}-{len(self.shards):04d}.parquet"
-            temporary = self._shard.enter_context(atomic_write(path))
-            self._parquet = self._shard.enter_context(
-                pq.ParquetWriter(
-                    temporary,
-                    _SCHEMA,
-                    compression="zstd",
-                    compression_level=1,
-                    use_dictionary=["problem"],
-                    write_statistics=False,
-                )
-            )
-            self.shards.append((path, 0))
-        group = pa.table(list(self._columns), schema=_SCHEMA)
-        self._parquet.write_table(group)
-        path, rows = self.shards[-1]
-        self.shards[-1] = (path, rows + group.num_rows)
-        self._groups += 1
-        for column in self._columns:
-            column.clear()
-        self._bytes = 0
-        if self._groups == self.groups_per_shard:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        self._shard.close()
-        self._parquet = None
-        self._groups = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None:
-            if self._columns[0]:
-                self._write_group()
-            self._end_shard()
-        else:
-            self._shard.__exit__(kind, *error)

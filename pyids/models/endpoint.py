@@ -24,8 +24,8 @@ import numpy as np
 import orjson
 
 from pyids._typing import Float32
-from pyids.config import check_url
 from pyids.errors import ConfigError, ModelError
+from pyids.parsing import check_url
 from pyids.terminal import printable
 
 if TYPE_CHECKING:

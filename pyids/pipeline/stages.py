@@ -249,10 +249,11 @@ def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -
         differing = [key for key, value in inputs.items() if content["inputs"].get(key) != value]
         if differing:
             what = "vectors" if "embeddings" in differing else differing[0]
+            guess = " (a new version of the encoder?)" if what == "vectors" else ""
             raise ConfigError(
-                f"{store.path}: its rounds drew from clusters made with other {what} than now (of "
-                "a new version of the encoder?): choose another --output-dir, or start over "
-                f"with `pyids clean {store.path} --stage rounds`"
+                f"{store.path}: its rounds drew from clusters made with other {what} than now"
+                f"{guess}: choose another --output-dir, or start over with `pyids clean "
+                f"{store.path} --stage rounds`"
             )
         hashes |= {name: metadata["xxh3"] for name, metadata in content["files"].items()}
     return hashes

@@ -22,8 +22,9 @@ from pyids.report.stages import disk_bytes, read_config
 from pyids.report.text import cut
 from pyids.report.words import ClusterWords
 from pyids.store.files import read_json
-from pyids.store.folder import Store, is_run_folder
+from pyids.store.folder import Store
 from pyids.store.ledger import load_npy
+from pyids.store.place import is_run_folder
 from pyids.store.rounds import Rounds
 
 # Points of the map, clusters and rounds that are shown, and bytes of texts: the page stays small.

@@ -11,7 +11,7 @@ import orjson
 
 from pyids.errors import DataError
 from pyids.report.stages import Stage, disk_bytes, seconds_left, seconds_of, stages_of
-from pyids.store.folder import is_run_folder
+from pyids.store.place import is_run_folder
 
 _SHOWN_ENTRIES = 6
 

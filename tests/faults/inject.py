@@ -305,6 +305,7 @@ class Injector:
                 trial.outcome, trial.message = "wrong", "another budget was taken"
                 return
             run(workflow.begin(folder))  # which writes it again
+            config.write_text(good)  # but for the place of this copy
             step = self.where(workflow, step, folder)
         else:
             edits = [

@@ -320,6 +320,8 @@ class Selection:
         temperature = None if isinstance(scores, Mapping) else scores.temperature
         told = reweight(self.rounds.weights(n), columns, clusters, self.config, temperature)
         table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}
+        # A `run` may have ended here, whose last round scores nothing: now the selection goes on.
+        (self.store.path / "manifest.json").unlink(missing_ok=True)
         self.rounds.save_told(n, table, told.summary, told.weights)
         self.callbacks.on_round_end(self, n)
 

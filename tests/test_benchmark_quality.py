@@ -87,7 +87,7 @@ def test_garbage_is_planted_in_its_share_and_kinds(quality, rows):
 
 
 @pytest.mark.slow
-def test_cells_train_measure_and_repeat(quality, tmp_path):
+def test_trials_train_measure_and_repeat(quality, tmp_path):
     trials, grids, table = (quality[name] for name in ("trials", "grids", "table"))
     model = quality["prepare"].prepare(
         tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000

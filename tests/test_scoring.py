@@ -133,9 +133,9 @@ def test_loss_is_the_checkpoints(models):
     np.testing.assert_array_equal(scores.values, scores.columns["checkpoint_nll"])
 
 
-def test_an_unknown_scorer_is_named(models):
-    with pytest.raises(ValueError, match=r"one of sound-learnability.*not 'vibes'"):
-        scorers.score("vibes", models, ROWS, CLUSTERS)
+def test_an_unknown_scorer_is_named():
+    with pytest.raises(ConfigError, match=r"no scorer 'vibes': choose one of sound-learnability"):
+        scorers.score("vibes", None, ROWS, CLUSTERS)
 
 
 # ---- scorers that need more than losses ----------------------------------------------------------

@@ -141,8 +141,8 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
 def artifacts(path: Path) -> list[Path]:
     """Every file of the run folder that the manifest vouches for, sorted.
 
-    Not ``selected-...``, the report and the cards: what `pyids export`, `pyids select` and `pyids
-    report` write there may come and change after the run.
+    Not ``selected-...``, ``probes.jsonl``, the report and the cards: what `pyids export`, `pyids
+    select`, `pyids ask` and `pyids report` write there may come and change after the run.
     """
     return sorted(
         file
@@ -158,8 +158,8 @@ def artifacts(path: Path) -> list[Path]:
 def _comes_after(parts: tuple[str, ...]) -> bool:
     """Whether this file, or the folder that holds it, may come and change after the run."""
     top = parts[0]
-    ours = len(parts) == 1 and (top in ("report.html", "map.parquet") or top.endswith("README.md"))
-    return ours or top.startswith("selected-")
+    ours = top in ("report.html", "map.parquet", "probes.jsonl") or top.endswith("README.md")
+    return (len(parts) == 1 and ours) or top.startswith("selected-")
 
 
 def environment() -> dict[str, Any]:

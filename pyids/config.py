@@ -377,15 +377,19 @@ def group_of(name: str) -> str:
     return str(extra["group"])
 
 
-# What a trainer of one's own decides, and what only rounds look at; the model is also that of a
-# quality signal.
+# What a trainer of one's own decides, and what only rounds look at; the model and the judge
+# are also those of a quality signal.
 TRAINER_FIELDS = frozenset(
     name for name in RunConfig.model_fields if group_of(name) == "Training" and name != "model"
-) | {"scorer", "reward_model", "judge_url", "judge_model", "judge_max_requests"}
+) | {"scorer", "reward_model"}
 
 
 ROUND_FIELDS = (
-    frozenset(name for name in RunConfig.model_fields if group_of(name) == "Scoring")
+    frozenset(
+        name
+        for name in RunConfig.model_fields
+        if group_of(name) == "Scoring" and not name.startswith("judge_")
+    )
     | TRAINER_FIELDS
     | {"rounds", "oversample", "allocation"}
 )

@@ -85,7 +85,7 @@ def test_rows_without_the_column_are_one_group(tiny, tmp_path):
     path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     result = evaluate.evaluate(tiny, [str(path)])
     assert [(group.name, group.rows) for group in result.groups] == [("all", 3)]
-    assert (result.by, result.skipped) == (None, 1)
+    assert (result.group_by, result.skipped) == (None, 1)
     with pytest.raises(DataError, match=r"rows.jsonl line 1: there is no column 'kind'"):
         evaluate.evaluate(tiny, [str(path)], group_by="kind")
     by = evaluate.evaluate(tiny, [held_out_of(tmp_path)], group_by="n", limit=3)

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_keys_are_the_references():
             expected = reference.sample_key(seed, row_id, log_weight)
             high, low = keys[row_id]
             assert high == float(expected) or math.isclose(high, expected, rel_tol=1e-15)
-            error = sum(map(reference.Fraction, (high, low))) - expected
+            error = sum(map(Fraction, (high, low))) - expected
             assert abs(error) < 1e-14
 
 

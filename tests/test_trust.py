@@ -420,7 +420,7 @@ def test_a_file_system_without_locks_has_one_all_the_same(tmp_path, monkeypatch)
     monkeypatch.setattr(place.FileLock, "acquire", no_locks)
     holder = Store.open(tmp_path / "run")
     with pytest.raises(ConfigError, match="another process works in this run folder"):
-        Store.open(tmp_path / "run")
+        place.take_lock(tmp_path / "run")
     holder.close()
     Store.open(tmp_path / "run").close()
     # A process that was killed holds it no more.

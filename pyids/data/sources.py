@@ -180,7 +180,7 @@ def _find(name: str) -> Iterator[Source]:
 def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits = _of_dataset(folder / "dataset_dict.json", "splits")
-        if not all(isinstance(name, str) and _is_plain(name) for name in splits):
+        if not splits or not all(isinstance(name, str) and _is_plain(name) for name in splits):
             raise DataError(f"{folder}/dataset_dict.json: names no splits: save the data set again")
         chosen = choose_split(folder, splits, split)
         if left := [name for name in splits if name != chosen]:

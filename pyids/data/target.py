@@ -88,7 +88,7 @@ def _vectors(config: RunConfig, rows: Sequence[Row]) -> NDArray[np.float64] | No
                 f"{path}: {len(vectors)} vectors for {len(rows)} target rows: row i of it is the "
                 "vector of target row i (--target-embeddings-file)"
             )
-        found = np.asarray(vectors, np.float64)
+        found = np.asarray(vectors.take(np.arange(len(vectors))), np.float64)
     elif (column := config.embeddings_column) is not None:
         found = np.array([_vector_of(row, column) for row in rows])
     elif config.embeddings_file is not None:

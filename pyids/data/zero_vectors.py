@@ -13,7 +13,7 @@ from pyids.data.vector_files import blocks, open_vectors
 from pyids.errors import DataError
 from pyids.store.files import atomic_write, read_json
 from pyids.store.folder import Store
-from pyids.store.ledger import begin, load_npy, write_entry
+from pyids.store.ledger import begin, load_npy, map_npy, write_entry
 
 _ROWS_PER_BLOCK = 1024
 
@@ -46,7 +46,7 @@ def drop_zero_rows(store: Store) -> None:
         if not len(ids := dropped[shard.name]):
             continue
         path = store.artifact("keep", shard)
-        kept = np.setdiff1d(load_npy(path), ids)
+        kept = np.setdiff1d(map_npy(path), ids)  # checked above; its entry is gone
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array(file, kept, allow_pickle=False)
         for place in places(store, shard, ids - shard.first_row_id):

@@ -24,6 +24,9 @@ from pyids.store.place import is_run_folder
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
 
+# Known by what is in them, not by where they lie.
+_FILES = {"embeddings_file", "target", "target_embeddings_file"}
+
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Give `config` with paths of data and vectors that hold in any working directory."""
@@ -105,7 +108,7 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
 def decided(config: RunConfig) -> dict[str, Any]:
     """Collect the options that decide what is selected, as JSON values."""
     chosen: dict[str, Any] = orjson.loads(
-        orjson.dumps(config.model_dump(exclude=_MACHINE | {"embeddings_file"}))
+        orjson.dumps(config.model_dump(exclude=_MACHINE | _FILES))
     )
     return chosen
 

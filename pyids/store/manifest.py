@@ -9,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pyids import _core
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import hash_once, read_sealed, write_sealed
 from pyids.store.ledger import damaged_files, difference
@@ -158,12 +157,20 @@ def artifacts(path: Path) -> list[Path]:
 def _comes_after(parts: tuple[str, ...]) -> bool:
     """Whether this file, or the folder that holds it, may come and change after the run."""
     top = parts[0]
-    ours = top in ("report.html", "map.parquet", "probes.jsonl") or top.endswith("README.md")
+    ours = top in (
+        "report.html",
+        "map.parquet",
+        "probes.jsonl",
+        "selected.parquet",
+        "selected.txt",
+    ) or top.endswith("README.md")
     return (len(parts) == 1 and ours) or top.startswith("selected-")
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, as far as they are known without importing anything heavy."""
+    from pyids._core import simd_level  # late, so that reading needs no extension module
+
     packages: dict[str, str | None] = {}
     for name in ("pyids-select", "numpy", "pyarrow", "orjson", "torch", "transformers", "triton"):
         try:
@@ -174,6 +181,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "instructions": _core.simd_level(),
+        "instructions": simd_level(),
         "packages": packages,
     }

@@ -96,7 +96,7 @@ def test_a_readme_of_another_is_never_replaced(selection, tmp_path):
         own = made.export()
         other = made.export(format="parquet")
         assert card_of(own) == own.with_name("README.md")
-        assert card_of(other) == other.with_name("selected-parquet.README.md")
+        assert card_of(other) == other.with_name("selected.README.md")
         before = card_of(own).read_bytes()
         made.export()
         assert card_of(own).read_bytes() == before

@@ -45,7 +45,7 @@ def test_files_are_compared_by_content(tmp_path):
     assert (second.median_length, second.total_length) == (2.0, 13)
     [overlap] = found.overlaps
     assert (overlap.common, overlap.jaccard) == (1, 1 / 5)
-    assert found.by == "source"
+    assert found.group_by == "source"
     assert found.mix == {"a": [3 / 4, 2 / 3], "b": [1 / 4, 0], "c": [0, 1 / 3]}
     assert second.distance == pytest.approx(1 / 3)
     entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
@@ -71,7 +71,7 @@ def test_runs_over_one_pool_in_several_folders(pool, tmp_path):
     assert [overlap.common for overlap in found.overlaps] == [common, 60, common]
     assert found.overlaps[0].jaccard == pytest.approx(common / len(ids[0] | ids[1]))
     assert found.overlaps[1].jaccard == 1
-    assert found.by == "cluster"
+    assert found.group_by == "cluster"
     with pyids.Selection.open(folders[0]) as first:
         for column, selected in enumerate(chosen):
             counts = Counter(first.clusters_of(np.sort(selected.row_ids)).tolist())

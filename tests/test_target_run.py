@@ -56,7 +56,7 @@ def test_a_run_folder_knows_its_target_without_the_file(pool, aimed, tmp_path):
     (tmp_path / "dev.npy").unlink()
     with pyids.Selection.open(tmp_path / "run") as selection:
         assert selection.draw()
-        assert [m[0]["content"] for m in selection.target.rows.conversations] == [
+        assert [m[0]["content"] for m in selection.draws.target.rows.conversations] == [
             pool.rows[i]["messages"][0]["content"] for i in rows
         ]
 
@@ -129,13 +129,13 @@ def probed(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("scorer", ["target-embedding", "target-gradient"])
 def test_rows_of_the_targets_kind_score_higher(probed, scorer):
-    scores = scorers.SCORERS[scorer](probed).values
+    scores = scorers.find_scorer(scorer)(probed).values
     assert scores.shape == (6,)
     assert scores[:3].min() > scores[3:].max()
 
 
 def test_the_mean_of_the_measures_is_kept_with_them(probed):
-    found = scorers.SCORERS["target"](probed)
+    found = scorers.find_scorer("target")(probed)
     assert list(found.columns) == ["target_embedding", "target_gradient", "target_influence"]
     parts = [target_module.deviations(x, probed.clusters) for x in found.columns.values()]
     np.testing.assert_allclose(found.values, np.mean(parts, axis=0))
@@ -155,7 +155,7 @@ def test_influence_is_the_fall_of_the_targets_loss(probed, smollm2):
         nll = -logits.log_softmax(-1)[np.arange(len(ids) - 1), ids[1:]].numpy()
         return nll[mask[1:]].mean()
 
-    found = scorers.SCORERS["target-influence"](probed).values
+    found = scorers.find_scorer("target-influence")(probed).values
     for i, t in ((0, 0), (1, 1), (3, 1), (4, 0)):  # turns shift by the cluster
         alone, told = loss(TARGET[t]), loss([*probed.rows[i], *TARGET[t]])
         assert found[i] == pytest.approx((alone - told) / alone, abs=1e-3)

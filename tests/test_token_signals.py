@@ -78,5 +78,5 @@ def test_the_difference_is_of_two_models(tiny, smollm2):
     assert (found < 0).all()  # random weights know nothing
     signal = make_signal(f"perplexity-difference:{tiny}", default_model="smollm2-135m-instruct")
     assert signal == PerplexityDifference("smollm2-135m-instruct", other=tiny)
-    with pytest.raises(ConfigError, match="needs the other model"):
+    with pytest.raises(ConfigError, match="needs a model"):
         make_signal("perplexity-difference", default_model=tiny)

@@ -25,7 +25,7 @@ from pyids.nearest import as_targets, round_robin, unit_blocks
 from pyids.neighbors import inverse_lengths
 from pyids.pipeline.stages import find_encoder
 from pyids.scoring.cluster_weights import raise_to
-from pyids.store.files import fingerprint, read_json, write_json
+from pyids.store.files import fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import load_npy, read_entry, save_npy
 
@@ -78,12 +78,12 @@ class PoolTarget:
             made = cls.read(store, config)
             folder.mkdir(exist_ok=True)
             save_npy(vectors, made.vectors, {"target": config.target})
-            write_json(folder / "rows.json", _as_json(made.rows))
-            write_json(entry, made.metadata())  # the last of the files
-        found = cls(store, config, _from_json(read_json(folder / "rows.json")))
+            write_sealed(folder / "rows.json", _as_json(made.rows))
+            write_sealed(entry, made.metadata())  # the last of the files
+        found = cls(store, config, _from_json(read_sealed(folder / "rows.json")))
         # What is known already is not made again.
         found.__dict__["vectors"] = np.array(load_npy(vectors))
-        found.__dict__["copies"] = np.array(read_json(entry)["left_out"], np.int64)
+        found.__dict__["copies"] = np.array(read_sealed(entry)["left_out"], np.int64)
         return found
 
     @property

@@ -15,6 +15,8 @@ PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
+    "SECURITY.md": "security.md",
+    "examples/README.md": "examples.md",
 }
 RESULTS = "benchmarks/results"
 
@@ -27,12 +29,15 @@ def on_files(files, config):
     for path in sorted((ROOT / RESULTS).iterdir()):
         if path.suffix in (".svg", ".json", ".png"):
             files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        files.append(File.generated(config, path.name, abs_src_path=str(path)))
     files.append(File.generated(config, "reference/cli.md", content=_commands()))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     """Let links from docs/ to files at the top lead to their pages."""
+    markdown = markdown.replace("](../examples/README.md", "](examples.md")
     return markdown.replace(f"](../{RESULTS}/", "](results/")
 
 

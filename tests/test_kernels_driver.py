@@ -13,7 +13,9 @@ pytest.importorskip("triton", reason="needs the gpu extra")
 
 import pyids
 
-lloyd = importlib.import_module("pyids.kernels.lloyd")
+lloyd = pytest.importorskip(
+    "pyids.kernels.lloyd", reason="pyids is not installed", exc_type=ImportError
+)
 interpreter = importlib.import_module("triton.runtime.interpreter")
 
 # What a run must have launched: read, embed, cluster, train and score on it.

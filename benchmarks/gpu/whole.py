@@ -42,7 +42,7 @@ def run_driver(bench: Bench) -> None:
         words = [(f"Spell {n:x}.", "-".join(f"{n:x}")) for n in range(10**6, 10**6 + 1000)]
         rows = ({"prompt": question, "completion": answer} for question, answer in sums + words)
         pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        command = [sys.executable, "-P", "-c", "from pyids.cli import main; main()", "run"]
+        command = [sys.executable, "-P", "-c", "from pyids.__main__ import main; main()", "run"]
         command += [str(pool), "--budget", "64", "--clusters", "8", "--rounds", "2"]
         command += ["--output-dir", f"{folder}/run", "--device", "cuda"]
         start = time.monotonic()

@@ -84,7 +84,8 @@ class _Fit:
         if not isinstance(centers, Tensor):
             centers = torch.from_numpy(np.array(centers))
         self.centers = centers.to(device=devices[0], dtype=dtype)
-        self.k, self.n, self.precision = len(centers), len(source), precision
+        self.source, self.precision = source, precision
+        self.k, self.n = len(centers), len(source)
         if weights is not None:
             weights = torch.as_tensor(weights, dtype=torch.float64)
         bounds = np.linspace(0, self.n, len(devices) + 1).astype(int).tolist()
@@ -170,26 +171,28 @@ class _Fit:
         """Give every cluster without weight the farthest row that its own cluster can spare."""
         self.on_all(lambda share: share.recount(self._scale_on(share.device), turn))
         total = self.merged()
-        sums, mass = total.sums.cpu().numpy(), total.mass.cpu().numpy()
+        mass = total.mass.cpu().numpy()
         waiting = list(np.flatnonzero(mass == 0)[::-1])
         columns, unit = self.scale.columns.cpu().numpy(), float(self.scale.mass)
-        far = [
-            row
-            for share in self.shares
-            for row in share.farthest(old.to(share.device), turn, len(waiting) + self.k, unit)
-        ]
-        for distance, _, label, values, weight in sorted(far, key=lambda f: (-f[0], f[1])):
-            if not waiting or distance == 0:
+        # Each cluster spares all rows but one: that many, and those wanted, are enough.
+        count = len(waiting) + self.k
+        far = [s.farthest(old.to(s.device), turn, count, unit) for s in self.shares]
+        apart, rows, labels, weights = (np.concatenate(parts) for parts in zip(*far, strict=True))
+        for i in np.lexsort((rows, -apart)):
+            if not waiting or apart[i] == 0:
                 break
-            row_mass = int(np.rint(weight * unit))
+            label, row_mass = int(labels[i]), int(np.rint(weights[i] * unit))
             if row_mass == 0 or mass[label] <= row_mass:
                 continue
-            target = waiting.pop()
-            row_sums = np.rint(values * weight * columns).astype(np.int64)
-            sums[label] -= row_sums
+            target = int(waiting.pop())
+            values = self.source.row(int(rows[i]))
+            row_sums = np.rint(values * weights[i] * columns).astype(np.int64)
+            taken = torch.from_numpy(row_sums).to(self.home)
+            total.sums[label] -= taken
+            total.sums[target] = taken
             mass[label] -= row_mass
-            sums[target], mass[target] = row_sums, row_mass
-        total = Sums(torch.from_numpy(sums).to(self.home), torch.from_numpy(mass).to(self.home))
+            mass[target] = row_mass
+        total.mass.copy_(torch.from_numpy(mass))
         return self.next_centers(total, old)
 
 

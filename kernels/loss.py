@@ -1,4 +1,4 @@
-"""Hidden states x output matrix -> loss by token, example and cluster; no logits in memory.
+"""Hidden states x output matrix -> loss by token and by example; no logits in memory.
 
     z_tv  = x_t . w_v + b_v,   then  c tanh(z_tv / c)
     nll_t = log sum_v exp z_tv - z_t,target(t)
@@ -7,11 +7,7 @@
 part, each with a running maximum and sum in base 2 and, where the target falls into the part, its
 logit from the float32 accumulator. `_merge_kernel` folds the parts in order. Parts do not depend on
 how many tokens there are, and a row of a matrix product not on its neighbors, so a token's bits
-depend on the token alone. Then one program an example adds up its tokens in order, and clusters are
-summed as integers.
-
-`blocked_token_nll` is the other way: the vendor's matrix product into a block that stays in the L2
-cache, and one pass over it. `make bench-gpu` times both.
+depend on the token alone. Then one program an example adds up its tokens in order.
 """
 
 from __future__ import annotations
@@ -22,13 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .common import VERSION, Launch, dot, fixed, has_tma, next_power_of_2, tiles
+from .common import Launch, dot, has_tma, tiles
 
 PART = 2048
 # Blocks of tokens whose programs run at the same time as those of all parts.
-GROUP = 8
-LN_2 = 0.6931471805599453
-MEAN_QUANTUM = 2.0**-32
+GROUP = 32
 
 
 @triton.jit
@@ -153,43 +147,6 @@ def _merge_kernel(
 
 
 @triton.jit
-def _block_kernel(
-    z_ptr,
-    target_ptr,
-    bias_ptr,
-    top_ptr,
-    total_ptr,
-    logit_ptr,
-    V,
-    v_first,
-    width,
-    softcap,
-    stride_zt,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    row = tl.program_id(0)
-    top = tl.load(top_ptr + row + tl.zeros([1], tl.int32))
-    total = tl.load(total_ptr + row + tl.zeros([1], tl.int32))
-    target = tl.load(target_ptr + row)
-    logit = tl.load(logit_ptr + row)
-    for v0 in tl.range(0, width, BLOCK_V):
-        v = v0 + tl.arange(0, BLOCK_V)
-        columns = tl.where(v < width, v_first + v, V)
-        z = tl.load(z_ptr + row.to(tl.int64) * stride_zt + v, mask=v < width, other=0.0)
-        bias = tl.zeros([BLOCK_V], tl.float32)
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + columns, mask=columns < V, other=0.0).to(tl.float32)
-        z = _logits(z[None, :], bias, softcap, HAS_BIAS, HAS_SOFTCAP)
-        logit += tl.sum(tl.where((columns == target)[None, :], z, 0.0))
-        top, total = _fold(tl.where((columns < V)[None, :], z, float("-inf")), top, total)
-    tl.store(top_ptr + row + tl.zeros([1], tl.int32), top)
-    tl.store(total_ptr + row + tl.zeros([1], tl.int32), total)
-    tl.store(logit_ptr + row, logit)
-
-
-@triton.jit
 def _example_kernel(
     nll_ptr, target_ptr, bounds_ptr, mean_ptr, count_ptr, ignore_index, BLOCK_T: tl.constexpr
 ):
@@ -210,36 +167,15 @@ def _example_kernel(
     tl.store(count_ptr + b, number)
 
 
-@triton.jit
-def _cluster_kernel(
-    mean_ptr,
-    example_count_ptr,
-    label_ptr,
-    sum_ptr,
-    count_ptr,
-    B,
-    HAS_COUNT: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    scored = b < B
-    if HAS_COUNT:
-        scored = tl.load(example_count_ptr + b, mask=scored, other=0) > 0
-    mean = tl.load(mean_ptr + b, mask=scored, other=0.0).to(tl.float64)
-    label = tl.load(label_ptr + b, mask=scored, other=0).to(tl.int64)
-    tl.atomic_add(sum_ptr + label, fixed(mean * 4294967296.0), mask=scored, sem="relaxed")
-    tl.atomic_add(count_ptr + label, scored.to(tl.int64), mask=scored, sem="relaxed")
-
-
 # ---- launches ------------------------------------------------------------------------------------
 
 # The first is what is launched; `make bench-gpu` times them all and prints the order.
 LAUNCHES: tuple[Launch, ...] = (
-    Launch(tiles(T=128, V=256, H=64, flatten=True), num_warps=8, num_stages=3),
-    Launch(tiles(T=128, V=256, H=64, flatten=True), num_warps=8, num_stages=4),
+    Launch(tiles(T=128, V=256, H=64, flatten=False), num_warps=8, num_stages=3),
     Launch(tiles(T=128, V=256, H=64, flatten=False), num_warps=8, num_stages=4),
-    Launch(tiles(T=256, V=128, H=64, flatten=True), num_warps=8, num_stages=4),
+    Launch(tiles(T=128, V=256, H=64, flatten=True), num_warps=8, num_stages=3),
     Launch(tiles(T=256, V=128, H=64, flatten=False), num_warps=8, num_stages=3),
+    Launch(tiles(T=256, V=128, H=64, flatten=True), num_warps=8, num_stages=4),
     Launch(tiles(T=128, V=128, H=64, flatten=True), num_warps=4, num_stages=3),
     Launch(tiles(T=128, V=128, H=64, flatten=False), num_warps=8, num_stages=3),
 )
@@ -249,20 +185,13 @@ _INTERPRETED = Launch(tiles(T=64, V=256, H=128, flatten=False))
 _FLOAT32 = Launch(tiles(T=64, V=64, H=32, flatten=False), num_warps=8, num_stages=3)
 
 
-def hopper_launch(plain: bool) -> Launch:
-    """Return the tiles for Hopper and halves; logits are `plain`: no bias, no soft-cap."""
-    # Flattened, what a bias and a soft-cap need does not fit into the registers as well; by the
-    # compilers after Triton 3.6 a plain fold does not either.
-    return LAUNCHES[0] if plain and VERSION < (3, 7) else LAUNCHES[2]
-
-
-def launch_for(device: torch.device, dtype: torch.dtype, plain: bool) -> Launch:
+def launch_for(device: torch.device, dtype: torch.dtype) -> Launch:
     """Return the tiles for a device and a dtype."""
     if device.type == "cpu":
         return _INTERPRETED
     if dtype == torch.float32:
         return _FLOAT32
-    return hopper_launch(plain) if has_tma(device) else _SMALL
+    return LAUNCHES[0] if has_tma(device) else _SMALL
 
 
 def _aligned(matrix: Tensor) -> bool:
@@ -293,8 +222,7 @@ def token_nll(
     if lm_head.dtype != hidden.dtype:
         raise TypeError(f"lm_head is {lm_head.dtype}, hidden {hidden.dtype}: they must be the same")
     (t, h), v = hidden.shape, len(lm_head)
-    plain = bias is None and softcap is None
-    launch = launch or launch_for(hidden.device, hidden.dtype, plain)
+    launch = launch or launch_for(hidden.device, hidden.dtype)
     blocks = launch.blocks
     parts = triton.cdiv(v, PART)
     top, total, logit = hidden.new_empty(3, parts, t, dtype=torch.float32)
@@ -332,57 +260,6 @@ def token_nll(
     return nll
 
 
-def blocked_token_nll(
-    hidden: Tensor,
-    lm_head: Tensor,
-    targets: Tensor,
-    *,
-    bias: Tensor | None,
-    softcap: float | None,
-    ignore_index: int,
-    block_t: int = 4096,
-    block_v: int = 2048,
-) -> Tensor:
-    """Do `token_nll` by torch's matrix product into a float32 block of block_t x block_v."""
-    nll = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
-    kept = (targets != ignore_index).nonzero()[:, 0]
-    v = len(lm_head)
-    # The same two buffers throughout: what they hold is read back while it is in the L2 cache.
-    block = hidden.new_empty(min(block_t, len(kept)) * min(block_v, v), dtype=torch.float32)
-    for tokens in torch.split(kept, block_t):
-        states, wanted = hidden[tokens], targets[tokens]
-        top = torch.full((len(tokens),), -torch.inf, device=hidden.device)
-        total, logit = torch.zeros(2, len(tokens), device=hidden.device)
-        for first in range(0, v, block_v):
-            rows = lm_head[first : first + block_v]
-            z = block[: len(tokens) * len(rows)].view(len(tokens), len(rows))
-            if hidden.is_cuda and hidden.dtype != torch.float32:
-                torch.mm(states, rows.T, out_dtype=torch.float32, out=z)
-            else:
-                torch.mm(states.float(), rows.float().T, out=z)
-            with torch.cuda.device_of(hidden):
-                _block_kernel[(len(tokens),)](
-                    z,
-                    wanted,
-                    nll if bias is None else bias,
-                    top,
-                    total,
-                    logit,
-                    v,
-                    first,
-                    len(rows),
-                    softcap or 1.0,
-                    z.stride(0),
-                    HAS_BIAS=bias is not None,
-                    HAS_SOFTCAP=softcap is not None,
-                    BLOCK_V=min(2048, next_power_of_2(len(rows))),
-                    num_warps=4,
-                    enable_fp_fusion=True,
-                )
-        nll[tokens] = (top + total.log2()) * LN_2 - logit
-    return nll
-
-
 def example_nll(
     token_nll: Tensor, targets: Tensor, cu_seqlens: Tensor, *, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
@@ -404,25 +281,3 @@ def example_nll(
                 enable_fp_fusion=False,
             )
     return mean, count
-
-
-def cluster_nll(
-    example_mean: Tensor, labels: Tensor, n_clusters: int, *, example_count: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Sum (K,) float64 of the means and number (K,) int64 of the examples of each cluster."""
-    total = torch.zeros(n_clusters, dtype=torch.int64, device=example_mean.device)
-    count = torch.zeros_like(total)
-    if len(labels):
-        with torch.cuda.device_of(example_mean):
-            _cluster_kernel[(triton.cdiv(len(labels), 256),)](
-                example_mean.contiguous(),
-                labels if example_count is None else example_count.contiguous(),
-                labels.contiguous(),
-                total,
-                count,
-                len(labels),
-                HAS_COUNT=example_count is not None,
-                BLOCK_B=256,
-                enable_fp_fusion=False,
-            )
-    return total.double() * MEAN_QUANTUM, count

@@ -54,6 +54,12 @@ class Source:
             # Torch copies with several threads.
             out[low - start : high - start].copy_(part)
 
+    def row(self, i: int) -> np.ndarray:
+        """Return one row, (D,) float64."""
+        out = torch.empty(1, self.width, dtype=self.dtype)
+        self.read(i, out)
+        return out[0].double().numpy()
+
     def on(self, device: torch.device, start: int, stop: int) -> Tensor | None:
         """Return these rows without a copy, if one chunk holds them on that device."""
         for chunk, begin in zip(self.chunks, self.offsets, strict=False):
@@ -224,12 +230,11 @@ class Share:
                 weights = None if self.weights is None else self.weights[here]
                 add_rows(x, self.labels[turn % 2][here], weights, scale, self.sums)
 
-    def farthest(
-        self, centers: Tensor, turn: int, count: int, unit: float
-    ) -> list[tuple[float, int, int, np.ndarray, float]]:
-        """Return (distance, row, label, values, weight) of the rows farthest from their centers.
+    def farthest(self, centers: Tensor, turn: int, count: int, unit: float) -> list[np.ndarray]:
+        """Return distance, row, label and weight of the `count` rows farthest from their centers.
 
-        Rows whose weight times `unit` rounds to no mass are left out.
+        The farthest first, of equals the first row. Rows whose weight times `unit` rounds to no
+        mass are left out.
         """
         found = []
         with self.on_device():
@@ -237,14 +242,17 @@ class Share:
                 labels = self.labels[turn % 2][first : first + len(x)]
                 apart = distances(x, centers, labels)
                 order = apart.sort(descending=True, stable=True).indices
+                weights = torch.ones_like(apart)
                 if self.weights is not None:
-                    order = order[self.weights[first + order] * unit > 0.5]
-                for i in order[:count].tolist():
-                    weight = 1.0 if self.weights is None else float(self.weights[first + i])
-                    values = x[i].double().cpu().numpy()
-                    row = self.start + first + i
-                    found.append((float(apart[i]), row, int(labels[i]), values, weight))
-        return sorted(found, key=lambda far: (-far[0], far[1]))[:count]
+                    weights = self.weights[first : first + len(x)]
+                    order = order[weights[order] * unit > 0.5]
+                order = order[:count]
+                rows = self.start + first + order
+                some = (apart[order], rows, labels[order], weights[order])
+                found.append([values.cpu().numpy() for values in some])
+        apart, rows, labels, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((rows, -apart))[:count]
+        return [apart[order], rows[order], labels[order], weights[order]]
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:

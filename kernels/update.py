@@ -24,9 +24,10 @@ from .distance import distances
 # CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
 # The first is what is launched; `make bench-gpu` times them all and prints the order.
 LAUNCHES: tuple[Launch, ...] = (
-    Launch({"CHUNK": 128, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
-    Launch({"CHUNK": 256, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
     Launch({"CHUNK": 128, "BLOCK_N": 8, "BLOCK_D": 256}, num_warps=4),
+    Launch({"CHUNK": 256, "BLOCK_N": 8, "BLOCK_D": 256}, num_warps=4),
+    Launch({"CHUNK": 256, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
+    Launch({"CHUNK": 128, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
     Launch({"CHUNK": 128, "BLOCK_N": 16, "BLOCK_D": 256}, num_warps=8),
     Launch({"CHUNK": 64, "BLOCK_N": 16, "BLOCK_D": 128}, num_warps=4),
 )

@@ -5,7 +5,11 @@ import os
 # The tests never ask the hub: what is not on this machine is an error at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import tempfile
 from pathlib import Path
+
+# The tracker reads it once, when whoever comes first (transformers, say) imports it.
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="pyids-trackio-")
 
 # Triton decides when it is imported whether it interprets; without a GPU that is all it can do.
 if not any(Path("/dev").glob("nvidia[0-9]*")):

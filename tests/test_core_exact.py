@@ -8,6 +8,7 @@ import sys
 import warnings
 from fractions import Fraction
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,14 @@ def in_child(code: str, **environment: str) -> str:
         pytest.skip(f"the processor lacks {environment}")
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_core_has_no_streams() -> None:
+    # Where the C++ library is part of the extension, its streams' locales get mixed up with those
+    # of another extension's copy, and the first read crashes (seen with GCC 13 and NumPy 2.5).
+    library = Path(_core.__file__).read_bytes()
+    assert b"resolve_threads" in library
+    assert [name for name in (b"basic_ifstream", b"stringstream") if name in library] == []
 
 
 # ---- labels --------------------------------------------------------------------------------------

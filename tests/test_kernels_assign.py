@@ -142,6 +142,8 @@ def test_every_stage_that_settles_a_row_is_right():
             for i, (b, n, s) in enumerate(zip(base, sizes, spread, strict=True))
         ]
     ).astype(np.float32)
+    # Two neighboring columns may count as three candidates (`assign._best_three`): keep them apart.
+    centers[[1, 2]] = centers[[2, 1]]
     x = np.repeat(base, 9, axis=0) + 0.01 * points("unit", 36, 64, seed=4)
     labels, again, _, _ = run_assign(tensor(x), tensor(centers), "exact")
     np.testing.assert_array_equal(labels.cpu().numpy(), reference.assign(x, centers)[0])

@@ -1,6 +1,8 @@
 """Trackers log the rounds: each against its real package, without a network."""
 
 import importlib.util
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -103,11 +105,11 @@ def test_wandb(pool, config, tmp_path, monkeypatch):
 
 
 @needs("trackio")
-def test_trackio(pool, config, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+def test_trackio(pool, config):
     tracker = trackers.start("trackio", config)
     run(pool, config, tracker)
-    found = [path for path in tmp_path.joinpath("trackio").rglob("*") if path.is_file()]
+    # Where conftest.py has sent it.
+    found = [path for path in Path(os.environ["TRACKIO_DIR"]).rglob("*") if path.is_file()]
     assert any(b"largest_weight" in path.read_bytes() for path in found)
 
 

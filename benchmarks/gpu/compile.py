@@ -100,12 +100,9 @@ def launch_all(kernels: Any) -> None:
     targets = torch.zeros(256, dtype=torch.int64)
     for softcap in (None, 30.0):
         options = {"bias": None, "softcap": softcap, "ignore_index": -100}
-        launch = loss.hopper_launch(softcap is None)
-        loss.token_nll(states, head, targets, **options, launch=launch)
-    loss.blocked_token_nll(states, head, targets, **options)
+        loss.token_nll(states, head, targets, **options, launch=loss.LAUNCHES[0])
     bounds = torch.tensor([0, 100, 256])
-    mean, count = loss.example_nll(torch.zeros(256), targets, bounds, ignore_index=-100)
-    loss.cluster_nll(mean, torch.zeros(2, dtype=torch.int64), 3, example_count=count)
+    loss.example_nll(torch.zeros(256), targets, bounds, ignore_index=-100)
     scale = update.FixedScale.of(update.largest_values(x), 1.0, 512)
     sums = update.Sums.zeros(300, 768, x.device)
     update.add_rows(x, labels, None, scale, sums)

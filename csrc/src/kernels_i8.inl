@@ -20,6 +20,11 @@ inline void configure_tiles() {
     config.bytes[tile] = 64;
     config.rows[tile] = 16;
   }
+  // What GCC knows of its own tile intrinsics is too little: that the configuration's first 8 bytes
+  // are read (PR 114098; 13 then leaves the rest unwritten, and the processor refuses it), and of a
+  // tile's load nothing. All that was written before this point is in memory after it, and volatile
+  // assembly keeps its order.
+  __asm__ volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
 

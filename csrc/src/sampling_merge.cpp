@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "pyids/sampling.hpp"
 
@@ -17,11 +17,11 @@ std::vector<std::int64_t> best_keys(std::span<const std::int64_t> row_ids,
   for (std::size_t i = 0; i < labels.size(); ++i) {
     const auto label = static_cast<std::uint32_t>(labels[i]);
     if (label >= quotas.size() || std::isnan(keys[i].high) || std::isnan(keys[i].low)) {
-      std::ostringstream message;
-      message << "row id " << row_ids[i] << " has the label " << labels[i] << " and the key "
-              << keys[i].high << " + " << keys[i].low << ": labels must lie in [0, "
-              << quotas.size() << ") and keys must be numbers";
-      throw std::invalid_argument(message.str());
+      throw std::invalid_argument("row id " + std::to_string(row_ids[i]) + " has the label " +
+                                  std::to_string(labels[i]) + " and the key " +
+                                  std::to_string(keys[i].high) + " + " +
+                                  std::to_string(keys[i].low) + ": labels must lie in [0, " +
+                                  std::to_string(quotas.size()) + ") and keys must be numbers");
     }
     ++starts[label + 1];
   }

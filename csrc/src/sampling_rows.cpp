@@ -1,7 +1,8 @@
 #include "sampling_rows.hpp"
 
-#include <sstream>
+#include <cstdio>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "pyids/rng.hpp"
@@ -59,24 +60,21 @@ std::span<const bool> Exclusions::of_block(std::size_t begin, std::size_t end) {
 }
 
 void throw_bad_row(const SampleRows& rows, std::size_t n_clusters, std::size_t row) {
-  std::ostringstream message;
   const std::uint32_t label = label_of(rows, row);
   const double w = weight(rows, row);
+  const std::string place = "[" + std::to_string(row) + "] is ";
   if (label >= n_clusters) {
-    message << "labels[" << row << "] is " << static_cast<std::int32_t>(label) << ": ";
-    if (n_clusters == 0) {
-      message << "there is no cluster, as quotas is empty";
-    } else {
-      message << "must lie in [0, " << n_clusters << ")";
-    }
-  } else if (good_weight(w, rows.log_weights)) {
-    throw_changed();
-  } else if (rows.log_weights) {
-    message << "log_weights[" << row << "] is " << w << ": must be finite or -inf";
-  } else {
-    message << "weights[" << row << "] is " << w << ": must be finite and not negative";
+    throw std::invalid_argument(
+        "labels" + place + std::to_string(static_cast<std::int32_t>(label)) + ": " +
+        (n_clusters == 0 ? "there is no cluster, as quotas is empty"
+                         : "must lie in [0, " + std::to_string(n_clusters) + ")"));
   }
-  throw std::invalid_argument(message.str());
+  if (good_weight(w, rows.log_weights)) throw_changed();
+  char value[32];
+  std::snprintf(value, sizeof value, "%g", w);
+  throw std::invalid_argument(
+      rows.log_weights ? "log_weights" + place + value + ": must be finite or -inf"
+                       : "weights" + place + value + ": must be finite and not negative");
 }
 
 void throw_changed() {

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 namespace pyids {
 
@@ -110,17 +110,13 @@ std::vector<std::size_t> rows_needed(std::span<const std::int64_t> quotas,
                                      std::span<const Tally> tallies, bool allow_fewer) {
   std::vector<std::size_t> needed(quotas.size());
   for (std::size_t c = 0; c < quotas.size(); ++c) {
-    std::ostringstream message;
-    if (quotas[c] < 0) {
-      message << "quotas[" << c << "] is " << quotas[c] << ": must not be negative";
-    } else if (!allow_fewer && quotas[c] > tallies[c].rows) {
-      message << "quotas[" << c << "] is " << quotas[c] << ", but cluster " << c << " has only "
-              << tallies[c].rows << " rows that can be drawn";
-    } else {
-      needed[c] = static_cast<std::size_t>(std::min(quotas[c], tallies[c].rows));
-      continue;
+    const auto name = "quotas[" + std::to_string(c) + "] is " + std::to_string(quotas[c]);
+    if (quotas[c] < 0) throw std::invalid_argument(name + ": must not be negative");
+    if (!allow_fewer && quotas[c] > tallies[c].rows) {
+      throw std::invalid_argument(name + ", but cluster " + std::to_string(c) + " has only " +
+                                  std::to_string(tallies[c].rows) + " rows that can be drawn");
     }
-    throw std::invalid_argument(message.str());
+    needed[c] = static_cast<std::size_t>(std::min(quotas[c], tallies[c].rows));
   }
   return needed;
 }

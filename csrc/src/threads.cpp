@@ -3,9 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <thread>
 
@@ -35,20 +34,29 @@ int whole_cpus(double quota, double period) {
   return static_cast<int>(std::clamp(std::ceil(quota / period), 1.0, 1e6));
 }
 
+// A small file's text, empty if there is none. No C++ stream, here or elsewhere in the core: a
+// toolchain that links the C++ library into the extension gives the process a second one, and the
+// locales of the two get mixed up, so that the first read of a stream crashes.
+std::string text_of(const std::string& path) {
+  std::string text;
+  std::FILE* file = std::fopen(path.c_str(), "re");
+  if (file == nullptr) return text;
+  char part[4096];
+  for (std::size_t n; (n = std::fread(part, 1, sizeof part, file)) > 0;) text.append(part, n);
+  std::fclose(file);
+  return text;
+}
+
 // The limit that one folder sets: cpu.max of version 2 ("max 100000", "150000 100000").
 int quota_v2(const std::string& folder) {
-  std::ifstream file(folder + "/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (!(file >> quota >> period) || quota == "max") return 0;
-  return whole_cpus(std::atof(quota.c_str()), period);
+  double quota = 0, period = 0;
+  if (std::sscanf(text_of(folder + "/cpu.max").c_str(), "%lf %lf", &quota, &period) != 2) return 0;
+  return whole_cpus(quota, period);
 }
 
 int quota_v1(const std::string& folder) {
-  double quota = 0, period = 0;
-  std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
-  std::ifstream(folder + "/cpu.cfs_period_us") >> period;
-  return whole_cpus(quota, period);
+  const double quota = std::atof(text_of(folder + "/cpu.cfs_quota_us").c_str());
+  return whole_cpus(quota, std::atof(text_of(folder + "/cpu.cfs_period_us").c_str()));
 }
 
 int lower(int a, int b) { return a == 0 ? b : b == 0 ? a : std::min(a, b); }
@@ -78,9 +86,12 @@ int omp_threads() {
 
 int cgroup_cpus(const char* root) {
   const std::string sys = std::string(root) + "/sys/fs/cgroup";
-  std::ifstream groups(std::string(root) + "/proc/self/cgroup");
+  const std::string groups = text_of(std::string(root) + "/proc/self/cgroup");
   int least = 0;
-  for (std::string line; std::getline(groups, line);) {  // "0::/group", "4:cpu,cpuacct:/group"
+  // A line a hierarchy: "0::/group", "4:cpu,cpuacct:/group".
+  for (std::size_t begin = 0, end = 0; begin < groups.size(); begin = end + 1) {
+    end = std::min(groups.find('\n', begin), groups.size());
+    const std::string line = groups.substr(begin, end - begin);
     const auto first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
@@ -89,12 +100,9 @@ int cgroup_cpus(const char* root) {
       least = lower(least, least_up(sys, group, quota_v2));
       continue;
     }
-    std::istringstream names(controllers);
-    for (std::string name; std::getline(names, name, ',');) {
-      if (name != "cpu") continue;
-      least = lower(least, least_up(sys + "/" + controllers, group, quota_v1));
-      least = lower(least, least_up(sys + "/cpu", group, quota_v1));
-    }
+    if (("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+    least = lower(least, least_up(sys + "/" + controllers, group, quota_v1));
+    least = lower(least, least_up(sys + "/cpu", group, quota_v1));
   }
   return least;
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from .kmeans import assign, lloyd, nearest_centers, squared_distances, update
 from .ops import (
     cluster_moments,
-    cluster_nll,
     example_nll,
     pool,
     pool_packed,
@@ -44,7 +43,6 @@ __all__ = [
     "allocate",
     "assign",
     "cluster_moments",
-    "cluster_nll",
     "estimate_shrinkage",
     "example_nll",
     "facility_location",

@@ -96,21 +96,6 @@ def example_nll(
     return np.array(mean), np.array(count, dtype=np.int64)
 
 
-def cluster_nll(
-    example_mean: NDArray[np.floating],
-    labels: NDArray[np.integer],
-    n_clusters: int,
-    *,
-    example_count: NDArray[np.integer] | None = None,
-) -> tuple[Float64, NDArray[np.int64]]:
-    """Sum of the examples' means and their number, by cluster; empty examples are left out."""
-    scored = np.ones(len(labels), dtype=bool) if example_count is None else example_count > 0
-    total, count = np.zeros(n_clusters), np.zeros(n_clusters, dtype=np.int64)
-    np.add.at(total, labels[scored], example_mean[scored])
-    np.add.at(count, labels[scored], 1)
-    return total, count
-
-
 def cluster_moments(
     values: NDArray[np.floating], clusters: NDArray[np.integer], n_clusters: int
 ) -> tuple[NDArray[np.int64], Float64, Float64, float]:

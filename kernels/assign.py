@@ -11,7 +11,7 @@ to the lowest index, at about the price of half precision. Rows with a NaN or an
 -1, and the first is reported.
 
 A score is kept with its column in its lowest bits: a maximum is one instruction, with the column
-and all. What those bits were is part of the bound. "half" and "tf32" give the best such score:
+and all. What those bits were is part of the bound. "half" gives the best such score:
 among equal ones (above zero) the lowest index.
 """
 
@@ -29,8 +29,8 @@ from .distance import distances
 from .half import Centers, Rows, prepare_centers, prepare_rows, shift_of, unit_of
 
 __all__ = [
-    "NEAREST_LAUNCHES", "NONE_BAD", "STAGES", "Centers", "Rows", "Scratch", "assign", "distances",
-    "nearest", "prepare_centers", "prepare_rows", "raise_if_bad", "shift_of", "unit_of",
+    "NEAREST_LAUNCHES", "NONE_BAD", "STAGES", "Centers", "Rows", "Scratch", "distances", "nearest",
+    "prepare_centers", "prepare_rows", "shift_of", "unit_of",
 ]  # fmt: skip
 
 # rows past which there is none
@@ -229,55 +229,6 @@ def _nearest_kernel(
         )
 
 
-@triton.jit
-def _tf32_kernel(
-    x_ptr,
-    shift_ptr,
-    c,
-    half_norm_ptr,
-    error_ptr,
-    label_ptr,
-    N,
-    K,
-    D,
-    stride_xn,
-    stride_cn,
-    USE_TMA: tl.constexpr,
-    PLAIN: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    inside = rows < N
-    first = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    first_tile = tl.zeros([BLOCK_N], tl.int32)
-    for k0 in tl.range(0, K, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        product = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        for d0 in tl.range(0, D, BLOCK_D):
-            d = d0 + tl.arange(0, BLOCK_D)
-            mask = inside[:, None] & (d < D)[None, :]
-            x = tl.load(x_ptr + rows[:, None] * stride_xn + d[None, :], mask=mask, other=0.0)
-            shift = tl.load(shift_ptr + d, mask=d < D, other=0.0)
-            y = tl.where(mask, (x - shift[None, :]).to(tl.float32), 0.0)
-            if USE_TMA:
-                c_tile = c.load([k0, d0])
-            else:
-                c_tile = tl.load(
-                    c + k.to(tl.int64)[:, None] * stride_cn + d[None, :],
-                    mask=(k < K)[:, None] & (d < D)[None, :],
-                    other=0.0,
-                )
-            product = tl.dot(y, c_tile.T, product, input_precision="tf32")
-        half_norm = tl.load(half_norm_ptr + k)
-        packed = _pack(product + half_norm[None, :], BLOCK_K, PLAIN)
-        first, first_tile = _take_tile(packed, k0, first, first_tile)
-    label = tl.minimum(first_tile + _column(first), K - 1)
-    error = tl.load(error_ptr + rows, mask=inside, other=0.0)
-    tl.store(label_ptr + rows, tl.where(error == error, label, -1), mask=inside)
-
-
 # ---- launches ------------------------------------------------------------------------------------
 
 # The first is what is launched. `make bench-gpu` times them all and prints the order: the table is
@@ -293,7 +244,6 @@ NEAREST_LAUNCHES: tuple[Launch, ...] = (
     Launch(tiles(N=64, K=256, D=64, flatten=True), num_warps=4, num_stages=3),
 )
 _SMALL = Launch(tiles(N=64, K=64, D=32, flatten=False), num_warps=4, num_stages=3)
-TF32_LAUNCH = Launch({"BLOCK_N": 128, "BLOCK_K": 128, "BLOCK_D": 32}, num_warps=8, num_stages=3)
 
 
 def nearest_launch(device: torch.device, k: int, padded: int) -> Launch:
@@ -321,9 +271,6 @@ def nearest(
         return
     device = rows.x.device
     with torch.cuda.device_of(rows.x):
-        if precision == "tf32":
-            _launch_tf32(rows, centers, labels)
-            return
         launch = launch or nearest_launch(device, k, padded)
         blocks = launch.blocks
         x: Tensor | TensorDescriptor = rows.half
@@ -360,61 +307,3 @@ def nearest(
         )
         if precision == "exact":
             recheck(rows, centers, labels, scratch)
-
-
-def _launch_tf32(rows: Rows, centers: Centers, labels: Tensor) -> None:
-    (n, d), k = rows.x.shape, len(centers.c)
-    blocks = TF32_LAUNCH.blocks
-    shifted = ((centers.c.double() - centers.shift.double()) * centers.unit).float()
-    # The copy engine wants rows of whole 16 bytes.
-    shifted = torch.nn.functional.pad(shifted, (0, -d % 4))
-    tma = has_tma(rows.x.device)
-    tile = [blocks["BLOCK_K"], blocks["BLOCK_D"]]
-    _tf32_kernel[(triton.cdiv(n, blocks["BLOCK_N"]),)](
-        rows.x,
-        centers.shift,
-        TensorDescriptor.from_tensor(shifted, tile) if tma else shifted,
-        centers.half_norm,
-        rows.error,
-        labels,
-        n,
-        k,
-        d,
-        rows.x.stride(0),
-        shifted.stride(0),
-        USE_TMA=tma,
-        PLAIN=_INTERPRETED.value,
-        **TF32_LAUNCH.options(),
-    )
-
-
-def assign(x: Tensor, centers: Tensor, *, precision: str) -> tuple[Tensor, Tensor]:
-    """Label every row of x (N, D) with its nearest center of (K, D).
-
-    Returns
-    -------
-    labels : (N,) int32
-    distances : (N,) float64
-
-    Raises
-    ------
-    ValueError
-        A row of x is not finite; the first is named.
-    """
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    prepared = prepare_centers(centers, shift_of(centers))
-    bad = torch.full((), NONE_BAD, dtype=torch.int64, device=x.device)
-    rows = prepare_rows(x, prepared, bad)
-    labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
-    nearest(rows, prepared, labels, Scratch.of(len(x), x.device), precision=precision)
-    out = distances(x, prepared.c, labels)
-    raise_if_bad(bad)
-    return labels, out
-
-
-def raise_if_bad(bad: Tensor) -> None:
-    """Raise ValueError if a row was found that is not finite."""
-    row = int(bad)
-    if row != NONE_BAD:
-        raise ValueError(f"x: row {row} has a NaN or an infinity")

@@ -219,7 +219,7 @@ def fit(
     tol : float
         Relative to the mean variance of the columns; bounds the sum of the squared distances moved.
     sample_weight : (N,) float, optional
-    precision : {"exact", "half", "tf32"}
+    precision : {"exact", "half"}
     devices : sequence, optional
         All CUDA devices by default; each takes a contiguous share of the rows.
     memory_bytes : int, optional

@@ -37,54 +37,27 @@ _MODES = ("mean", "weighted_mean", "last_token", "cls")
 
 
 @triton.jit
-def _span(
-    mask_ptr,
-    bounds_ptr,
-    b,
-    T,
-    stride_mb,
-    PACKED: tl.constexpr,
-    LONG: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-):
+def _span(mask_ptr, b, T, stride_mb, LONG: tl.constexpr, BLOCK_M: tl.constexpr):
     """First token, one past the last, and number of the tokens of sequence b that count."""
-    if PACKED:
-        first = tl.load(bounds_ptr + b).to(tl.int64)
-        end = tl.load(bounds_ptr + b + 1).to(tl.int64)
-        return first, end, end - first
-    else:
-        t = tl.arange(0, BLOCK_M)
-        kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < T, other=0) != 0
-        lowest = tl.where(kept, t, 2147483647)
-        highest = tl.where(kept, t, -1)
-        count = kept.to(tl.int32)
-        # Only where it must, because behind a loop with a state the compiler (3.6, 3.9) forgets
-        # that rows are aligned and loads them word by word.
-        if LONG:
-            for t0 in tl.range(BLOCK_M, T, BLOCK_M):
-                t = t0 + tl.arange(0, BLOCK_M)
-                kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < T, other=0) != 0
-                lowest = tl.minimum(lowest, tl.where(kept, t, 2147483647))
-                highest = tl.maximum(highest, tl.where(kept, t, -1))
-                count += kept.to(tl.int32)
-        length = tl.sum(count, 0).to(tl.int64)
-        first = tl.min(lowest, 0).to(tl.int64)
-        end = tl.max(highest, 0).to(tl.int64) + 1
-        first = tl.where(length > 0, first, end)
-        return first, end, length
-
-
-@triton.jit
-def _first_row(first, b, chunks, PACKED: tl.constexpr, CHUNK: tl.constexpr):
-    """Where the sums of a sequence's chunks begin.
-
-    Packed sequences leave no room for chunks that they do not have: ceil(L / CHUNK) rows from row
-    floor(first / CHUNK) + b on end before the next sequence's begin.
-    """
-    if PACKED:
-        return first // CHUNK + b
-    else:
-        return b * chunks
+    t = tl.arange(0, BLOCK_M)
+    kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < T, other=0) != 0
+    lowest = tl.where(kept, t, 2147483647)
+    highest = tl.where(kept, t, -1)
+    count = kept.to(tl.int32)
+    # Only where it must, because behind a loop with a state the compiler (3.6, 3.9) forgets that
+    # rows are aligned and loads them word by word.
+    if LONG:
+        for t0 in tl.range(BLOCK_M, T, BLOCK_M):
+            t = t0 + tl.arange(0, BLOCK_M)
+            kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < T, other=0) != 0
+            lowest = tl.minimum(lowest, tl.where(kept, t, 2147483647))
+            highest = tl.maximum(highest, tl.where(kept, t, -1))
+            count += kept.to(tl.int32)
+    length = tl.sum(count, 0).to(tl.int64)
+    first = tl.min(lowest, 0).to(tl.int64)
+    end = tl.max(highest, 0).to(tl.int64) + 1
+    first = tl.where(length > 0, first, end)
+    return first, end, length
 
 
 @triton.jit
@@ -114,8 +87,6 @@ def _finish(
 def _mean_kernel(
     x_ptr,
     mask_ptr,
-    bounds_ptr,
-    owner_ptr,
     out_ptr,
     partial_ptr,
     T,
@@ -123,7 +94,6 @@ def _mean_kernel(
     stride_xb,
     stride_xt,
     stride_mb,
-    PACKED: tl.constexpr,
     LONG: tl.constexpr,
     WEIGHTED: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -135,18 +105,12 @@ def _mean_kernel(
     STAGES: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    if SPLIT and PACKED:
-        b = tl.load(owner_ptr + b).to(tl.int64)
-    first, end, length = _span(mask_ptr, bounds_ptr, b, T, stride_mb, PACKED, LONG, BLOCK_M)
+    first, end, length = _span(mask_ptr, b, T, stride_mb, LONG, BLOCK_M)
     start = first
     stop = end
     if SPLIT:
-        row = tl.program_id(0).to(tl.int64)
         chunk = tl.program_id(1).to(tl.int64)
-        if PACKED:
-            chunk = row - _first_row(first, b, 0, PACKED, CHUNK)
-        else:
-            row = _first_row(first, b, tl.num_programs(1), PACKED, CHUNK) + chunk
+        row = b * tl.num_programs(1) + chunk
         start = first + chunk * CHUNK
         stop = tl.minimum(start + CHUNK, end)
     x_ptr += b * stride_xb
@@ -171,31 +135,30 @@ def _mean_kernel(
                 tile = tile * (t - first + 1).to(tl.float32)[:, None]
             sums += tile
         total += tl.sum(sums, 0)
-    if not PACKED:
-        gap_start = tl.where(whole, stop, start)
-        rank = tl.zeros([], tl.int64)
-        if WEIGHTED:
-            for t0 in tl.range(tl.where(whole, start, first), start, BLOCK_T):
-                t = t0 + offsets
-                kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < start, other=0) != 0
+    gap_start = tl.where(whole, stop, start)
+    rank = tl.zeros([], tl.int64)
+    if WEIGHTED:
+        for t0 in tl.range(tl.where(whole, start, first), start, BLOCK_T):
+            t = t0 + offsets
+            kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < start, other=0) != 0
+            rank += tl.sum(kept.to(tl.int32), 0).to(tl.int64)
+    for chunk in tl.range(gap_start, stop, CHUNK):
+        sums = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
+        chunk_end = tl.minimum(chunk + CHUNK, stop)
+        for t0 in tl.range(chunk, chunk_end, BLOCK_T):
+            t = t0 + offsets
+            kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < chunk_end, other=0) != 0
+            tile = tl.load(
+                x_ptr + t[:, None] * stride_xt + h[None, :],
+                mask=kept[:, None] & in_row,
+                other=0.0,
+            ).to(tl.float32)
+            if WEIGHTED:
+                ranks = rank + tl.cumsum(kept.to(tl.int32), 0)
+                tile = tile * ranks.to(tl.float32)[:, None]
                 rank += tl.sum(kept.to(tl.int32), 0).to(tl.int64)
-        for chunk in tl.range(gap_start, stop, CHUNK):
-            sums = tl.zeros([BLOCK_T, BLOCK_H], tl.float32)
-            chunk_end = tl.minimum(chunk + CHUNK, stop)
-            for t0 in tl.range(chunk, chunk_end, BLOCK_T):
-                t = t0 + offsets
-                kept = tl.load(mask_ptr + b * stride_mb + t, mask=t < chunk_end, other=0) != 0
-                tile = tl.load(
-                    x_ptr + t[:, None] * stride_xt + h[None, :],
-                    mask=kept[:, None] & in_row,
-                    other=0.0,
-                ).to(tl.float32)
-                if WEIGHTED:
-                    ranks = rank + tl.cumsum(kept.to(tl.int32), 0)
-                    tile = tile * ranks.to(tl.float32)[:, None]
-                    rank += tl.sum(kept.to(tl.int32), 0).to(tl.int64)
-                sums += tile
-            total += tl.sum(sums, 0)
+            sums += tile
+        total += tl.sum(sums, 0)
     if SPLIT:
         tl.store(partial_ptr + row * H + h, total, mask=h < tl.where(start < stop, H, 0))
     else:
@@ -205,14 +168,12 @@ def _mean_kernel(
 @triton.jit
 def _merge_kernel(
     mask_ptr,
-    bounds_ptr,
     out_ptr,
     partial_ptr,
     T,
     H,
     chunks,
     stride_mb,
-    PACKED: tl.constexpr,
     LONG: tl.constexpr,
     WEIGHTED: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -221,10 +182,10 @@ def _merge_kernel(
     BLOCK_M: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    first, end, length = _span(mask_ptr, bounds_ptr, b, T, stride_mb, PACKED, LONG, BLOCK_M)
+    first, end, length = _span(mask_ptr, b, T, stride_mb, LONG, BLOCK_M)
     h = tl.arange(0, BLOCK_H)
     total = tl.zeros([BLOCK_H], tl.float32)
-    row = _first_row(first, b, chunks, PACKED, CHUNK)
+    row = b * chunks
     for chunk in tl.range(0, tl.cdiv(end - first, CHUNK)):
         total += tl.load(partial_ptr + (row + chunk) * H + h, mask=h < H, other=0.0)
     _finish(total, length, out_ptr, b, H, WEIGHTED, NORMALIZE, BLOCK_H)
@@ -234,14 +195,12 @@ def _merge_kernel(
 def _pick_kernel(
     x_ptr,
     mask_ptr,
-    bounds_ptr,
     out_ptr,
     T,
     H,
     stride_xb,
     stride_xt,
     stride_mb,
-    PACKED: tl.constexpr,
     LONG: tl.constexpr,
     LAST: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -249,7 +208,7 @@ def _pick_kernel(
     BLOCK_M: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
-    first, end, length = _span(mask_ptr, bounds_ptr, b, T, stride_mb, PACKED, LONG, BLOCK_M)
+    first, end, length = _span(mask_ptr, b, T, stride_mb, LONG, BLOCK_M)
     t = first
     if LAST:
         t = end - 1
@@ -273,53 +232,28 @@ def pool(
         attention_mask = attention_mask.view(torch.uint8)
     if attention_mask.stride(-1) != 1:
         attention_mask = attention_mask.contiguous()
-    return _launch(hidden, attention_mask, None, mode, normalize, launch)
-
-
-def pool_packed(hidden: Tensor, cu_seqlens: Tensor, *, mode: str, normalize: bool) -> Tensor:
-    """Pool packed states (T, H) cut at cu_seqlens (B + 1) into (B, H) float32."""
-    return _launch(hidden[None], None, cu_seqlens.contiguous(), mode, normalize, LAUNCHES[0])
-
-
-def _launch(
-    hidden: Tensor,
-    mask: Tensor | None,
-    bounds: Tensor | None,
-    mode: str,
-    normalize: bool,
-    launch: Launch,
-) -> Tensor:
     if mode not in _MODES:
         raise ValueError(f"mode={mode!r} is none of {', '.join(_MODES)}")
     if hidden.stride(-1) != 1:
         hidden = hidden.contiguous()
-    _, t, h = hidden.shape
-    packed = bounds is not None
-    if bounds is not None:
-        b, stride_xb, stride_mb = len(bounds) - 1, 0, 0
-    else:
-        assert mask is not None
-        b, stride_xb, stride_mb = len(mask), hidden.stride(0), mask.stride(0)
+    b, t, h = hidden.shape
     out = hidden.new_empty(b, h, dtype=torch.float32)
     if b == 0 or h == 0 or t == 0:
         return out.zero_()
-    # A pointer that is not used must still be one.
-    mask_or, bounds_or = (out if mask is None else mask), (out if bounds is None else bounds)
     block_h = next_power_of_2(h)
     shared = {
-        "PACKED": packed,
-        "LONG": not packed and t > _MASK_BLOCK,
+        "LONG": t > _MASK_BLOCK,
         "NORMALIZE": normalize,
         "BLOCK_H": block_h,
-        "BLOCK_M": 16 if packed else min(_MASK_BLOCK, max(16, next_power_of_2(t))),
+        "BLOCK_M": min(_MASK_BLOCK, max(16, next_power_of_2(t))),
         "enable_fp_fusion": True,
     }
-    strides = (stride_xb, hidden.stride(1), stride_mb)
+    strides = (hidden.stride(0), hidden.stride(1), attention_mask.stride(0))
     with torch.cuda.device_of(hidden):
         if mode in ("last_token", "cls"):
             last = mode == "last_token"
             _pick_kernel[(b,)](
-                hidden, mask_or, bounds_or, out, t, h, *strides, LAST=last, **shared, num_warps=4
+                hidden, attention_mask, out, t, h, *strides, LAST=last, **shared, num_warps=4
             )
             return out
         weighted = mode == "weighted_mean"
@@ -328,21 +262,10 @@ def _launch(
         chunks = triton.cdiv(t, CHUNK)
         # With a program for every multiprocessor, enough loads are under way.
         split = chunks > 1 and b < multiprocessors(hidden.device)
-        grid, owner, partial = (b, 1), out, out
-        if split:
-            grid, partial = (b, chunks), out.new_empty(b * chunks, h)
-        if split and bounds is not None:
-            # Never more rows than this, whatever the sequences' lengths; which sequence has one.
-            items = t // CHUNK + b
-            grid, partial = (items, 1), out.new_empty(items, h)
-            begin = bounds[:-1] // CHUNK + torch.arange(b, device=out.device)
-            item = torch.arange(items, device=out.device)
-            owner = torch.searchsorted(begin, item, right=True, out_int32=True) - 1
-        _mean_kernel[grid](
+        partial = out.new_empty(b * chunks, h) if split else out
+        _mean_kernel[(b, chunks if split else 1)](
             hidden,
-            mask_or,
-            bounds_or,
-            owner,
+            attention_mask,
             out,
             partial,
             t,
@@ -358,14 +281,13 @@ def _launch(
         )
         if split:
             _merge_kernel[(b,)](
-                mask_or,
-                bounds_or,
+                attention_mask,
                 out,
                 partial,
                 t,
                 h,
                 chunks,
-                stride_mb,
+                strides[2],
                 WEIGHTED=weighted,
                 CHUNK=CHUNK,
                 num_warps=4,

@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import Launch, fixed, next_power_of_2, power_of_2, programs
-from .distance import distances
 
 # CHUNK: rows that one program sums before it adds them to its cluster's sum, one atomic a column.
 # The first is what is launched; `make bench-gpu` times them all and prints the order.
@@ -301,55 +300,3 @@ def largest_values(x: Tensor) -> Tensor:
     if len(x) == 0:
         return x.new_zeros(x.shape[1], dtype=torch.float64)
     return torch.linalg.vector_norm(x, torch.inf, dim=0).double()
-
-
-def _first_bad_row(x: Tensor) -> int:
-    step = max(1, (1 << 24) // max(1, x.shape[1]))
-    for start in range(0, len(x), step):
-        bad = ~x[start : start + step].isfinite().all(1)
-        if bool(bad.any()):
-            return start + int(bad.int().argmax())
-    raise AssertionError("every row is finite")
-
-
-def sum_by_cluster(values: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Exact sums (K,) float64 of float64 values (N,) that are not negative."""
-    if len(values) == 0:
-        return values.new_zeros(k)
-    scale = FixedScale.of(values.amax()[None], 1.0, len(values)).columns
-    terms = (values * scale).round().long()
-    total = torch.zeros(k, dtype=torch.int64, device=values.device)
-    return total.index_add_(0, labels.long(), terms).double() / scale
-
-
-def update(
-    x: Tensor,
-    labels: Tensor,
-    n_clusters: int,
-    *,
-    sample_weight: Tensor | None,
-    centers: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sums (K, D), weights (K,) and inertia (K,) of the clusters, float64.
-
-    Raises
-    ------
-    ValueError
-        A row of x is not finite; the first is named.
-    """
-    if x.stride(-1) != 1:
-        x = x.contiguous()
-    labels = labels.int()
-    weights = None if sample_weight is None else sample_weight.double()
-    heaviest = 1.0 if weights is None or len(weights) == 0 else weights.amax()
-    largest = largest_values(x)
-    if not bool(largest.isfinite().all()):
-        raise ValueError(f"x: row {_first_bad_row(x)} has a NaN or an infinity")
-    scale = FixedScale.of(largest, heaviest, len(x))
-    total = Sums.zeros(n_clusters, x.shape[1], x.device)
-    add_rows(x, labels, weights, scale, total)
-    sums, counts = total.sums.double() / scale.columns, total.mass.double() / scale.mass
-    about = means(total, scale, torch.zeros_like(sums)) if centers is None else centers
-    apart = distances(x, about, labels)
-    inertia = sum_by_cluster(apart if weights is None else apart * weights, labels, n_clusters)
-    return sums, counts, inertia

@@ -112,3 +112,25 @@ def points(kind: str, n: int, d: int, seed: int = 0) -> np.ndarray:
 
 
 KINDS = ["unit", "common mean", "massive dimension", "tiny", "huge", "grid", "near ties"]
+
+
+def labels_of(x: torch.Tensor, centers: torch.Tensor, precision: str = "exact"):
+    """Label all rows and measure their float64 distances, as one pass of a fit does."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    prepared = assign.prepare_centers(centers, assign.shift_of(centers))
+    bad = torch.full((), assign.NONE_BAD, dtype=torch.int64, device=x.device)
+    rows = assign.prepare_rows(x, prepared, bad)
+    labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
+    scratch = assign.Scratch.of(len(x), x.device)
+    assign.nearest(rows, prepared, labels, scratch, precision=precision)
+    return labels, assign.distances(x, prepared.c, labels), int(bad)
+
+
+def sums_of(x: torch.Tensor, labels: torch.Tensor, k: int, weights: torch.Tensor | None = None):
+    """Sums (K, D) and weights (K,) of the clusters, float64."""
+    weights = None if weights is None else weights.double()
+    heaviest = 1.0 if weights is None or not len(weights) else weights.amax()
+    scale = update.FixedScale.of(update.largest_values(x), heaviest, len(x))
+    total = update.Sums.zeros(k, x.shape[1], x.device)
+    update.add_rows(x, labels.int(), weights, scale, total)
+    return total.sums.double() / scale.columns, total.mass.double() / scale.mass

@@ -41,10 +41,10 @@ def test_every_kernel_compiles_for_hopper_and_uses_its_tensor_cores(tmp_path):
     done = run("--compile", "90", TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if "regs=" in line]
-    assert len({line.split()[0] for line in lines}) >= 17
+    assert len({line.split()[0] for line in lines}) >= 16
     for line in lines:
         assert "membar= 0" in line or line.startswith("collect"), line
-        if line.startswith(("nearest", "part", "collect", "rescore", "tf32")):
+        if line.startswith(("nearest", "part", "collect", "rescore")):
             assert "HGMMA" in line, line
             assert "UTMALDG" in line, line
         if line.startswith(("nearest", "part")):

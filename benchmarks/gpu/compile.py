@@ -69,7 +69,7 @@ def compile_all(capability: int) -> int:
         kernel = compile_(self, *args, grid=grid, warmup=True, **options)
         if kernel.hash not in seen:
             seen.add(kernel.hash)
-            named = ("CERTIFY", "COUNTED", "HAS_SOFTCAP", "WEIGHTED", "SPLIT", "PACKED")
+            named = ("CERTIFY", "COUNTED", "HAS_SOFTCAP", "WEIGHTED", "SPLIT")
             flags = " ".join(name.lower() for name in named if options.get(name))
             lines.append(f"{self.__name__.replace('_kernel', '')[1:] + ' ' + flags:21}")
             lines[-1] += describe(kernel, tools)
@@ -92,7 +92,7 @@ def launch_all(kernels: Any) -> None:
     prepared = assign.prepare_centers(centers, assign.shift_of(centers))
     rows = assign.prepare_rows(x, prepared, torch.full((), assign.NONE_BAD))
     labels, scratch = torch.zeros(512, dtype=torch.int32), assign.Scratch.of(512, x.device)
-    for precision in ("exact", "half", "tf32"):
+    for precision in ("exact", "half"):
         how = {"precision": precision, "launch": assign.NEAREST_LAUNCHES[0]}
         assign.nearest(rows, prepared, labels, scratch, **how)
     assign.distances(x, centers, labels)
@@ -114,4 +114,3 @@ def launch_all(kernels: Any) -> None:
     for mode in ("mean", "weighted_mean", "cls"):
         pool.pool(hidden, mask, mode=mode, normalize=True)
     pool.pool(hidden.repeat(4, 1, 1), mask.repeat(4, 1), mode="mean", normalize=True)
-    pool.pool_packed(hidden[0], 512 * torch.arange(2), mode="mean", normalize=True)

@@ -70,27 +70,27 @@ def assign_shape(
 ) -> None:
     assign, x = kernels.assign, rows_of(kind, n, d, bench.device)
     centers = x[torch.randperm(n, device=bench.device)[:k]]
-    labels, _ = assign.assign(x, centers, precision="half")
     # Centers after an update: what all passes of a fit but the first meet.
-    sums, counts, _ = kernels.update.update(x, labels, k, sample_weight=None, centers=centers)
-    centers = (sums / counts.clamp(min=1)[:, None]).float()
+    labels, centers, _, _ = kernels.lloyd.fit(
+        x, centers, max_iter=1, tol=0.0, precision="half", devices=[bench.device]
+    )
+    labels, centers = (torch.from_numpy(a).to(bench.device) for a in (labels, centers))
     prepared = assign.prepare_centers(centers, assign.shift_of(centers))
     bad = torch.full((), assign.NONE_BAD, dtype=torch.int64, device=bench.device)
     rows, scratch = assign.prepare_rows(x, prepared, bad), assign.Scratch.of(n, bench.device)
     shape, ours = f"{n}x{d} k={k} {kind}", dict[str, Record]()
-    for precision in ("exact", "half", "tf32")[: 3 if first else 2]:
+    for precision in ("exact", "half"):
         run = partial(assign.nearest, rows, prepared, labels, scratch, precision=precision)
         run()
         error, note = wrong_labels(x, centers, labels), ""
         if precision == "exact":
             stages = zip(assign.STAGES, scratch.lengths(), strict=True)
             note = ", ".join(f"{stage} {count / n:.2%}" for stage, count in stages)
-        rate = "tf32_tflops" if precision == "tf32" else "bf16_tflops"
         wrong = precision == "exact" and not error.startswith("0/")
-        floor = bench.product_ms(2.0 * n * k * d, rate)
+        floor = bench.product_ms(2.0 * n * k * d)
         more = {"error": error, "note": note, "wrong": wrong}
         ours[precision] = bench.ours(shape, f"ours {precision}", run, floor, **more)
-        if first and precision != "tf32":
+        if first:
             bench.sweep_launches(ours[precision], assign.NEAREST_LAUNCHES, run)
     check = partial(wrong_labels, x, centers)
     if first:

@@ -1,4 +1,4 @@
-"""Pooling: mean over tokens, padded and packed, beside torch and sentence-transformers."""
+"""Pooling: mean over tokens, beside torch and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -45,8 +45,3 @@ def bench_pool(bench: Bench, kernels: Any) -> None:
                 bench.sweep_launches(ours, kernels.pool.LAUNCHES, run)
                 for mode in ("weighted_mean", "last_token", "cls"):
                     bench.ours(shape, f"ours {mode}", partial(pool, mode=mode))
-        bounds = torch.cumsum(torch.cat([length.new_zeros(1), length[:, 0]]), 0)
-        states = hidden[kept]
-        run = partial(kernels.pool.pool_packed, states, bounds, mode="mean", normalize=True)
-        floor = bench.bytes_ms(states.numel() * states.element_size() + 4 * b * h)
-        bench.ours(f"{b}x{t}x{h} packed", "ours mean", run, floor)

@@ -11,7 +11,6 @@ from .ops import (
     cluster_moments,
     example_nll,
     pool,
-    pool_packed,
     token_nll,
 )
 from .rows import (
@@ -59,7 +58,6 @@ __all__ = [
     "novel_select",
     "philox",
     "pool",
-    "pool_packed",
     "random_bits",
     "reweight",
     "round_robin",

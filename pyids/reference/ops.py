@@ -26,18 +26,6 @@ def pool(
     return np.stack(rows) if rows else np.zeros((0, hidden.shape[2]))
 
 
-def pool_packed(
-    hidden: NDArray[np.floating],
-    cu_seqlens: NDArray[np.integer],
-    *,
-    mode: str = "mean",
-    normalize: bool = True,
-) -> Float64:
-    """`pool` of sequences that lie end to end: rows cu_seqlens[b] to cu_seqlens[b + 1] are b's."""
-    rows = [_pool_one(hidden[lo:hi], mode, normalize) for lo, hi in pairwise(cu_seqlens)]
-    return np.stack(rows) if rows else np.zeros((0, hidden.shape[1]))
-
-
 def _pool_one(states: NDArray[np.floating], mode: str, normalize: bool) -> Float64:
     length, width = states.shape
     if length == 0:

@@ -225,60 +225,68 @@ def _read(
     ]
     if any(read_entry(rows_folder / task.entry, task.inputs) is None for task in tasks):
         begin(rows_folder / "index.json")  # which would vouch for other rows
-    errors: list[str] = []
-    shards: list[dict[str, Any]] = []
-    files: dict[str, Any] = {}
-    counts = {"formats": Counter[str](), "unused": Counter[str]()}
-    first_lines = [0] * len(sources)
-    rows = bytes_read = 0
+    found = _Found(sources)
+    bytes_read = 0
     for task, report in zip(tasks, engine.map(read_split, tasks), strict=False):
-        if limit is not None and rows + report["rows"] > limit:
+        if limit is not None and found.rows + report["rows"] > limit:
             # The splits are read side by side, each as if it were the first; the one in which the
             # limit falls is read again, up to it.
-            report = read_split(replace(task, max_rows=limit - rows))
-        number = task.split.source_number
-        source = sources[number]
-        errors += [
-            f"{source.path} {source.unit} {first_lines[number] + line}: {text}"
-            for line, text in report["problems"]
-        ]
-        if len(errors) >= MAX_ERRORS:
+            report = read_split(replace(task, max_rows=limit - found.rows))
+        found.add(task.split.source_number, report)
+        if len(found.errors) >= MAX_ERRORS:
             break
-        for name, shard_rows in report["shards"]:
-            shards.append(
-                {
-                    "name": name,
-                    "first_row_id": rows,
-                    "rows": shard_rows,
-                    "source": number,
-                    "first_line": first_lines[number],
-                }
-            )
-            rows += shard_rows
-        first_lines[number] += report["lines"]
-        files.update(report["files"])
-        for name, count in counts.items():
-            count.update(report[name])
         bytes_read += task.split.bytes
         if progress is not None:
-            progress(rows, bytes_read, total_bytes)
-        if limit is not None and rows >= limit:
+            progress(found.rows, bytes_read, total_bytes)
+        if limit is not None and found.rows >= limit:
             break
-    if errors:
-        raise DataError(_summary(errors))
-    if not rows:
+    if found.errors:
+        raise DataError(_summary(found.errors))
+    if not found.rows:
         raise DataError(f"{', '.join(s.path for s in sources[:3])}: no rows: check the data")
-    index = {
-        "rows": rows,
-        "limit": limit,
-        "sources": [asdict(source) for source in sources],
-        "shards": shards,
-        "files": files,
-        **{name: dict(count.most_common()) for name, count in counts.items()},
-    }
-    write_sealed(rows_folder / "index.json", index)
+    write_sealed(rows_folder / "index.json", found.index(limit))
     store.forget()
-    _remove_strays(rows_folder, {*files, "index.json"})
+    _remove_strays(rows_folder, {*found.files, "index.json"})
+
+
+class _Found:
+    """What the splits, taken in their order, add up to."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.rows = 0
+        self.errors: list[str] = []
+        self.files: dict[str, Any] = {}
+        self._shards: list[dict[str, Any]] = []
+        self._counts = {"formats": Counter[str](), "unused": Counter[str]()}
+        self._first_lines = [0] * len(sources)
+
+    def add(self, number: int, report: dict[str, Any]) -> None:
+        """Add the report of the next split; `number` is that of its source."""
+        source, first_line = self.sources[number], self._first_lines[number]
+        self.errors += [
+            f"{source.path} {source.unit} {first_line + line}: {text}"
+            for line, text in report["problems"]
+        ]
+        for name, shard_rows in report["shards"]:
+            shard = {"name": name, "first_row_id": self.rows, "rows": shard_rows}
+            self._shards.append({**shard, "source": number, "first_line": first_line})
+            self.rows += shard_rows
+        self._first_lines[number] += report["lines"]
+        self.files.update(report["files"])
+        for name, count in self._counts.items():
+            count.update(report[name])
+
+    def index(self, limit: int | None) -> dict[str, Any]:
+        """Return what ``rows/index.json`` says."""
+        return {
+            "rows": self.rows,
+            "limit": limit,
+            "sources": [asdict(source) for source in self.sources],
+            "shards": self._shards,
+            "files": self.files,
+            **{name: dict(count.most_common()) for name, count in self._counts.items()},
+        }
 
 
 def groups_per_shard(total_bytes: int) -> int:

@@ -109,15 +109,7 @@ def compare(
         for file in files
     ]
 
-    first = Path(names[0])
-    if group_by is None and (first / "centroids.safetensors").is_file():
-        group_by = "cluster"
-        clusters = _clusters(Store(first), set().union(*(one.digests for one in read)))
-        topics = [[clusters.get(key, _ELSEWHERE) for key in one.digests] for one in read]
-    else:
-        group_by = group_by or "source"
-        topics = [one.groups for one in read]
-    mixes = [Counter(groups) for groups in topics]
+    group_by, mixes = _mixes(Path(names[0]), read, group_by)
     shares = {
         group: [mix[group] / mix.total() for mix in mixes]
         for group in sorted(set().union(*mixes), key=_by_number)
@@ -249,6 +241,17 @@ def _clusters(store: Store, wanted: set[bytes]) -> dict[bytes, str]:
             if key in wanted
         )
     return found
+
+
+def _mixes(
+    first: Path, read: Sequence[_Selection], group_by: str | None
+) -> tuple[str, list[Counter[str]]]:
+    """Return what the rows are grouped by, and how many rows of each selection a group holds."""
+    if group_by is not None or not (first / "centroids.safetensors").is_file():
+        return group_by or "source", [Counter(one.groups) for one in read]
+    clusters = _clusters(Store(first), set().union(*(one.digests for one in read)))
+    topics = ([clusters.get(key, _ELSEWHERE) for key in one.digests] for one in read)
+    return "cluster", [Counter(groups) for groups in topics]
 
 
 def _by_number(group: str) -> tuple[bool, int, str]:

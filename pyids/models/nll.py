@@ -119,17 +119,9 @@ def encoded_nll(
         tokens = batch_tokens or default_batch_tokens(device)
         for batch in batches_by_length(lengths, tokens if head.pads else 1):
             members = scored[batch]
-            width = lengths[batch[0]]
-            input_ids = np.zeros((len(members), width), np.int64)
-            attention_mask = np.zeros((len(members), width), np.int64)
-            targets = np.full((len(members), width), -100, np.int64)
-            for b, i in enumerate(members):
-                size = ends[i] - begin
-                at = slice(0, size) if padding_side == "right" else slice(width - size, width)
-                nxt = slice(begin + 1, ends[i] + 1)
-                input_ids[b, at] = rows[i].input_ids[begin : ends[i]]
-                attention_mask[b, at] = 1
-                targets[b, at] = np.where(rows[i].response_mask[nxt], rows[i].input_ids[nxt], -100)
+            input_ids, attention_mask, targets = _batch(
+                [rows[i] for i in members], [ends[i] for i in members], begin, padding_side
+            )
             nll = head.nll(
                 torch.from_numpy(input_ids).to(device),
                 torch.from_numpy(attention_mask).to(device),
@@ -148,6 +140,24 @@ def encoded_nll(
             if progress is not None:
                 progress(done, sum(lengths))
     return ResponseNll(means, counts, last)
+
+
+def _batch(
+    rows: Sequence[Encoded], ends: Sequence[int], begin: int, padding_side: str
+) -> tuple[Int64, Int64, Int64]:
+    """Return the tokens from `begin` to each row's end, their mask, and what each predicts."""
+    shape = (len(rows), max(ends) - begin)
+    input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    targets = np.full(shape, -100, np.int64)
+    for b, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        size = end - begin
+        at = slice(0, size) if padding_side == "right" else slice(shape[1] - size, shape[1])
+        following = slice(begin + 1, end + 1)
+        input_ids[b, at] = row.input_ids[begin:end]
+        attention_mask[b, at] = 1
+        wanted = row.response_mask[following]
+        targets[b, at] = np.where(wanted, row.input_ids[following], -100)
+    return input_ids, attention_mask, targets
 
 
 def _shared_tokens(rows: Sequence[Encoded], first_targets: Sequence[int]) -> int:

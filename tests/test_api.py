@@ -268,7 +268,10 @@ def test_a_terminal_shows_bars_and_a_table_for_each_round(place, tmp_path):
     fields = options(place, output_dir=tmp_path / "run")
     text, code = on_a_terminal([PYIDS, "run", place / "pool.jsonl", *words(fields)], tmp_path)
     assert code == 0, text
-    units = {"read": "bytes", "k-means": "iterations", "train": "tokens", "score": "tokens"}
+    units = {
+        "read": "bytes", "deduplicate": "rows", "k-means": "iterations", "train": "tokens",
+        "score": "tokens", "export": "rows",
+    }  # fmt: skip
     for stage, unit in units.items():  # each bar ends at what there is of it
         assert re.search(rf"^ *{stage} +━+ ([\d,]+)/\1 {unit}", text, re.M), (stage, text)
     for n in (1, 2):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids.data.sources import Source
+from pyids.progress import report
 from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, read_entry, write_entry
@@ -80,6 +81,7 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array(file, kept, allow_pickle=False)
             files.append(path)
+            report("deduplicate", shard.first_row_id + shard.rows, store.rows_read)
     del first
     shutil.rmtree(store.scratch)
     known = {path.name for path in files}

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -39,12 +39,9 @@ from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
 from pyids.data.card import write_card
 from pyids.errors import ConfigError, DataError
+from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
-
-if TYPE_CHECKING:
-    pass
-
 
 logger = logging.getLogger("pyids")
 
@@ -186,10 +183,19 @@ def _our_members(selected: Selected) -> Iterator[list[tuple[str, bytes]]]:
         yield [(name, orjson.dumps(value)) for name, value in zip(names, values, strict=True)]
 
 
+def _read_rows(store: Store, selected: Selected) -> Iterator[Row]:
+    """Yield the selected rows, and say how far that is."""
+    total = len(selected.row_ids)
+    for done, row in enumerate(store.read_rows(selected.row_ids), start=1):
+        yield row
+        if done % 64 == 0 or done == total:
+            report("export", done, total)
+
+
 def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
     """Original columns, messages where the input has none, ours."""
     sources = {source["path"]: source for source in store.index["sources"]}
-    rows = store.read_rows(selected.row_ids)
+    rows = _read_rows(store, selected)
     for row, ours in zip(rows, _our_members(selected), strict=True):
         added = ours
         source = sources[row.path]
@@ -276,7 +282,7 @@ def _trl(store: Store, selected: Selected, folder: Path) -> None:
     left_out = Counter[str]()
 
     def rows() -> Iterator[bytes]:
-        for row in store.read_rows(selected.row_ids):
+        for row in _read_rows(store, selected):
             left_out[_WEIGHT] += sum(turn.get("weight") == 0 for turn in row.messages)
             yield _conversation(row, row.messages)
 
@@ -302,7 +308,7 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
     """Give the turns of weight 0 to axolotl as those that are not trained on."""
 
     def rows() -> Iterator[bytes]:
-        for row in store.read_rows(selected.row_ids):
+        for row in _read_rows(store, selected):
             messages = list(row.messages)
             if any(turn.get("weight") == 0 for turn in messages):
                 messages = [
@@ -342,7 +348,7 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
     left_out = Counter[str]()
 
     def rows() -> Iterator[bytes]:
-        for row in store.read_rows(selected.row_ids):
+        for row in _read_rows(store, selected):
             messages = [_with_call_as_text(turn, left_out) for turn in row.messages]
             whole = {"messages": messages, "tools": "", **_tools(row), f"{PREFIX}id": row.row_id}
             yield orjson.dumps(whole)

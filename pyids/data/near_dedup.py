@@ -20,6 +20,7 @@ import orjson
 from pyids._typing import Int64
 from pyids.data.exact_dedup import places
 from pyids.neighbors import near_duplicates
+from pyids.progress import report
 from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, load_sealed, read_entry, write_entry
@@ -60,6 +61,7 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
         rows = np.array(members[start:stop])
         originals[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
+        report("near-duplicates", stop, ends[-1])
     sizes = np.zeros(len(ends), dtype=np.int64)
     ids = _mapped(store, "ids.i8")
     first = 0

@@ -13,16 +13,22 @@ from __future__ import annotations
 import gzip
 import io
 import random
+import struct
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+import pyids
 from pyids.chat.formats import BadRow, UnusableRow, detect_format, to_messages
 from pyids.chat.rawjson import parse
 from pyids.config import load_config, make_config
@@ -30,7 +36,9 @@ from pyids.data.ingest import check
 from pyids.data.readers import Problem, Reader
 from pyids.data.sources import open_sources
 from pyids.errors import PyidsError
+from pyids.models.gguf import convert_gguf
 from pyids.pipeline.identity import saved_config
+from pyids.sampling import allocate, sample_by_cluster
 from pyids.scoring.told import read_scores
 from pyids.store.files import read_sealed, write_sealed
 from pyids.store.folder import Store
@@ -122,6 +130,112 @@ def _config(content: bytes) -> None:
     make_config(**load_config(folder / "config.yaml"))
 
 
+class Bytes:
+    """Arrays made of bytes from outside: any shape, dtype, order and values."""
+
+    def __init__(self, content: bytes) -> None:
+        self.left = content
+
+    def number(self, stop: int) -> int:
+        """Take a number below `stop`; 0 at the end."""
+        taken, self.left = self.left[:2], self.left[2:]
+        return int.from_bytes(taken, "little") % stop
+
+    def array(self, *shape: int) -> np.ndarray:
+        """Take an array of one of many dtypes, as it lies or turned about."""
+        kinds = ["<f8", "<f4", "<f2", ">f4", "<i8", "<i4", "|u1", "|b1", "<u8", "<i2"]
+        dtype = np.dtype(kinds[self.number(len(kinds))])
+        size = int(np.prod(shape)) * dtype.itemsize
+        taken, self.left = self.left[:size], self.left[size:]
+        array = np.frombuffer(taken.ljust(size, b"\1"), dtype).reshape(shape)
+        return (array, array[::-1], np.asfortranarray(array), array.astype(float))[self.number(4)]
+
+    def small(self, *shape: int, low: int = 0, high: int = 8, of: type = int) -> np.ndarray:
+        """Take an array that mostly fits: small numbers; else any."""
+        if self.number(8) == 0:
+            return self.array(*shape)
+        size = int(np.prod(shape))
+        taken, self.left = self.left[:size], self.left[size:]
+        values = np.frombuffer(taken.ljust(size, b"\3"), np.uint8).astype(np.int64)
+        return (low + values % (high - low)).astype(of).reshape(shape)
+
+
+def _given(content: bytes, call: Callable[[Bytes], None]) -> None:
+    """Call with arrays; what does not fit is a ValueError or a TypeError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(Bytes(content))
+    except (ValueError, TypeError) as error:
+        _said(str(error))
+
+
+def _sampler(content: bytes) -> None:
+    def call(some: Bytes) -> None:
+        n, k = some.number(40), 1 + some.number(6)
+        labels = some.small(n + some.number(9) // 8, low=-(some.number(9) // 8), high=k)
+        quotas = some.small(k, high=5)
+        options: dict[str, Any] = {"seed": some.number(9), "n_threads": some.number(4) or None}
+        weights = ({}, {"weights": (0, 9)}, {"log_weights": (-9, 9)})[some.number(3)]
+        for name, (low, high) in weights.items():
+            options[name] = some.small(n, low=low, high=high, of=float)
+        if some.number(3) == 0:
+            options["row_ids"] = np.cumsum(some.small(n, low=1))
+        if some.number(3) == 0:
+            options["exclude"] = np.unique(some.small(n // 3, high=max(1, n)))
+        if some.number(3) == 0:
+            options["floors"] = some.small(k, 2, low=-9, high=0, of=float)
+        options["allow_fewer"] = some.number(4) > 0
+        drawn = sample_by_cluster(labels, quotas, **options)
+        assert len(set(drawn.tolist())) == len(drawn) <= n + 1
+        allocate(some.number(50), some.small(k, of=float), some.small(k, high=50))
+
+    _given(content, call)
+
+
+def _kmeans(content: bytes) -> None:
+    def call(some: Bytes) -> None:
+        n, d, k = some.number(30), 1 + some.number(9), 1 + some.number(8)
+        rows = some.small(n, d, low=-4, of=(np.float16, np.float32, float)[some.number(3)])
+        weights = some.small(n, of=float) if some.number(2) else None
+        options = {
+            "metric": ("euclidean", "cosine")[some.number(2)],
+            "algorithm": ("lloyd", "two-level")[some.number(2)],
+            "init": some.small(k, d) if some.number(2) else ("random", "k-means++")[some.number(2)],
+        }
+        model = pyids.KMeans(k, max_iter=3, n_threads=2, device="cpu", **options)
+        model.fit([rows[: n // 2], rows[n // 2 :]] if some.number(2) else rows, None, weights)
+        assert model.labels_.shape == (n,)
+        assert 0 <= model.labels_.min() <= model.labels_.max() < k
+        assert np.isfinite(model.cluster_centers_).all()
+        model.predict(some.small(some.number(9), d))
+
+    _given(content, call)
+
+
+def _gguf(content: bytes) -> None:
+    file = PLACE / "model.gguf"
+    file.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYIDS_CACHE", str(PLACE / "cache"))
+        convert_gguf(file)
+
+
+def _gguf_bytes() -> bytes:
+    """Return the front of a GGUF file: two strings, a number, a list, one tensor without data."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    strings = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2"}
+    front = b"GGUF" + struct.pack("<IQQ", 3, 1, 4)
+    for name, value in strings.items():
+        front += text(name) + struct.pack("<I", 8) + text(value)
+    front += text("llama.block_count") + struct.pack("<II", 4, 1)
+    front += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    return front + text("output.weight") + struct.pack("<IQQIQ", 2, 4, 2, 0, 0) + bytes(64)
+
+
 def _table() -> pa.Table:
     return pa.table({"prompt": ["a", "b"], "completion": ["c", None], "x": [[1.0], None]})
 
@@ -162,6 +276,9 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "array": (_array, [b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False}"]),
     "manifest": (_manifest, [_sealed_bytes("manifest.json"), b'{"files": {"a": 1}}']),
     "config": (_config, [_CONFIG]),
+    "sampler": (_sampler, [bytes(range(256)), bytes(400)]),
+    "kmeans": (_kmeans, [bytes(range(256)), struct.pack("<300e", *range(300))]),
+    "gguf": (_gguf, [_gguf_bytes()]),
 }
 
 

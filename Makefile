@@ -10,7 +10,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py faults site wheel wheels bench-cpu \
+.PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults site wheel wheels bench-cpu \
         bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
         bench-scale bench-startup clean
 
@@ -65,6 +65,20 @@ test-cpp: setup
 
 test-py: build
 	$(RUN) -m pytest
+
+test-sanitized: setup ## the tests of k-means and sampling on an extension with address and undefined-behavior checks
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-deps --no-build-isolation -w build/sanitized \
+	  --config-settings=cmake.define.PYIDS_SANITIZE=address,undefined \
+	  --config-settings=cmake.build-type=RelWithDebInfo --config-settings=install.strip=false \
+	  --config-settings=cmake.define.CMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
+	  --config-settings=build-dir=build/sanitized/cmake .
+	rm -rf build/sanitized/site
+	$(PIP) install --no-deps --target build/sanitized/site build/sanitized/*.whl
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=build/sanitized/site $(RUN) -m pytest -q -p no:cacheprovider tests/test_sampling.py \
+	  tests/test_kmeans.py tests/test_core_exact.py tests/fuzz -k "not jsonl and not parquet and not arrow \
+	  and not manifest and not config and not csv and not gzip and not gguf"
 
 faults: build ## inject N=1000 faults into small workflows (SEED=0): nothing lost, wrong or a traceback
 	$(RUN) tests/faults/inject.py --trials $(or $(N),1000) --seed $(or $(SEED),0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.format_map import check_format_map
+from pyids.errors import ConfigError
 
 
 def parse_budget(value: object) -> object:
@@ -69,6 +71,24 @@ def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
 def parse_format_map(given: str | None) -> str | None:
     """Check how columns are mapped; give its canonical text."""
     return None if given is None else check_format_map(given)
+
+
+def parse_row_format(format: str, format_map: str | None) -> str:
+    """Return how rows are read: in a format, or as the map of columns says.
+
+    Raises
+    ------
+    ConfigError
+        Both are named, or the map does not fit.
+    """
+    if format_map is None:
+        return format
+    if format != "auto":
+        raise ConfigError("--format and --format-map exclude each other: leave one out")
+    try:
+        return f"{MAP_PREFIX}{check_format_map(format_map)}"
+    except ValueError as error:
+        raise ConfigError(f"--format-map: {error}") from None
 
 
 def check_encoder(name: str) -> str:

@@ -136,9 +136,25 @@ def test_an_adapter_whose_base_is_gone_asks_for_it(tiny, held_out, tmp_path):
         evaluate.evaluate(tiny, [held_out], base_model=tiny)
 
 
+def test_columns_are_read_by_a_map(tiny, held_out, tmp_path):
+    file = tmp_path / "mapped.jsonl"
+    rows = [{"q": ask, "a": answer} for ask, answer in (("2 + 2?", "4"), ("Name a bird.", "Owl"))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="format"):
+        evaluate.evaluate(tiny, [str(file)])
+    mapped = evaluate.evaluate(tiny, [str(file)], format_map="prompt=q,response=a")
+    file.write_text(
+        "".join(json.dumps({"prompt": r["q"], "completion": r["a"]}) + "\n" for r in rows)
+    )
+    assert evaluate.evaluate(tiny, [str(file)]).groups == mapped.groups
+
+
 def test_mistakes_are_answered_before_anything_is_loaded(held_out, tmp_path, monkeypatch):
     monkeypatch.setattr(lm, "load_model", lambda *_: pytest.fail("loaded a model"))
     name = "smollm2-135m-instruct"
+    for given, expected in ({"format": "alpaca"}, "exclude each other"), ({}, "neither a column"):
+        with pytest.raises(ConfigError, match=expected):
+            evaluate.evaluate(name, [held_out], format_map="prompt=,response=b", **given)
     with pytest.raises(ConfigError, match="nothing to evaluate on"):
         evaluate.evaluate(name)
     with pytest.raises(ModelError, match="no/such-model"):

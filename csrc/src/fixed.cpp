@@ -16,10 +16,11 @@ namespace {
 
 constexpr double kLargest = 1e150;  // whose square float64 holds
 
-// Complains of the first value that is no number or too large.
-[[noreturn]] void refuse(const std::string& name, const double* values) {
+// Complains of the first of d values that is no number or too large.
+[[noreturn]] void refuse(const std::string& name, const double* values, std::size_t d) {
   std::size_t t = 0;
-  while (std::fabs(values[t]) <= kLargest) ++t;
+  while (t < d && std::fabs(values[t]) <= kLargest) ++t;
+  if (t == d) throw std::invalid_argument(name + " was changed by another thread during the call");
   throw std::invalid_argument(name + ", column " + std::to_string(t) + " is " +
                               (std::isnan(values[t])   ? "NaN"
                                : std::isinf(values[t]) ? "infinity"
@@ -35,7 +36,7 @@ double largest_center_value(const double* centers, std::size_t n, std::size_t d)
   for (std::size_t j = 0; j < n; ++j) {
     const double* center = centers + j * d;
     if (!kernels().raise_magnitudes(center, Scalar::f64, d, 1, 2 * kLargest, largest.data())) {
-      refuse("center " + std::to_string(j), center);
+      refuse("center " + std::to_string(j), center, d);
     }
   }
   return d == 0 ? 0 : *std::max_element(largest.begin(), largest.end());
@@ -58,7 +59,7 @@ std::vector<double> largest_values(const Rows& rows, int n_threads) {
   if (first_bad < rows.size()) {
     std::vector<double> row(d);
     rows.load(first_bad, row.data());
-    refuse("row " + std::to_string(first_bad), row.data());
+    refuse("row " + std::to_string(first_bad), row.data(), d);
   }
   std::vector<double> largest(d);
   for (const auto& one : partial) {

@@ -263,6 +263,7 @@ def _evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(
         [
             click.option("--format", default="auto", help="how a row holds its conversation"),
+            click.option("--format-map", help="columns of prompt and response, as for `run`"),
             click.option("--limit", type=click.IntRange(1), help="only the first rows"),
             click.option(
                 "--max-length",

@@ -60,6 +60,7 @@ def compare(
     data: Sequence[str] = (),
     model: str | None = None,
     format: str = "auto",
+    format_map: str | None = None,
     limit: int | None = None,
     max_length: int = 1024,
     device: str = "auto",
@@ -82,7 +83,7 @@ def compare(
     model
         Base model: its tokenizer counts lengths, it stands under the runs' adapters, and it is
         evaluated, too.
-    format, limit, max_length, device, dtype
+    format, format_map, limit, max_length, device, dtype
         See `pyids.evaluation.evaluate.evaluate`; `limit` is for the held-out rows alone.
 
     Raises
@@ -140,6 +141,7 @@ def compare(
             data,
             model,
             format=format,
+            format_map=format_map,
             limit=limit,
             max_length=max_length,
             device=device,

@@ -30,6 +30,7 @@ from pyids.models.hub import resolve_model
 from pyids.models.lm_head import Head
 from pyids.models.load import load_model
 from pyids.models.nll import response_nll
+from pyids.parsing import parse_row_format
 from pyids.pipeline.conversations import Located, check_rows
 from pyids.store.folder import Row, Store
 from pyids.store.rounds import last_checkpoint
@@ -142,6 +143,7 @@ def evaluate(
     include_path: str | None = None,
     apply_chat_template: bool = False,
     format: str = "auto",
+    format_map: str | None = None,
     limit: int | None = None,
     max_length: int = 1024,
     device: str = "auto",
@@ -168,8 +170,8 @@ def evaluate(
         which are run.
     apply_chat_template
         Put the tasks' questions into the model's chat template. Rows always are.
-    format
-        Chat format of the rows (`pyids.chat.formats`).
+    format, format_map
+        Chat format of the rows (`pyids.chat.formats`), or which columns hold them, as for a run.
     limit
         Only the first rows of the data, and of each task.
     max_length
@@ -189,7 +191,7 @@ def evaluate(
     if not data and not tasks:
         raise ConfigError("nothing to evaluate on: name DATA, or tasks with --tasks")
     loader = _find_model(model, base_model, system)
-    sources = open_sources(data, format=format) if data else []
+    sources = open_sources(data, format=parse_row_format(format, format_map)) if data else []
     manager = find_tasks(tasks, include_path) if tasks else None
     device = find_device(device)
 

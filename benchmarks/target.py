@@ -25,11 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "quality"))
-from cells import TRAINING
-from model import NAME, pretrain, warm_up
-from pool import SKILLS, read_rows, split, text_of, write_rows
+from quality.model import NAME, pretrain, warm_up
+from quality.pool import SKILLS, read_rows, split, text_of, write_rows
+from quality.trials import TRAINING
 
 from pyids.config import make_config
 from pyids.encoders import load_encoder

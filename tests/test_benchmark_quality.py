@@ -201,3 +201,13 @@ def test_axes_compare_the_seeds_that_all_values_have(quality, tmp_path):
     assert found["clusters"][0]["silhouette"] < found["clusters"][1]["silhouette"]
     page = quality["report"].markdown({"p": []}, {"p": {}}, {"p": found})
     assert "| 1 | 0.250 ±" in page
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_command_starts(path):
+    if "ArgumentParser" not in path.read_text():
+        pytest.skip("no command")
+    command = [sys.executable, str(path), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")

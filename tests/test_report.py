@@ -201,6 +201,10 @@ def test_histograms_share_bins_and_lose_nothing():
     values = [np.array([1.0, 2, 3, np.nan]), np.arange(100.0), np.array([0.0])]
     found = figures.histogram(values)
     assert [sum(counts) for counts in found["counts"]] == [3, 100, 1]
+    few = figures.histogram([np.array([1.0, 5, 5, 2])])  # a bin a value
+    assert few["edges"] == [0.5, 1.5, 3.5, 6.5]
+    assert few["counts"] == [[1, 1, 2]]
+    assert figures.histogram([np.array([4.0, 4])])["edges"] == [3.5, 4.5]
     lengths = figures.histogram([np.array([0.0, 1, 10, 1e6])], log=True)
     assert sum(lengths["counts"][0]) == 4
     assert figures.histogram([np.array([np.nan])]) is None

@@ -34,6 +34,7 @@ from pyids.evaluation.comparison import Comparison, Histogram, Overlap, Summary
 from pyids.evaluation.evaluate import Evaluation, adapter_config, evaluate, group_of
 from pyids.models.hub import resolve_model
 from pyids.models.load import load_tokenizer
+from pyids.scoring.statistics import edges_of_few
 from pyids.store.folder import Store
 from pyids.store.ledger import checked, load_npy
 from pyids.store.rounds import has_checkpoint
@@ -287,7 +288,10 @@ def _histogram(measured: Sequence[Float64]) -> Histogram | None:
     finite = [values[np.isfinite(values)] for values in measured]
     if not sum(map(len, finite)):
         return None
-    edges = np.histogram_bin_edges(np.concatenate(finite), _BINS)
+    whole = np.concatenate(finite)
+    edges = edges_of_few(whole, _BINS)
+    if edges is None:
+        edges = np.histogram_bin_edges(whole, _BINS)
     counts = [np.histogram(values, edges)[0].tolist() for values in finite]
     return Histogram(edges.tolist(), counts)
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pyids._typing import Float64
 from pyids.report.stages import seconds_of, stages_of
 from pyids.report.text import cut
+from pyids.scoring.statistics import edges_of_few
 from pyids.store.files import read_json
 from pyids.store.folder import Store
 from pyids.store.rounds import Rounds
@@ -41,8 +42,9 @@ def histogram(
     Returns
     -------
     dict or None
-        ``edges``, and ``counts``, a list a group. The outermost bins hold what lies beyond them:
-        they begin and end where all but half a percent of the values do. None without a value.
+        ``edges``, and ``counts``, a list a group. Few distinct values have a
+        bin each; else the outermost bins hold what lies beyond them: they begin and end where all
+        but half a percent of the values do. None without a value.
     """
     finite = [np.isfinite(group) for group in values]
     whole = np.concatenate([group[ok] for group, ok in zip(values, finite, strict=True)])
@@ -52,6 +54,8 @@ def histogram(
         low, high = 0.0, max(2.0, float(whole.max()))
         edges = np.unique(np.round(np.geomspace(1, high, _BINS + 1)))
         edges[0], edges[-1] = low, high
+    elif (few := edges_of_few(whole, _BINS)) is not None:
+        edges = few
     else:
         low, high = (float(edge) for edge in np.quantile(whole, [0.005, 0.995]))
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)

@@ -135,3 +135,23 @@ def _drop(columns: Mapping[str, Float64]) -> Float64 | None:
     if not {"base_nll", "checkpoint_nll"} <= columns.keys():
         return None
     return columns["base_nll"] - columns["checkpoint_nll"]
+
+
+def edges_of_few(values: Float64, most: int) -> Float64 | None:
+    """Return the edges of a bin for each distinct value, where there are at most so many.
+
+    Parameters
+    ----------
+    values : float64 (n,)
+        Finite.
+    most : int
+        Distinct values from which on there is no bin for each: None is returned.
+    """
+    distinct = np.unique(values)
+    if not 0 < len(distinct) <= most:
+        return None
+    between = (distinct[1:] + distinct[:-1]) / 2
+    ends = (
+        (between[:1] - distinct[:1], distinct[-1:] - between[-1:]) if len(between) else (0.5, 0.5)
+    )
+    return np.concatenate([distinct[:1] - ends[0], between, distinct[-1:] + ends[1]])

@@ -72,7 +72,7 @@ void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* 
   for (std::size_t h = 0; h < n_hits; ++h) sorted[next[hits[h].row]++] = hits[h];
 }
 
-void CentreTable::set(const double* values, const Coding& coding, int n_threads) {
+void CenterTable::set(const double* values, const Coding& coding, int n_threads) {
   int8_ = coding.int8();
   bytes_ = coding.bytes();
   exact_.assign(values, values + n_ * d_);
@@ -101,14 +101,14 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
       square_[j] = squared_distance(exact.data(), origin.data(), d_);
       std::uint8_t* code = codes_.data() + j * bytes_;
       if (!int8_) {
-        // The centre's own rounding, that of the products, of P + S and of L.
+        // The center's own rounding, that of the products, of P + S and of L.
         std::memcpy(code, shifted.data(), d_ * sizeof(float));
         info_[j] = {1.0f, round_up(length(j)), round_up(length(j) * dot_error(d_))};
         continue;
       }
       info_[j] = kernels().encode(shifted.data(), d_, bytes_, 127, 0, code);
       std::int32_t sum = 0;
-      double rest = 0;  // against the centre itself: there are few of them
+      double rest = 0;  // against the center itself: there are few of them
       for (std::size_t t = 0; t < bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
       for (std::size_t t = 0; t < d_; ++t) {
         const double difference =
@@ -123,14 +123,14 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
   if (!fits) narrow_.clear();
 }
 
-double CentreTable::length(std::size_t j) const {
+double CenterTable::length(std::size_t j) const {
   return std::sqrt(square_[j] + kTiny) * (1 + kDistanceError);
 }
 
-float CentreTable::upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const {
+float CenterTable::upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const {
   const auto at = static_cast<std::size_t>(j);
-  const auto* centre = reinterpret_cast<const std::int8_t*>(codes_.data() + at * bytes_);
-  const double dot = static_cast<double>(kernels().dot_i8(code, centre, bytes_) + correction_[at]) *
+  const auto* center = reinterpret_cast<const std::int8_t*>(codes_.data() + at * bytes_);
+  const double dot = static_cast<double>(kernels().dot_i8(code, center, bytes_) + correction_[at]) *
                      row.info.unit * info_[at].unit;
   const double slack = static_cast<double>(row.info.length) * info_[at].rest +
                        static_cast<double>(row.info.rest) * length(at);
@@ -139,7 +139,7 @@ float CentreTable::upper(const std::uint8_t* code, const RowCode& row, std::int3
                   kTiny);
 }
 
-CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
+CenterTable::Pack CenterTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
   Pack pack;
   const std::size_t n = round_up_to(which.size(), 16);
   const std::size_t unit = int8_ ? 4 : sizeof(float);  // bytes of a code that stay together
@@ -151,7 +151,7 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
   pack.code.assign(n, 0.0f);
   pack.rest.assign(n, 0.0f);
   pack.gap.assign(n, 0.0f);
-  // Only a row that is no number reports the padding: as any centre, which rules out nothing.
+  // Only a row that is no number reports the padding: as any center, which rules out nothing.
   pack.index.assign(n, which.empty() ? -1 : which[0]);
   pack.correction.assign(n, 0);
   parallel_blocks(n / 16, n_threads, [&](std::size_t group, int) {

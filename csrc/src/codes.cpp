@@ -1,7 +1,6 @@
 #include "pyids/codes.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "pyids/distance.hpp"
@@ -73,27 +72,34 @@ void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* 
 }
 
 void CenterTable::set(const double* values, const Coding& coding, int n_threads) {
+  const bool same_coding = !exact_.empty() && int8_ == coding.int8() && unit_ == coding.unit() &&
+                           shift_ == coding.shift();
   int8_ = coding.int8();
   bytes_ = coding.bytes();
-  exact_.assign(values, values + n_ * d_);
+  unit_ = coding.unit();
+  shift_ = coding.shift();
+  exact_.resize(n_ * d_);
   narrow_.resize(n_ * d_);
+  fits_.resize(n_);
   codes_.resize(n_ * bytes_);
   info_.resize(n_);
   square_.resize(n_);
   correction_.resize(n_);
-  std::atomic<bool> fits{true};
   parallel_blocks((n_ + 31) / 32, n_threads, [&](std::size_t block, int) {
     std::vector<float> shifted(d_);
-    std::vector<double> exact(d_);
+    std::vector<double> exact(d_), decoded(d_);
     const std::vector<double> origin(d_);
     for (std::size_t j = block * 32; j < std::min(n_, block * 32 + 32); ++j) {
       const double* from = values + j * d_;
+      const std::size_t row_bytes = d_ * sizeof(double);
+      if (same_coding && std::memcmp(exact_.data() + j * d_, from, row_bytes) == 0) continue;
+      std::memcpy(exact_.data() + j * d_, from, row_bytes);
       bool same = true;
       for (std::size_t t = 0; t < d_; ++t) {
         narrow_[j * d_ + t] = static_cast<float>(from[t]);
         same &= static_cast<double>(narrow_[j * d_ + t]) == from[t];
       }
-      if (!same) fits = false;
+      fits_[j] = same;
       kernels().center(from, Scalar::f64, d_, coding.unit(), coding.shift().data(), shifted.data());
       for (std::size_t t = 0; t < d_; ++t) {
         exact[t] = from[t] * coding.unit() - static_cast<double>(coding.shift()[t]);
@@ -108,19 +114,18 @@ void CenterTable::set(const double* values, const Coding& coding, int n_threads)
       }
       info_[j] = kernels().encode(shifted.data(), d_, bytes_, 127, 0, code);
       std::int32_t sum = 0;
-      double rest = 0;  // against the center itself: there are few of them
       for (std::size_t t = 0; t < bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
+      // Against the center itself, not as float32 holds it: there are few of them.
       for (std::size_t t = 0; t < d_; ++t) {
-        const double difference =
-            exact[t] - static_cast<double>(info_[j].unit) * static_cast<std::int8_t>(code[t]);
-        rest += difference * difference;
+        decoded[t] = static_cast<double>(info_[j].unit) * static_cast<std::int8_t>(code[t]);
       }
+      const double rest = squared_distance(exact.data(), decoded.data(), d_);
       correction_[j] = -(kernels().row_levels + 1) * sum;
       info_[j].rest =
           round_up(std::sqrt(rest) * (1 + 0x1p-20) + kIntRounding * info_[j].length + 0x1p-60);
     }
   });
-  if (!fits) narrow_.clear();
+  is_narrow_ = std::find(fits_.begin(), fits_.end(), 0) == fits_.end();
 }
 
 double CenterTable::length(std::size_t j) const {

@@ -23,11 +23,11 @@ std::size_t Assigner::State::assign(const double* values) {
   if (!first) {
     parallel_blocks((n_clusters + 63) / 64, options.n_threads, [&](std::size_t block, int) {
       for (std::size_t j = block * 64; j < std::min(n_clusters, (block + 1) * 64); ++j) {
+        work.drift[j] = 0;
+        if (std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d)) continue;
         const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
         // A square may vanish whose root does not: 2^-520.
-        const bool same =
-            std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d);
-        work.drift[j] = same ? 0 : std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
+        work.drift[j] = std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
       }
     });
     for (std::size_t j = 0; j < n_clusters; ++j) {

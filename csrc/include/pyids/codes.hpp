@@ -92,15 +92,15 @@ class CenterTable {
   CenterTable(std::size_t n, std::size_t d) : n_(n), d_(d) {}
 
   std::size_t size() const { return n_; }
-  // values: n x d.
+  // values: n x d. Codes those anew that differ from what was set before.
   void set(const double* values, const Coding& coding, int n_threads);
   const double* values() const { return exact_.data(); }
 
   // The canonical distance of a row (as Rows::load gives it) to center j.
   double squared_distance_to(const double* row, std::int32_t j) const {
     const std::size_t at = static_cast<std::size_t>(j) * d_;
-    return narrow_.empty() ? kernels().squared_distance(row, exact_.data() + at, d_)
-                           : kernels().squared_distance_f32(row, narrow_.data() + at, d_);
+    return is_narrow_ ? kernels().squared_distance_f32(row, narrow_.data() + at, d_)
+                      : kernels().squared_distance(row, exact_.data() + at, d_);
   }
 
   // At least the squared distance of an int8-coded row to center j, less the row's |x|^2, and so
@@ -139,9 +139,12 @@ class CenterTable {
 
  private:
   std::size_t n_, d_, bytes_ = 0;
-  bool int8_ = false;
+  bool int8_ = false, is_narrow_ = false;
+  double unit_ = 0;
+  std::vector<float> shift_;
   std::vector<double> exact_;
-  std::vector<float> narrow_;  // the same, empty unless float32 holds them all
+  std::vector<float> narrow_;       // the same in float32, which is_narrow_ if that holds them all
+  std::vector<std::uint8_t> fits_;  // whether it holds center j
   std::vector<std::uint8_t> codes_;
   std::vector<CodeInfo> info_;
   std::vector<std::int32_t> correction_;

@@ -47,7 +47,7 @@ struct FixedScale {
   double combine(const std::int64_t* sums, const std::int64_t* masses, std::size_t cluster,
                  std::size_t n_clusters, double* sum, int* exponent) const;
 
-  std::vector<double> columns, fine_columns;
+  std::vector<double> columns, inverse_columns, fine_columns;
   double mass, fine_mass;
   double reach;  // the largest value of all
   std::vector<int> class_exponents;

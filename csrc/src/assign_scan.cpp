@@ -1,4 +1,4 @@
-// Which centre is nearest to each row of a block: scans of codes rule out, exact distances decide.
+// Which center is nearest to each row of a block: scans of codes rule out, exact distances decide.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -39,7 +39,7 @@ void Assigner::State::assign_block(std::size_t first_row, std::size_t count, con
   for (std::size_t i = 0; i < count; ++i) {
     RowState& row = known[first_row + i];
     if (!first) lower_upper_bound(row, labels[first_row + i], block + i * bytes, work);
-    // Centres that did not move are all farther than `lower`.
+    // Centers that did not move are all farther than `lower`.
     const bool settled = row.upper < row.lower;
     (settled ? scratch.part : scratch.full).push_back(static_cast<std::uint32_t>(i));
   }
@@ -63,12 +63,12 @@ void Assigner::State::lower_upper_bound(RowState& row, std::int32_t label, const
   }
 }
 
-// Compares some rows of a block to all centres, or to those that moved.
+// Compares some rows of a block to all centers, or to those that moved.
 void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
                                 const std::uint8_t* block, bool all, const Work& work,
                                 Scratch& scratch) {
   const std::size_t bytes = coding.bytes();
-  const CentreTable::Pack& pack = all ? work.all : work.moved;
+  const CenterTable::Pack& pack = all ? work.all : work.moved;
   scratch.scan.resize(kScanRows);
   scratch.row.resize(rows.n_cols());
   scratch.group.resize(kScanRows * bytes);  // rows may be coded anew meanwhile
@@ -104,11 +104,11 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
   }
 }
 
-// Scans all centres of a pack, some at a time, so that what is reported takes bounded memory: what
-// turns out to be too far is dropped, and a row that too many centres may be nearest to is marked
+// Scans all centers of a pack, some at a time, so that what is reported takes bounded memory: what
+// turns out to be too far is dropped, and a row that too many centers may be nearest to is marked
 // by best = -infinity. Returns the number of hits.
 std::size_t Assigner::State::scan_panels(const std::uint8_t* codes, std::size_t n,
-                                         const CentreTable::Pack& pack, Scratch& scratch) {
+                                         const CenterTable::Pack& pack, Scratch& scratch) {
   const std::size_t n_groups = pack.size() / 16;
   const std::size_t most = kScanRows * 16 * std::min(n_groups, kPanelGroups) +
                            std::min(kMostHits, kScanRows * pack.size());
@@ -142,27 +142,27 @@ std::size_t Assigner::State::drop_hits(std::size_t n_hits, std::size_t n, Scratc
   return static_cast<std::size_t>(std::remove_if(begin, end, too_far) - begin);
 }
 
-// The label of a row, by its exact distances to all centres of a pack and to its own.
-void Assigner::State::decide_crowded(std::size_t id, const CentreTable::Pack& pack, bool all,
+// The label of a row, by its exact distances to all centers of a pack and to its own.
+void Assigner::State::decide_crowded(std::size_t id, const CenterTable::Pack& pack, bool all,
                                      Scratch& scratch) {
   RowState& row = known[id];
   const double square_unit = coding.unit() * coding.unit();
   rows.load(id, scratch.row.data());
   Nearest found;
   if (labels[id] >= 0) found.meet(labels[id], distance_to(labels[id], scratch));
-  for (std::int32_t centre : pack.centres()) {
-    if (centre % 256 == 0) check_interrupt();
-    if (centre != labels[id]) found.meet(centre, distance_to(centre, scratch));
+  for (std::int32_t center : pack.centers()) {
+    if (center % 256 == 0) check_interrupt();
+    if (center != labels[id]) found.meet(center, distance_to(center, scratch));
   }
   scratch.evaluated += all ? pack.size() : 0;
-  if (found.centre < 0) refuse_row(id);
+  if (found.center < 0) refuse_row(id);
   const float lower = below(found.second * square_unit, row.code);
   row.lower = all ? lower : std::min(lower, row.lower);
   row.upper = above(found.distance * square_unit, row.code);
-  labels[id] = found.centre;
+  labels[id] = found.center;
 }
 
-// The label of one row, from the centres that a scan could not rule out.
+// The label of one row, from the centers that a scan could not rule out.
 void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* hits,
                              std::size_t n_hits, bool all, Scratch& scratch) {
   RowState& row = known[id];
@@ -171,17 +171,17 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
   // What was not reported is farther than this; of what was not scanned, row.lower knows.
   float lower = round_down(static_cast<double>(scanned.best) + scanned.margin);
   if (!all) lower = std::min(lower, row.lower);
-  std::int32_t winner = all ? -1 : own;  // a scan of moved centres need not have met the own one
+  std::int32_t winner = all ? -1 : own;  // a scan of moved centers need not have met the own one
   bool single = true;
   float own_lower = kInfinity;
   for (std::size_t h = 0; h < n_hits; ++h) {
     const Hit& hit = hits[h];
     if (hit.lower > scanned.best) {
-      float& bound = hit.centre == own ? own_lower : lower;
+      float& bound = hit.center == own ? own_lower : lower;
       bound = std::min(bound, hit.lower);
-    } else if (hit.centre != winner) {
+    } else if (hit.center != winner) {
       single = single && winner < 0;
-      winner = hit.centre;
+      winner = hit.center;
     }
   }
   if (single) {
@@ -190,21 +190,21 @@ void Assigner::State::decide(std::size_t id, const ScanRow& scanned, const Hit* 
   } else {
     rows.load(id, scratch.row.data());
     Nearest found;
-    auto meet = [&](std::int32_t centre) {
-      found.meet(centre, distance_to(centre, scratch));
+    auto meet = [&](std::int32_t center) {
+      found.meet(center, distance_to(center, scratch));
       scratch.evaluated += all;
     };
     if (own >= 0) meet(own);
     for (std::size_t h = 0; h < n_hits; ++h) {
       const Hit& hit = hits[h];
-      if (hit.centre == own || hit.lower > scanned.best) continue;
+      if (hit.center == own || hit.lower > scanned.best) continue;
       if (hit.lower > above(found.distance * square_unit, row.code)) {
         lower = std::min(lower, hit.lower);
       } else {
-        meet(hit.centre);
+        meet(hit.center);
       }
     }
-    winner = found.centre;
+    winner = found.center;
     row.upper = above(found.distance * square_unit, row.code);
     lower = std::min(lower, below(found.second * square_unit, row.code));
   }

@@ -17,7 +17,7 @@ namespace pyids {
 
 inline constexpr std::size_t kBlockRows = 256;   // rows that one thread handles at a time
 inline constexpr std::size_t kTrialRows = 4096;  // rows of the very first chunk
-inline constexpr std::size_t kPanelGroups = 64;  // groups of 16 centres scanned at a time
+inline constexpr std::size_t kPanelGroups = 64;  // groups of 16 centers scanned at a time
 inline constexpr std::size_t kMostHits = 65536;  // that are kept between two panels
 inline constexpr std::size_t kCrowd = 512;       // hits of one row, beyond which they are not kept
 // Of the largest weight, which is held as 1 to 2: rows below it take no empty cluster.
@@ -30,21 +30,21 @@ inline constexpr std::size_t kChunkRows =
 // What is known of a row between one assignment and the next. Squared distances are less |x|^2.
 struct RowState {
   RowCode code = {};
-  float upper = kInfinity;   // squared distance to the own centre, at most
-  float lower = -kInfinity;  // squared distance to any other centre, at least
+  float upper = kInfinity;   // squared distance to the own center, at most
+  float lower = -kInfinity;  // squared distance to any other center, at least
 };
 
-// The nearest of some centres, ties to the lowest index, and the next distance.
+// The nearest of some centers, ties to the lowest index, and the next distance.
 struct Nearest {
-  std::int32_t centre = -1;
+  std::int32_t center = -1;
   double distance = std::numeric_limits<double>::infinity();
   double second = std::numeric_limits<double>::infinity();
 
   void meet(std::int32_t other, double its) {
-    if (its < distance || (its == distance && other < centre)) {
+    if (its < distance || (its == distance && other < center)) {
       second = distance;
       distance = its;
-      centre = other;
+      center = other;
     } else {
       second = std::min(second, its);
     }
@@ -64,7 +64,7 @@ struct Assigner::State {
   // Of all rows, where there is room for them. The thread that codes a row touches its page first.
   std::unique_ptr<std::uint8_t[]> codes;
   std::vector<std::int64_t> sums, mass;
-  CentreTable centers;
+  CenterTable centers;
   bool first = true;    // no assign yet
   bool broken = false;  // the last assign did not end
   bool fresh = true;    // the rows are not coded yet
@@ -118,10 +118,10 @@ struct Assigner::State {
     std::fill_n(codes.get() + rows.size() * coding.bytes(), kScanRows * coding.bytes(), 0);
   }
 
-  // One assign: the centres regrouped and what is known of their movement.
+  // One assign: the centers regrouped and what is known of their movement.
   struct Work {
-    CentreTable::Pack all, moved;
-    std::vector<double> drift;  // how far each centre moved; infinity the first time
+    CenterTable::Pack all, moved;
+    std::vector<double> drift;  // how far each center moved; infinity the first time
   };
 
   // One thread's buffers.
@@ -132,7 +132,7 @@ struct Assigner::State {
     std::vector<ScanRow> scan;
     std::vector<Hit> hits, sorted;
     std::vector<std::uint32_t> full, part;
-    std::size_t scanned = 0;    // rows compared to all centres
+    std::size_t scanned = 0;    // rows compared to all centers
     std::size_t evaluated = 0;  // exact distances that was left to compute for them
   };
   std::vector<Scratch> buffers;  // by thread; kept, as fresh memory is cleared page by page
@@ -144,13 +144,13 @@ struct Assigner::State {
                          const Work& work);
   void scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
                  const std::uint8_t* block, bool all, const Work& work, Scratch& scratch);
-  std::size_t scan_panels(const std::uint8_t* codes, std::size_t n, const CentreTable::Pack& pack,
+  std::size_t scan_panels(const std::uint8_t* codes, std::size_t n, const CenterTable::Pack& pack,
                           Scratch& scratch);
   std::size_t drop_hits(std::size_t n_hits, std::size_t n, Scratch& scratch);
-  double distance_to(std::int32_t centre, const Scratch& scratch) const {
-    return centers.squared_distance_to(scratch.row.data(), centre);
+  double distance_to(std::int32_t center, const Scratch& scratch) const {
+    return centers.squared_distance_to(scratch.row.data(), center);
   }
-  void decide_crowded(std::size_t id, const CentreTable::Pack& pack, bool all, Scratch& scratch);
+  void decide_crowded(std::size_t id, const CenterTable::Pack& pack, bool all, Scratch& scratch);
   void decide(std::size_t id, const ScanRow& scanned, const Hit* hits, std::size_t n_hits, bool all,
               Scratch& scratch);
   void update_chunk(std::size_t begin, std::size_t end, const std::vector<std::int32_t>& before);

@@ -1,7 +1,6 @@
 #include "pyids/codes.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "pyids/distance.hpp"
@@ -72,28 +71,35 @@ void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* 
   for (std::size_t h = 0; h < n_hits; ++h) sorted[next[hits[h].row]++] = hits[h];
 }
 
-void CentreTable::set(const double* values, const Coding& coding, int n_threads) {
+void CenterTable::set(const double* values, const Coding& coding, int n_threads) {
+  const bool same_coding = !exact_.empty() && int8_ == coding.int8() && unit_ == coding.unit() &&
+                           shift_ == coding.shift();
   int8_ = coding.int8();
   bytes_ = coding.bytes();
-  exact_.assign(values, values + n_ * d_);
+  unit_ = coding.unit();
+  shift_ = coding.shift();
+  exact_.resize(n_ * d_);
   narrow_.resize(n_ * d_);
+  fits_.resize(n_);
   codes_.resize(n_ * bytes_);
   info_.resize(n_);
   square_.resize(n_);
   correction_.resize(n_);
-  std::atomic<bool> fits{true};
   parallel_blocks((n_ + 31) / 32, n_threads, [&](std::size_t block, int) {
     std::vector<float> shifted(d_);
-    std::vector<double> exact(d_);
+    std::vector<double> exact(d_), decoded(d_);
     const std::vector<double> origin(d_);
     for (std::size_t j = block * 32; j < std::min(n_, block * 32 + 32); ++j) {
       const double* from = values + j * d_;
+      const std::size_t row_bytes = d_ * sizeof(double);
+      if (same_coding && std::memcmp(exact_.data() + j * d_, from, row_bytes) == 0) continue;
+      std::memcpy(exact_.data() + j * d_, from, row_bytes);
       bool same = true;
       for (std::size_t t = 0; t < d_; ++t) {
         narrow_[j * d_ + t] = static_cast<float>(from[t]);
         same &= static_cast<double>(narrow_[j * d_ + t]) == from[t];
       }
-      if (!same) fits = false;
+      fits_[j] = same;
       kernels().center(from, Scalar::f64, d_, coding.unit(), coding.shift().data(), shifted.data());
       for (std::size_t t = 0; t < d_; ++t) {
         exact[t] = from[t] * coding.unit() - static_cast<double>(coding.shift()[t]);
@@ -101,36 +107,35 @@ void CentreTable::set(const double* values, const Coding& coding, int n_threads)
       square_[j] = squared_distance(exact.data(), origin.data(), d_);
       std::uint8_t* code = codes_.data() + j * bytes_;
       if (!int8_) {
-        // The centre's own rounding, that of the products, of P + S and of L.
+        // The center's own rounding, that of the products, of P + S and of L.
         std::memcpy(code, shifted.data(), d_ * sizeof(float));
         info_[j] = {1.0f, round_up(length(j)), round_up(length(j) * dot_error(d_))};
         continue;
       }
       info_[j] = kernels().encode(shifted.data(), d_, bytes_, 127, 0, code);
       std::int32_t sum = 0;
-      double rest = 0;  // against the centre itself: there are few of them
       for (std::size_t t = 0; t < bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
+      // Against the center itself, not as float32 holds it: there are few of them.
       for (std::size_t t = 0; t < d_; ++t) {
-        const double difference =
-            exact[t] - static_cast<double>(info_[j].unit) * static_cast<std::int8_t>(code[t]);
-        rest += difference * difference;
+        decoded[t] = static_cast<double>(info_[j].unit) * static_cast<std::int8_t>(code[t]);
       }
+      const double rest = squared_distance(exact.data(), decoded.data(), d_);
       correction_[j] = -(kernels().row_levels + 1) * sum;
       info_[j].rest =
           round_up(std::sqrt(rest) * (1 + 0x1p-20) + kIntRounding * info_[j].length + 0x1p-60);
     }
   });
-  if (!fits) narrow_.clear();
+  is_narrow_ = std::find(fits_.begin(), fits_.end(), 0) == fits_.end();
 }
 
-double CentreTable::length(std::size_t j) const {
+double CenterTable::length(std::size_t j) const {
   return std::sqrt(square_[j] + kTiny) * (1 + kDistanceError);
 }
 
-float CentreTable::upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const {
+float CenterTable::upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const {
   const auto at = static_cast<std::size_t>(j);
-  const auto* centre = reinterpret_cast<const std::int8_t*>(codes_.data() + at * bytes_);
-  const double dot = static_cast<double>(kernels().dot_i8(code, centre, bytes_) + correction_[at]) *
+  const auto* center = reinterpret_cast<const std::int8_t*>(codes_.data() + at * bytes_);
+  const double dot = static_cast<double>(kernels().dot_i8(code, center, bytes_) + correction_[at]) *
                      row.info.unit * info_[at].unit;
   const double slack = static_cast<double>(row.info.length) * info_[at].rest +
                        static_cast<double>(row.info.rest) * length(at);
@@ -139,7 +144,7 @@ float CentreTable::upper(const std::uint8_t* code, const RowCode& row, std::int3
                   kTiny);
 }
 
-CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
+CenterTable::Pack CenterTable::pack(const std::vector<std::int32_t>& which, int n_threads) const {
   Pack pack;
   const std::size_t n = round_up_to(which.size(), 16);
   const std::size_t unit = int8_ ? 4 : sizeof(float);  // bytes of a code that stay together
@@ -151,7 +156,7 @@ CentreTable::Pack CentreTable::pack(const std::vector<std::int32_t>& which, int 
   pack.code.assign(n, 0.0f);
   pack.rest.assign(n, 0.0f);
   pack.gap.assign(n, 0.0f);
-  // Only a row that is no number reports the padding: as any centre, which rules out nothing.
+  // Only a row that is no number reports the padding: as any center, which rules out nothing.
   pack.index.assign(n, which.empty() ? -1 : which[0]);
   pack.correction.assign(n, 0);
   parallel_blocks(n / 16, n_threads, [&](std::size_t group, int) {

@@ -1,4 +1,4 @@
-// Greedy maximisation of a facility location, lazy or stochastic.
+// Greedy maximization of a facility location, lazy or stochastic.
 #include <algorithm>
 #include <cmath>
 #include <numeric>

@@ -92,7 +92,10 @@ FixedScale::FixedScale(const std::vector<double>& largest, double largest_weight
     std::frexp(coarse, &exponent);
     return std::ldexp(coarse, std::min(finer, 1020 - exponent));
   };
-  for (double column : columns) fine_columns.push_back(fine(column));
+  for (double column : columns) {
+    inverse_columns.push_back(1 / column);
+    fine_columns.push_back(fine(column));
+  }
   fine_mass = fine(mass);
 }
 
@@ -133,7 +136,7 @@ double FixedScale::combine(const std::int64_t* sums, const std::int64_t* masses,
   if (n_planes() == 1) {
     // The scales are powers of two: a product is as exact as the quotient, and faster.
     for (std::size_t t = 0; t < d; ++t) {
-      sum[t] = static_cast<double>(sums[cluster * d + t]) * (1 / columns[t]);
+      sum[t] = static_cast<double>(sums[cluster * d + t]) * inverse_columns[t];
     }
     return static_cast<double>(masses[cluster]) / mass;
   }

@@ -139,7 +139,7 @@ inline float round_up_f32(double v) {
 
 // Reports what may win of one tile of products: n_rows x 16 * GROUPS, groups from `group` on.
 template <int GROUPS, typename Dot>
-inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const CentreCodes& centres,
+inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const CenterCodes& centers,
                           ScanRow* state, Hit* hits) {
   typedef Dot Dot16 __attribute__((vector_size(64)));
   const size_t at = 16 * group;
@@ -153,10 +153,10 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
       const Float16 dot =
           __builtin_convertvector(read<Dot16>(dots + i * 16 * kTileGroups + 16 * g), Float16) *
           row.scale;
-      slack[g] = multiply_add(read<Float16>(centres.code + from), row.code - Float16{},
-                              read<Float16>(centres.rest + from) * row.rest);
-      lower[g] = read<Float16>(centres.offset + from) -
-                 multiply_add(dot, read<Float16>(centres.scale + from), slack[g]);
+      slack[g] = multiply_add(read<Float16>(centers.code + from), row.code - Float16{},
+                              read<Float16>(centers.rest + from) * row.rest);
+      lower[g] = read<Float16>(centers.offset + from) -
+                 multiply_add(dot, read<Float16>(centers.scale + from), slack[g]);
       mask |= static_cast<unsigned long long>(not_above(lower[g], row.best + row.margin)) << 16 * g;
     }
     if (__builtin_expect(mask == 0, 1)) continue;
@@ -168,12 +168,12 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
       const int lane = __builtin_ctzll(mask);
       const size_t j = at + static_cast<size_t>(lane);
       if (lowers[lane] > best + row.margin) continue;
-      hits[count++] = {static_cast<uint32_t>(i), centres.index[j], lowers[lane]};
+      hits[count++] = {static_cast<uint32_t>(i), centers.index[j], lowers[lane]};
       // In float64, which rounds nothing that counts; 2^-22: the sum S itself was rounded; 2^-33:
       // of row.round, the part that D has in it.
       const double upper = static_cast<double>(lowers[lane]) +
                            2 * (1 + 0x1p-22) * static_cast<double>(slacks[lane]) +
-                           static_cast<double>(centres.gap[j]) + static_cast<double>(row.round);
+                           static_cast<double>(centers.gap[j]) + static_cast<double>(row.round);
       const float above = round_up_f32(upper + 0x1p-33 * __builtin_fabs(upper));
       if (above < best) best = above > row.floor ? above : row.floor;
     }
@@ -184,29 +184,29 @@ inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const Ce
 
 template <typename Dot>
 inline size_t scan_tile(const Dot* dots, size_t n_rows, size_t group, size_t n_groups,
-                        const CentreCodes& centres, ScanRow* state, Hit* hits) {
+                        const CenterCodes& centers, ScanRow* state, Hit* hits) {
   switch (n_groups) {
     case 1:
-      return scan_groups<1>(dots, n_rows, group, centres, state, hits);
+      return scan_groups<1>(dots, n_rows, group, centers, state, hits);
     case 2:
-      return scan_groups<2>(dots, n_rows, group, centres, state, hits);
+      return scan_groups<2>(dots, n_rows, group, centers, state, hits);
     case 3:
-      return scan_groups<3>(dots, n_rows, group, centres, state, hits);
+      return scan_groups<3>(dots, n_rows, group, centers, state, hits);
     default:
-      return scan_groups<kTileGroups>(dots, n_rows, group, centres, state, hits);
+      return scan_groups<kTileGroups>(dots, n_rows, group, centers, state, hits);
   }
 }
 
-size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CentreCodes& centres,
+size_t scan_f32(const float* rows, size_t d, size_t n_rows, const CenterCodes& centers,
                 ScanRow* state, Hit* hits) {
   alignas(64) float dots[kScanRows * 16 * kTileGroups];
-  const float* packed = static_cast<const float*>(centres.packed);
+  const float* packed = static_cast<const float*>(centers.packed);
   size_t count = 0;
-  for (size_t g = 0; g < centres.n_groups; g += kTileGroups) {
-    const size_t left = centres.n_groups - g;
+  for (size_t g = 0; g < centers.n_groups; g += kTileGroups) {
+    const size_t left = centers.n_groups - g;
     const size_t n_groups = left < kTileGroups ? left : static_cast<size_t>(kTileGroups);
     dot_f32(rows, d, n_rows, packed + g * 16 * d, n_groups, d, dots, 16 * kTileGroups);
-    count += scan_tile(dots, n_rows, g, n_groups, centres, state, hits + count);
+    count += scan_tile(dots, n_rows, g, n_groups, centers, state, hits + count);
   }
   return count;
 }

@@ -1,5 +1,5 @@
 // Products of int8 codes, included by kernels.inl where the instruction set has them. A row's code
-// is unsigned (offset by kRowLevels + 1), a centre's signed.
+// is unsigned (offset by kRowLevels + 1), a center's signed.
 
 #if defined(__AMX_INT8__)
 enum { kRowLevels = 127 };
@@ -28,7 +28,7 @@ inline void configure_tiles() {
   _tile_loadconfig(&config);
 }
 
-// Products of 32 rows and 32 centres, four tiles at a time so that each load serves two products.
+// Products of 32 rows and 32 centers, four tiles at a time so that each load serves two products.
 inline void dot_32x32(const uint8_t* rows, size_t padded, const int8_t* packed,
                       const int32_t* correction, int32_t* dots, size_t ld) {
   // Stride 0: all 16 rows start from the same corrections.
@@ -172,12 +172,12 @@ inline void dot_tile_i8(const uint8_t* rows, size_t padded, size_t n_rows, const
 }
 #endif
 
-int32_t dot_i8(const uint8_t* row, const int8_t* centre, size_t padded) {
+int32_t dot_i8(const uint8_t* row, const int8_t* center, size_t padded) {
   int32_t sum = 0;
 #if defined(__AVX512VNNI__)
   __m512i sums = _mm512_setzero_si512();
   for (size_t t = 0; t < padded; t += 64) {
-    sums = _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(row + t), _mm512_loadu_si512(centre + t));
+    sums = _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(row + t), _mm512_loadu_si512(center + t));
   }
   int32_t lanes[16];
   _mm512_storeu_si512(lanes, sums);
@@ -186,7 +186,7 @@ int32_t dot_i8(const uint8_t* row, const int8_t* centre, size_t padded) {
   __m256i sums = _mm256_setzero_si256();
   for (size_t t = 0; t < padded; t += 32) {
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + t));
-    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centre + t));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(center + t));
     sums =
         _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
   }
@@ -197,20 +197,20 @@ int32_t dot_i8(const uint8_t* row, const int8_t* centre, size_t padded) {
   return sum;
 }
 
-size_t scan_i8(const uint8_t* rows, size_t padded, size_t n_rows, const CentreCodes& centres,
+size_t scan_i8(const uint8_t* rows, size_t padded, size_t n_rows, const CenterCodes& centers,
                ScanRow* state, Hit* hits) {
   alignas(64) int32_t dots[kScanRows * 16 * kTileGroups];
-  const int8_t* packed = static_cast<const int8_t*>(centres.packed);
+  const int8_t* packed = static_cast<const int8_t*>(centers.packed);
   size_t count = 0;
 #if defined(__AMX_INT8__)
   configure_tiles();
 #endif
-  for (size_t g = 0; g < centres.n_groups; g += kTileGroups) {
-    const size_t left = centres.n_groups - g;
+  for (size_t g = 0; g < centers.n_groups; g += kTileGroups) {
+    const size_t left = centers.n_groups - g;
     const size_t n_groups = left < kTileGroups ? left : static_cast<size_t>(kTileGroups);
-    dot_tile_i8(rows, padded, n_rows, packed + g * 16 * padded, centres.correction + 16 * g,
+    dot_tile_i8(rows, padded, n_rows, packed + g * 16 * padded, centers.correction + 16 * g,
                 n_groups, dots, 16 * kTileGroups);
-    count += scan_tile(dots, n_rows, g, n_groups, centres, state, hits + count);
+    count += scan_tile(dots, n_rows, g, n_groups, centers, state, hits + count);
   }
 #if defined(__AMX_INT8__)
   _tile_release();

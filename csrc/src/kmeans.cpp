@@ -23,18 +23,18 @@ std::size_t Assigner::State::assign(const double* values) {
   if (!first) {
     parallel_blocks((n_clusters + 63) / 64, options.n_threads, [&](std::size_t block, int) {
       for (std::size_t j = block * 64; j < std::min(n_clusters, (block + 1) * 64); ++j) {
+        work.drift[j] = 0;
+        if (std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d)) continue;
         const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
         // A square may vanish whose root does not: 2^-520.
-        const bool same =
-            std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d);
-        work.drift[j] = same ? 0 : std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
+        work.drift[j] = std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
       }
     });
     for (std::size_t j = 0; j < n_clusters; ++j) {
       if (work.drift[j] > 0) moved.push_back(static_cast<std::int32_t>(j));
     }
   }
-  // Centres farther out than any row, which no iteration makes: the start may be anywhere.
+  // Centers farther out than any row, which no iteration makes: the start may be anywhere.
   if (reach > coding.reach()) {
     recode(coding.int8(), reach);
     known.assign(n, RowState{});
@@ -73,7 +73,7 @@ std::size_t Assigner::State::assign(const double* values) {
   return changed;
 }
 
-// An exact distance takes about 20 times as long as ruling out a centre by float32 codes.
+// An exact distance takes about 20 times as long as ruling out a center by float32 codes.
 bool Assigner::State::too_coarse() const {
   std::size_t scanned = 0, evaluated = 0;
   for (const Scratch& one : buffers) {
@@ -122,7 +122,7 @@ void Assigner::State::update_chunk(std::size_t begin, std::size_t end,
   });
 }
 
-// visit(row, squared distance to the own centre), from several threads.
+// visit(row, squared distance to the own center), from several threads.
 template <typename Visit>
 void Assigner::State::each_distance(Visit&& visit) const {
   if (first || broken) throw std::logic_error("no rows are assigned: call assign first");

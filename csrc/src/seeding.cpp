@@ -96,11 +96,11 @@ std::vector<double> Seeder::load(const std::vector<std::size_t>& which) const {
 // By candidate, then by row.
 std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) {
   const Coding coding(rows_, int8_, reach_);
-  CentreTable table(candidates.size(), rows_.n_cols());
+  CenterTable table(candidates.size(), rows_.n_cols());
   table.set(load(candidates).data(), coding, n_threads_);
   std::vector<std::int32_t> every(candidates.size());
   std::iota(every.begin(), every.end(), 0);
-  const CentreTable::Pack pack = table.pack(every, n_threads_);
+  const CenterTable::Pack pack = table.pack(every, n_threads_);
   const std::size_t bytes = coding.bytes();
 
   const std::size_t n_blocks = (rows_.size() + kBlockRows - 1) / kBlockRows;
@@ -141,9 +141,9 @@ std::vector<Near> Seeder::find_near(const std::vector<std::size_t>& candidates) 
         if (starts[i] == starts[i + 1]) continue;
         rows_.load(first + i, row.data());
         for (std::size_t h = starts[i]; h < starts[i + 1]; ++h) {
-          const double distance = table.squared_distance_to(row.data(), sorted[h].centre);
+          const double distance = table.squared_distance_to(row.data(), sorted[h].center);
           if (distance < nearest_[first + i]) {
-            found[block].push_back({static_cast<std::uint32_t>(sorted[h].centre),
+            found[block].push_back({static_cast<std::uint32_t>(sorted[h].center),
                                     static_cast<std::uint32_t>(first + i), distance});
           }
         }

@@ -1,4 +1,4 @@
-// The bounds that rule centres out (the proof is in simd.hpp), on inputs made to come close to
+// The bounds that rule centers out (the proof is in simd.hpp), on inputs made to come close to
 // them, against long double. Each term of the bound, halved, must be caught by some of these
 // inputs. Then whole assignments against brute force on what is hard: grids, ties, neighbors of a
 // few units in the last place. `test_bounds N` runs N of those; PYIDS_SIMD chooses the level.
@@ -39,29 +39,29 @@ Rows view(const Values& values, std::size_t d) {
 struct Arrays {
   std::vector<float> offset, code, rest, gap;
   std::vector<ScanRow> rows;
-  std::vector<double> square, coded_length;  // of each centre: |c|^2 and about |c~|
+  std::vector<double> square, coded_length;  // of each center: |c|^2 and about |c~|
 };
 using Weaken = std::function<void(Arrays&)>;
 
 struct Input {
   std::size_t d;
   bool int8;
-  Values rows, centres;  // below 1 in magnitude
+  Values rows, centers;  // below 1 in magnitude
 };
 
 // How often a bound is on the wrong side of the distance.
 std::size_t violations(const Input& input, const Weaken& weaken) {
-  const std::size_t d = input.d, n = input.rows.size() / d, k = input.centres.size() / d;
+  const std::size_t d = input.d, n = input.rows.size() / d, k = input.centers.size() / d;
   Values both = input.rows;  // and their opposites, so that the shift is zero
   for (double v : input.rows) both.push_back(-v);
   const Rows rows = view(both, d);
   const Coding coding(rows, input.int8, 0.75);
-  CentreTable table(k, d);
-  table.set(input.centres.data(), coding, 1);
+  CenterTable table(k, d);
+  table.set(input.centers.data(), coding, 1);
   std::vector<std::int32_t> every(k);
   std::iota(every.begin(), every.end(), 0);
-  const CentreTable::Pack pack = table.pack(every, 1);
-  const CentreCodes plain = pack.view();
+  const CenterTable::Pack pack = table.pack(every, 1);
+  const CenterCodes plain = pack.view();
   const std::size_t m = pack.size();
   Arrays arrays{{plain.offset, plain.offset + m},
                 {plain.code, plain.code + m},
@@ -72,7 +72,7 @@ std::size_t violations(const Input& input, const Weaken& weaken) {
                 {}};
   for (std::size_t j = 0; j < k; ++j) {
     double square = 0;
-    for (std::size_t t = 0; t < d; ++t) square += std::pow(input.centres[j * d + t], 2);
+    for (std::size_t t = 0; t < d; ++t) square += std::pow(input.centers[j * d + t], 2);
     arrays.square.push_back(square);
     arrays.coded_length.push_back(std::sqrt(square));
   }
@@ -89,7 +89,7 @@ std::size_t violations(const Input& input, const Weaken& weaken) {
     for (std::size_t j = 0; j < k; ++j) {
       long double sum = 0;
       for (std::size_t t = 0; t < d; ++t) {
-        const long double c = input.centres[j * d + t];
+        const long double c = input.centers[j * d + t];
         sum += c * (c - 2.0L * input.rows[i * d + t]);
       }
       exact[i * k + j] = sum;
@@ -98,12 +98,12 @@ std::size_t violations(const Input& input, const Weaken& weaken) {
   std::size_t count = 0;
   std::vector<float> offset(m);
   std::vector<Hit> hits(kScanRows * 16);
-  for (std::size_t j = 0; j < k; ++j) {  // one centre at a time: `best` is then its own bound
+  for (std::size_t j = 0; j < k; ++j) {  // one center at a time: `best` is then its own bound
     std::fill(offset.begin(), offset.end(), kInfinity);
     offset[j] = arrays.offset[j];
     const std::size_t g = j / 16;
     const std::size_t group_bytes = 16 * coding.bytes();
-    const CentreCodes one = {static_cast<const std::uint8_t*>(plain.packed) + g * group_bytes,
+    const CenterCodes one = {static_cast<const std::uint8_t*>(plain.packed) + g * group_bytes,
                              plain.correction + 16 * g,
                              offset.data() + 16 * g,
                              plain.scale + 16 * g,
@@ -148,28 +148,28 @@ T step(T value, int units) {
 Input lost_products() {
   const std::size_t d = 4096;
   Input input{d, false, Values(2 * d, 0x1p-13), Values(d, 0x1.ffp-14)};
-  input.rows[0] = input.centres[0] = 0.5;
+  input.rows[0] = input.centers[0] = 0.5;
   input.rows[d] = -0.5;
   for (std::size_t t = 1; t < d; ++t) input.rows[d + t] = -input.rows[t];
   return input;
 }
 
-// Products that hardly matter beside the centre's square.
-Input lonely_centres(bool int8) {
+// Products that hardly matter beside the center's square.
+Input lonely_centers(bool int8) {
   Input input{1, int8, {}, {}};
   for (int i = 0; i < 8; ++i) {
     input.rows.push_back(std::ldexp(between(-1, 1), -14 - 2 * i));
   }
-  for (int j = 0; j < 512; ++j) input.centres.push_back(std::sqrt(between(0.5, 0.53)));
+  for (int j = 0; j < 512; ++j) input.centers.push_back(std::sqrt(between(0.5, 0.53)));
   return input;
 }
 
-// Rows half a unit off their codes, along centres that codes hold; or the other way round.
+// Rows half a unit off their codes, along centers that codes hold; or the other way round.
 Input along_the_rest(bool of_rows) {
   const std::size_t d = 64;
   Input input{d, true, Values(d), Values(d)};
-  Values& off = of_rows ? input.rows : input.centres;
-  Values& held = of_rows ? input.centres : input.rows;
+  Values& off = of_rows ? input.rows : input.centers;
+  Values& held = of_rows ? input.centers : input.rows;
   const int levels = of_rows ? kernels().row_levels : 127;
   const double unit = 0x1p-9;
   for (std::size_t t = 0; t < d; ++t) {
@@ -181,7 +181,7 @@ Input along_the_rest(bool of_rows) {
   return input;
 }
 
-// Constant rows and centres, which codes hold but for what float32 rounds; as many columns as make
+// Constant rows and centers, which codes hold but for what float32 rounds; as many columns as make
 // the integer product an odd number just above 2^24. Rows are those of many that roundings hit
 // hardest: to float32, and of the largest code times the unit.
 Input roundings_alone() {
@@ -204,7 +204,7 @@ Input roundings_alone() {
   }
   for (int j = 0; j < 256; ++j) {
     const double c = std::ldexp(between(0.5, 0.52), -9);
-    for (std::size_t t = 0; t < d; ++t) input.centres.push_back(c);
+    for (std::size_t t = 0; t < d; ++t) input.centers.push_back(c);
   }
   return input;
 }
@@ -221,14 +221,14 @@ void test_bounds_hold_and_each_term_is_needed() {
   };
   std::vector<Term> terms = {
       {"rounding of products", lost_products, [&](Arrays& a) { halve(a.code); }, 1},
-      {"room of the offset", [] { return lonely_centres(false); },
+      {"room of the offset", [] { return lonely_centers(false); },
        [](Arrays& a) {
          for (std::size_t j = 0; j < a.square.size(); ++j) {
            a.offset[j] = static_cast<float>(a.square[j] * (1 - 1.25 * kUnit));
          }
        },
        4},
-      {"gap", [] { return lonely_centres(false); }, [&](Arrays& a) { halve(a.gap); }, 4},
+      {"gap", [] { return lonely_centers(false); }, [&](Arrays& a) { halve(a.gap); }, 4},
   };
   if (kernels().scan_i8 != nullptr) {
     terms.push_back({"rest of a row", [] { return along_the_rest(true); },
@@ -236,7 +236,7 @@ void test_bounds_hold_and_each_term_is_needed() {
                        for (ScanRow& row : a.rows) row.rest /= 2;
                      },
                      8});
-    terms.push_back({"rest of a centre", [] { return along_the_rest(false); },
+    terms.push_back({"rest of a center", [] { return along_the_rest(false); },
                      [&](Arrays& a) { halve(a.code); }, 8});
     terms.push_back({"rounding of int8 products", roundings_alone,
                      [](Arrays& a) {
@@ -263,23 +263,23 @@ void test_bounds_hold_and_each_term_is_needed() {
   }
 }
 
-// Two centres that float64 cannot tell apart from the row, though one is nearer: neither may rule
+// Two centers that float64 cannot tell apart from the row, though one is nearer: neither may rule
 // the other out.
 void test_ties_of_float64() {
   std::size_t caught = 0;
   for (int i = 0; i < 2000; ++i) {
     const Values both = {1, -1};
-    const Values centres = {between(-1, 1) * 0x1p-53, between(-1, 1) * 0x1p-53};
+    const Values centers = {between(-1, 1) * 0x1p-53, between(-1, 1) * 0x1p-53};
     const Rows rows = view(both, 1);
     const Coding coding(rows, false, 1);
-    CentreTable table(2, 1);
-    table.set(centres.data(), coding, 1);
+    CenterTable table(2, 1);
+    table.set(centers.data(), coding, 1);
     float code[16] = {};
     const RowCode row = encode_row(coding, rows, 0, nullptr, reinterpret_cast<std::uint8_t*>(code));
     float lower[2], upper[2], naive[2];
     for (std::int32_t j = 0; j < 2; ++j) {
       Hit hits[64];
-      const CentreTable::Pack pack = table.pack({j}, 1);
+      const CenterTable::Pack pack = table.pack({j}, 1);
       ScanRow state = scan_row(row, 1, kInfinity, 0, -kInfinity);
       scan(coding, reinterpret_cast<std::uint8_t*>(code), 1, pack.view(), &state, hits);
       lower[j] = hits[0].lower;
@@ -290,8 +290,8 @@ void test_ties_of_float64() {
       naive[j] = state.best;
     }
     const double one = 1;
-    const double first = squared_distance(&one, &centres[0], 1);
-    const double second = squared_distance(&one, &centres[1], 1);
+    const double first = squared_distance(&one, &centers[0], 1);
+    const double second = squared_distance(&one, &centers[1], 1);
     if (first <= second) check(lower[0] <= upper[1], "a tie of float64");
     if (second <= first) check(lower[1] <= upper[0], "a tie of float64");
     caught += (first == second) && (lower[0] > naive[1] || lower[1] > naive[0]);
@@ -329,7 +329,7 @@ void hostile_case(std::size_t number) {
   const std::size_t k = 1 + generator() % 40, n = d > 256 ? 24 : 70;
   const bool wide = generator() % 3 == 0;
   const int kind = static_cast<int>(generator() % 5);
-  Values values(n * d), centres(k * d);
+  Values values(n * d), centers(k * d);
   for (double& v : values) v = random_value(kind, wide);
   for (std::size_t j = 0; j < k; ++j) {
     const bool a_row = generator() % 2 == 0;
@@ -337,7 +337,7 @@ void hostile_case(std::size_t number) {
     for (std::size_t t = 0; t < d; ++t) {
       double v = a_row ? values[from * d + t] : random_value(kind, wide);
       if (generator() % d == 0) v = random_value(1, wide);
-      centres[j * d + t] = v;
+      centers[j * d + t] = v;
     }
   }
   std::vector<float> narrow(values.begin(), values.end());
@@ -350,18 +350,18 @@ void hostile_case(std::size_t number) {
   Assigner assigner(rows, {}, scale, k, options);
   Values row(d);
   for (int iteration = 0; iteration < 4; ++iteration) {
-    assigner.assign(centres.data());
+    assigner.assign(centers.data());
     for (std::size_t i = 0; i < n; ++i) {
       rows.load(i, row.data());
       std::size_t best = 0;
       double nearest = std::numeric_limits<double>::infinity();
       long double exact_nearest = nearest, exact_own = 0;
       for (std::size_t j = 0; j < k; ++j) {
-        const double distance = squared_distance(row.data(), &centres[j * d], d);
+        const double distance = squared_distance(row.data(), &centers[j * d], d);
         if (distance < nearest) best = j, nearest = distance;
         long double exact = 0;
         for (std::size_t t = 0; t < d; ++t) {
-          const long double difference = static_cast<long double>(row[t]) - centres[j * d + t];
+          const long double difference = static_cast<long double>(row[t]) - centers[j * d + t];
           exact += difference * difference;
         }
         exact_nearest = std::min(exact_nearest, exact);
@@ -372,14 +372,14 @@ void hostile_case(std::size_t number) {
       check(exact_own <= exact_nearest * (1 + 2.1L * static_cast<long double>(canonical_error(d))),
             "nearest of case " + std::to_string(number));
     }
-    if (iteration == 1) {  // some centres move by a little only
-      for (double& v : centres) {
+    if (iteration == 1) {  // some centers move by a little only
+      for (double& v : centers) {
         if (generator() % 8 == 0) v = wide ? step(v, 1) : step(static_cast<float>(v), 1);
       }
       continue;
     }
     update_centers(assigner.sums().data(), assigner.mass().data(), scale, k, wide, false,
-                   centres.data());
+                   centers.data());
   }
 }
 

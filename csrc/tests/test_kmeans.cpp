@@ -175,7 +175,7 @@ void test_assignments() {
   }
 }
 
-// Rows and centres whose scaled squares neither float32 nor, with the scale squared, float64 holds.
+// Rows and centers whose scaled squares neither float32 nor, with the scale squared, float64 holds.
 void test_extreme_magnitudes() {
   const std::size_t n = 300, d = 70, k = 5;
   const std::vector<float> x = random_values(n * d, 5);
@@ -244,8 +244,8 @@ void test_many_columns() {
   check(assigner.labels() == expected, "labels of many columns");
 }
 
-// Whatever is wrong with them, no label points outside the centres.
-void test_what_has_no_nearest_centre() {
+// Whatever is wrong with them, no label points outside the centers.
+void test_what_has_no_nearest_center() {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
   const std::size_t n = 300, d = 4, k = 3;
   std::vector<float> x = random_values(n * d, 6);
@@ -309,7 +309,7 @@ int main() {
   test_many_columns();
   test_extreme_magnitudes();
   test_vanishing_distances();
-  test_what_has_no_nearest_centre();
+  test_what_has_no_nearest_center();
   test_seeds_do_not_depend_on_threads();
   test_bad_rows();
   std::printf("ok at %s\n", simd_name(simd_level()));

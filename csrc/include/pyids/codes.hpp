@@ -1,4 +1,4 @@
-// Rows and centres as scans see them: codes whose products are cheap and whose error is known.
+// Rows and centers as scans see them: codes whose products are cheap and whose error is known.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@ inline float round_down(double v) { return std::nextafter(static_cast<float>(v),
 // that is coded is first scaled by a power of two, so that squares neither overflow nor vanish.
 class Coding {
  public:
-  // reach: the largest magnitude of any row's or centre's value.
+  // reach: the largest magnitude of any row's or center's value.
   Coding(const Rows& rows, bool int8, double reach);
 
   // Whether this processor gains by int8 codes of so many columns (they are padded), whose products
@@ -73,49 +73,49 @@ ScanRow scan_row(const RowCode& code, std::size_t n_cols, float best, float marg
 RowCode encode_row(const Coding& coding, const Rows& rows, std::size_t i, float* scratch,
                    std::uint8_t* code);
 
-// Reports, for rows with codes one after the other, the centres that may be nearest (see Kernels).
+// Reports, for rows with codes one after the other, the centers that may be nearest (see Kernels).
 // Codes must be readable up to kScanRows rows.
 inline std::size_t scan(const Coding& coding, const std::uint8_t* codes, std::size_t n_rows,
-                        const CentreCodes& centres, ScanRow* state, Hit* hits) {
-  return coding.int8() ? kernels().scan_i8(codes, coding.bytes(), n_rows, centres, state, hits)
+                        const CenterCodes& centers, ScanRow* state, Hit* hits) {
+  return coding.int8() ? kernels().scan_i8(codes, coding.bytes(), n_rows, centers, state, hits)
                        : kernels().scan_f32(reinterpret_cast<const float*>(codes), coding.n_cols(),
-                                            n_rows, centres, state, hits);
+                                            n_rows, centers, state, hits);
 }
 
 // Reorders hits by row, each row's in their order; starts[i] .. starts[i + 1] are those of row i.
 void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* sorted,
                   std::uint32_t (&starts)[kScanRows + 1]);
 
-// All centres, exactly and coded.
-class CentreTable {
+// All centers, exactly and coded.
+class CenterTable {
  public:
-  CentreTable(std::size_t n, std::size_t d) : n_(n), d_(d) {}
+  CenterTable(std::size_t n, std::size_t d) : n_(n), d_(d) {}
 
   std::size_t size() const { return n_; }
-  // values: n x d.
+  // values: n x d. Codes those anew that differ from what was set before.
   void set(const double* values, const Coding& coding, int n_threads);
   const double* values() const { return exact_.data(); }
 
-  // The canonical distance of a row (as Rows::load gives it) to centre j.
+  // The canonical distance of a row (as Rows::load gives it) to center j.
   double squared_distance_to(const double* row, std::int32_t j) const {
     const std::size_t at = static_cast<std::size_t>(j) * d_;
-    return narrow_.empty() ? kernels().squared_distance(row, exact_.data() + at, d_)
-                           : kernels().squared_distance_f32(row, narrow_.data() + at, d_);
+    return is_narrow_ ? kernels().squared_distance_f32(row, narrow_.data() + at, d_)
+                      : kernels().squared_distance(row, exact_.data() + at, d_);
   }
 
-  // At least the squared distance of an int8-coded row to centre j, less the row's |x|^2, and so
-  // much more that a centre beyond it is farther as float64 rounds distances, too.
+  // At least the squared distance of an int8-coded row to center j, less the row's |x|^2, and so
+  // much more that a center beyond it is farther as float64 rounds distances, too.
   float upper(const std::uint8_t* code, const RowCode& row, std::int32_t j) const;
 
-  // Some centres, regrouped for a scan.
+  // Some centers, regrouped for a scan.
   class Pack {
    public:
     std::size_t size() const { return index.size(); }  // with the padding
-    // Numbers of the centres, without the padding.
-    std::span<const std::int32_t> centres() const { return {index.data(), n}; }
-    CentreCodes view() const { return view(0, index.size() / 16); }
+    // Numbers of the centers, without the padding.
+    std::span<const std::int32_t> centers() const { return {index.data(), n}; }
+    CenterCodes view() const { return view(0, index.size() / 16); }
     // Some groups of 16.
-    CentreCodes view(std::size_t group, std::size_t n_groups) const {
+    CenterCodes view(std::size_t group, std::size_t n_groups) const {
       const std::size_t at = 16 * group;
       return {packed.data() + at * bytes,
               correction.data() + at,
@@ -129,8 +129,8 @@ class CentreTable {
     }
 
    private:
-    friend class CentreTable;
-    std::size_t n = 0, bytes = 0;  // centres without the padding; bytes of a code
+    friend class CenterTable;
+    std::size_t n = 0, bytes = 0;  // centers without the padding; bytes of a code
     std::vector<std::uint8_t> packed;
     std::vector<std::int32_t> correction, index;
     std::vector<float> offset, scale, code, rest, gap;
@@ -139,13 +139,16 @@ class CentreTable {
 
  private:
   std::size_t n_, d_, bytes_ = 0;
-  bool int8_ = false;
+  bool int8_ = false, is_narrow_ = false;
+  double unit_ = 0;
+  std::vector<float> shift_;
   std::vector<double> exact_;
-  std::vector<float> narrow_;  // the same, empty unless float32 holds them all
+  std::vector<float> narrow_;       // the same in float32, which is_narrow_ if that holds them all
+  std::vector<std::uint8_t> fits_;  // whether it holds center j
   std::vector<std::uint8_t> codes_;
   std::vector<CodeInfo> info_;
   std::vector<std::int32_t> correction_;
-  std::vector<double> square_;         // of the shifted centre, rounded to float64
+  std::vector<double> square_;         // of the shifted center, rounded to float64
   double length(std::size_t j) const;  // at least the square's root
 };
 

@@ -13,7 +13,7 @@ namespace pyids {
 // NaN, an infinity or a magnitude above 1e150, whose square float64 cannot hold.
 std::vector<double> largest_values(const Rows& rows, int n_threads);
 
-// The largest magnitude in n centres, which may be rounded to just above the rows'. Throws as
+// The largest magnitude in n centers, which may be rounded to just above the rows'. Throws as
 // above.
 double largest_center_value(const double* centers, std::size_t n, std::size_t d);
 
@@ -47,14 +47,14 @@ struct FixedScale {
   double combine(const std::int64_t* sums, const std::int64_t* masses, std::size_t cluster,
                  std::size_t n_clusters, double* sum, int* exponent) const;
 
-  std::vector<double> columns, fine_columns;
+  std::vector<double> columns, inverse_columns, fine_columns;
   double mass, fine_mass;
   double reach;  // the largest value of all
   std::vector<int> class_exponents;
 };
 
 // The means: sums / mass a cluster, rounded to float32 unless `wide`, to unit length if `cosine`. A
-// cluster without mass keeps its centre. Returns the sum of the squared distances moved.
+// cluster without mass keeps its center. Returns the sum of the squared distances moved.
 double update_centers(const std::int64_t* sums, const std::int64_t* mass, const FixedScale& scale,
                       std::size_t n_clusters, bool wide, bool cosine, double* centers);
 

@@ -42,7 +42,7 @@ struct FacilityPicks : Picks {
   std::uint64_t n_evaluations = 0;  // gains that took a product with every served row
 };
 
-// Greedy maximisation of
+// Greedy maximization of
 //   F(S) = (1 - alpha) / |V| * sum_{i in V} max_{j in S} s(i, j) + alpha / budget * sum_{j in S}
 //   q_j
 // where V are the rows of `served` and s is the product of two rows (rows of unit length: the

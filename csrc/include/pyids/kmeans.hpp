@@ -1,7 +1,7 @@
 // Exact Lloyd iterations over rows that somebody else owns.
 //
 // Assigner holds what one process knows about its rows (labels, sums) and brings it up to date with
-// new centres. fixed.hpp makes the sums exact and turns them into the next centres.
+// new centers. fixed.hpp makes the sums exact and turns them into the next centers.
 #pragma once
 
 #include <cstddef>
@@ -16,14 +16,14 @@ namespace pyids {
 
 struct LloydOptions {
   int n_threads = 1;
-  // Of all that an Assigner holds beside labels, bounds (28 bytes a row), centres and sums (about
+  // Of all that an Assigner holds beside labels, bounds (28 bytes a row), centers and sums (about
   // 32 bytes a value) and 16 MB; codes are not kept, and threads not started, that do not fit.
   std::size_t max_memory_bytes = SIZE_MAX;
   bool keep_codes = true;  // pays from the second assignment on
   float margin = 0.05f;    // of the own distance: how far past it a scan looks
 };
 
-// Rows that lie far from their centres, farthest first, ties by position.
+// Rows that lie far from their centers, farthest first, ties by position.
 struct FarRow {
   double squared_distance;
   std::size_t row;
@@ -42,7 +42,7 @@ class Assigner {
            LloydOptions options);
   ~Assigner();
 
-  // Gives every row the label of the nearest centre (by squared_distance; ties to the lowest index)
+  // Gives every row the label of the nearest center (by squared_distance; ties to the lowest index)
   // and brings sums and mass up to date. centers: n_clusters x D. Returns how many labels changed.
   // After it threw, labels and sums mean nothing; the next call begins anew.
   std::size_t assign(const double* centers);
@@ -50,7 +50,7 @@ class Assigner {
   const std::vector<std::int32_t>& labels() const;
   const std::vector<std::int64_t>& sums() const;  // n_planes x n_clusters x D
   const std::vector<std::int64_t>& mass() const;  // n_planes x n_clusters
-  // Weighted squared distances to the centres of the last assign, summed exactly in units of
+  // Weighted squared distances to the centers of the last assign, summed exactly in units of
   // 2^-shift. Throws std::logic_error before the first assign.
   __int128 inertia(int shift) const;
   // Of the rows whose weight is not lost beside the largest. Throws as inertia does.

@@ -18,10 +18,10 @@ enum class SimdLevel : int { portable, avx2, avx512, amx };
 SimdLevel simd_level();
 const char* simd_name(SimdLevel level);
 
-// ---- scans: which centres can be nearest
+// ---- scans: which centers can be nearest
 // ---------------------------------------------------------
 //
-// Rows and centres are seen through codes whose products are cheap. For a row x and a centre c with
+// Rows and centers are seen through codes whose products are cheap. For a row x and a center c with
 // codes x~ and c~, Cauchy-Schwarz bounds what the codes leave out:
 //   |x.c - x~.c~| <= |x~| |c - c~| + |x - x~| |c|.
 //
@@ -41,13 +41,13 @@ const char* simd_name(SimdLevel level);
 // last bracket is `gap`. All that vanishes is below kTiny (codes.hpp), part of offset and gap.
 //
 // Distances that decide (Kernels::squared_distance) are off by up to e = canonical_error(D) of
-// themselves. So that a centre left out is farther by these as well, `above` adds row.round:
+// themselves. So that a center left out is farther by these as well, `above` adds row.round:
 //   L' > D + 2 e / (1 - e) (|x|^2 + D)  =>  (1 - e) (|x|^2 + D') > (1 + e) (|x|^2 + D).
 
-// 16 * n_groups centres (padding has offset infinity), regrouped by 16. Codes are float32
+// 16 * n_groups centers (padding has offset infinity), regrouped by 16. Codes are float32
 // [group][column][16] or int8 [group][column / 4][16][4] with the columns padded to a multiple
 // of 64.
-struct CentreCodes {
+struct CenterCodes {
   const void* packed;
   const std::int32_t* correction;  // int8 only: what the rows' codes, which are unsigned, add
   const float* offset;             // at most (1 - u) |c|^2
@@ -55,7 +55,7 @@ struct CentreCodes {
   const float* code;               // 2 * (|c - c~| + what products and sums round), rounded up
   const float* rest;               // 2 |c|, rounded up
   const float* gap;                // at least |c|^2 - offset + u offset
-  const std::int32_t* index;       // the centre's number
+  const std::int32_t* index;       // the center's number
   std::size_t n_groups;
 };
 
@@ -64,15 +64,15 @@ struct ScanRow {
   float scale;   // unit of the row's code
   float code;    // |x~|, rounded up
   float rest;    // |x - x~|, rounded up
-  float best;    // no nearest centre is farther than this; lowered by the scan
-  float margin;  // centres up to best + margin are reported
+  float best;    // no nearest center is farther than this; lowered by the scan
+  float margin;  // centers up to best + margin are reported
   float floor;   // what best is not lowered below
   float round;   // what float64 may round the row's squared distances by, see above
 };
 
 struct Hit {
   std::uint32_t row;  // in the scan
-  std::int32_t centre;
+  std::int32_t center;
   float lower;  // bound of the squared distance
 };
 
@@ -122,16 +122,16 @@ struct Kernels {
   // code[0 .. padded) = round(x / unit) + offset, |round(...)| <= levels, padding = offset.
   CodeInfo (*encode)(const float* x, std::size_t d, std::size_t padded, int levels, int offset,
                      std::uint8_t* code);
-  // sum of row * centre codes (row unsigned, centre signed); null where scan_i8 is.
-  std::int32_t (*dot_i8)(const std::uint8_t* row, const std::int8_t* centre, std::size_t padded);
-  // Appends to hits every centre whose lower bound is at most best + margin of its row; returns how
-  // many. A row's hits come in the order of the centres. hits has room for n_rows * 16 * n_groups.
+  // sum of row * center codes (row unsigned, center signed); null where scan_i8 is.
+  std::int32_t (*dot_i8)(const std::uint8_t* row, const std::int8_t* center, std::size_t padded);
+  // Appends to hits every center whose lower bound is at most best + margin of its row; returns how
+  // many. A row's hits come in the order of the centers. hits has room for n_rows * 16 * n_groups.
   // scan_i8 is null where int8 products are no faster than float32 ones. Its codes must be readable
   // up to kScanRows rows whatever n_rows is.
   std::size_t (*scan_f32)(const float* rows, std::size_t d, std::size_t n_rows,
-                          const CentreCodes& centres, ScanRow* state, Hit* hits);
+                          const CenterCodes& centers, ScanRow* state, Hit* hits);
   std::size_t (*scan_i8)(const std::uint8_t* rows, std::size_t padded, std::size_t n_rows,
-                         const CentreCodes& centres, ScanRow* state, Hit* hits);
+                         const CenterCodes& centers, ScanRow* state, Hit* hits);
 };
 
 const Kernels& kernels();

@@ -108,8 +108,9 @@ bench-models: build ## seconds and memory of every scorer, quality signal and en
 bench-encoders: build ## rows a second of the encoders beside sentence-transformers and wordllama on POOL=x.jsonl
 	$(BIN)/python benchmarks/encoders.py $(POOL)
 
-bench-quality: build ## train the same small model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu)
-	PYTHONPATH=benchmarks $(RUN) -m quality all $(or $(GRID),core) $(if $(POOL),--rows $(POOL))
+bench-quality: build ## train the same model on every selection (POOL=x.jsonl.gz, GRID=core|full|gpu; MODEL=smollm2)
+	PYTHONPATH=benchmarks $(RUN) -m quality all $(or $(GRID),$(if $(MODEL),reader,core)) \
+	  $(if $(POOL),--rows $(POOL)) $(if $(MODEL),--model $(MODEL))
 
 bench-target: build ## select for one skill after the other, train, measure it (POOL=x.jsonl.gz; resumable)
 	$(if $(POOL),$(BIN)/python benchmarks/target.py prepare --rows $(POOL))

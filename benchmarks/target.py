@@ -155,7 +155,7 @@ def select(given: argparse.Namespace, skill: str, label: str, seed: int, scratch
         pool = make_pool(store, config, None)
         return get_method(name)(pool, config.budget, seed=seed, **options), config
     selection = Selection(store, config)
-    while selection.draw(selection.candidates()):
+    while selection.draw():
         checkpoint = selection.train()
         if selection.round == config.rounds - 1:
             break

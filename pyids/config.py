@@ -41,10 +41,6 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
-# Candidates drawn for each row kept, where answers look mismatched.
-SCREENING_OVERSAMPLE = 5
-
-
 # The scorer of a run with a target; those of its parts begin with its name.
 TARGET_SCORER = "target"
 
@@ -120,12 +116,11 @@ class RunConfig(BaseModel):
         "of several answers to one prompt keep the one that the base model finds likeliest",
         False,
     )
-    oversample: int | None = _option(
+    oversample: int = _option(
         "Selection",
-        "candidates drawn for each row kept: outliers of a cluster tend to be left out (default: "
-        f"{SCREENING_OVERSAMPLE} where answers look mismatched, else 1, which is no screening; "
-        "always 1 for ask)",
-        None,
+        "candidates drawn for each row kept: outliers of a cluster tend to be left out (1: no "
+        "screening; 5 for pools with answers that are cut off or belong to other questions)",
+        1,
         ge=1,
     )
     allocation: Literal["proportional", "equal"] = _option(

@@ -23,7 +23,7 @@ from pyids.device import device
 from pyids.errors import ConfigError
 from pyids.models.hub import round_model
 from pyids.pipeline.conversations import check_conversations
-from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
+from pyids.pipeline.draw import clusters_of, selected_rows
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
@@ -32,7 +32,6 @@ from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
 from pyids.scoring.cluster_weights import columns_of, reweight
-from pyids.scoring.overlap import oversample_where_mismatched
 from pyids.scoring.told import check_told
 from pyids.store.folder import Store
 
@@ -152,7 +151,7 @@ class Selection:
 
     def run_rounds(self) -> None:
         """Do the rounds that are left with the trainer that pyids brings; see `run`."""
-        while self.draw(self.oversample()):
+        while self.draw():
             checkpoint = self.train()
             if self.round == self.config.rounds - 1:
                 self.callbacks.on_round_end(self, self.round)
@@ -173,47 +172,21 @@ class Selection:
             return None
         return to_dataset(self.store.read_rows(self.rounds.selected()))
 
-    def draw(self, oversample: int | None = None) -> bool:
-        """Draw this round's rows, once; False when all rounds have been told.
-
-        Parameters
-        ----------
-        oversample
-            Candidates drawn for each row kept; by default what `config` says, or 1: no screening,
-            which takes no model.
-        """
+    def draw(self) -> bool:
+        """Draw this round's rows, once; False when all rounds have been told."""
         self._check_open()
         n, config = self.round, self.config
         if n == config.rounds:
             return False
         if self.rounds.drawn == n:
             quotas = self.draws.quotas(n)
-            if (per_row := oversample or config.oversample or 1) > 1:
-                selected = self._screen(n, quotas, per_row)
+            if config.oversample > 1:
+                selected = self._screen(n, quotas, config.oversample)
             else:
                 selected = self.draws.rows(n, quotas)
             self.rounds.save_draw(n, quotas, selected)
             self.callbacks.on_draw(self, n)
         return True
-
-    def oversample(self) -> int:
-        """Return how many candidates to draw for each row: what `config` says, or the pool asks.
-
-        The share of mismatched answers is estimated once (`pyids.scoring.overlap`), from the
-        whole pool, and kept in ``mismatch.json``.
-        """
-        if self.config.oversample is not None:
-            return self.config.oversample
-        seed, sizes = self.draws.seed(b"mismatch", 0), self.rounds.sizes
-
-        def sample(quotas: Int64) -> tuple[list[list[Message]], NDArray[np.int32]]:
-            row_ids = draw_rows(
-                self.store, self.labels, quotas, exclude=self.draws.left_out, seed=seed
-            )
-            return self.conversations(row_ids), self.clusters_of(row_ids)
-
-        path = self.store.path / "mismatch.json"
-        return oversample_where_mismatched(path, sizes, seed, sample)
 
     def _screen(self, n: int, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row, then of these, outliers of a cluster less often."""

@@ -20,7 +20,10 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture(scope="module")
 def quality():
     """Import the benchmark, a package beside the others; return its modules by name."""
-    names = ("pool", "model", "prepare", "trials", "grids", "table", "axes", "report")
+    names = (
+        *("pool", "model", "prepare", "trials", "grids", "table", "axes", "report"),
+        *("measure", "results", "__main__"),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
         yield {name: importlib.import_module(f"quality.{name}") for name in names}
@@ -211,3 +214,88 @@ def test_every_command_starts(path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+
+
+def test_results_keep_a_trial_a_line(quality, tmp_path):
+    results = quality["results"]
+    trial = {"pool": "clean", "method": "random", "seed": 3, "options": {}, "label": "random"}
+    one = {"trial": trial, "nll": {"math": 1.23456}, "garbage": {"spam": 0.12345}, "rows": 7}
+    other = one | {"trial": trial | {"seed": 4, "options": {"k": 1}}, "nll": {"math": np.nan}}
+    path, beside = tmp_path / "a.json", tmp_path / "b.json"
+    results.write_results(path, {"rate": 3e-4}, [one])
+    results.write_results(beside, {"with": ["a.json"]}, [other])
+    assert len(path.read_text().splitlines()) == 4
+    about, (read,) = results.read_results(path)
+    assert about == {"rate": 3e-4}
+    assert read["trial"] == trial
+    assert read["nll"] == {"math": 1.2346}
+    assert read["garbage"] == {"spam": 0.123}
+    _, both = results.read_results(beside)
+    assert [one["trial"]["seed"] for one in both] == [4, 3]
+    assert both[0]["nll"] == {"math": None}
+
+
+def test_the_last_number_counts(quality):
+    last = quality["measure"].last_number
+    assert last("So 3 + 4 = 7. #### 1,234") == 1234
+    assert last("It costs $12.50.") == 12.5
+    assert last("-3") == last("they lost -3.0")
+    assert last("none") is None
+
+
+def test_grids_for_a_model_that_reads_pair_their_seeds(quality):
+    grids = quality["grids"]
+    grid, half, second = (
+        grids.GRIDS[name](600) for name in ("reader", "reader-half", "reader-second")
+    )
+    for one in (grid, half, second):
+        assert len({trial.name for trial in one}) == len(one)
+        ends = [trial for trial in one if trial.method in quality["table"].BOUNDS]
+        assert ends == one[:2]
+        seeds = [trial.seed for trial in one[2:]]
+        assert seeds == sorted(seeds)
+        counted = {trial.label: 0 for trial in one[2:] if trial.method not in grids.SEEDLESS}
+        for trial in one[2:]:
+            if trial.label in counted:
+                counted[trial.label] += 1
+        assert set(counted.values()) == {4 * len({trial.pool for trial in one[2:]})}
+    assert {trial.budget for trial in half[2:]} == {300}
+    assert half[1].budget == grid[1].budget == 6000
+    assert {trial.held_out for trial in second} == {"second-test"}
+    assert {trial.pool for trial in second} == {"second"}
+
+
+def test_what_training_made_worse_is_told(quality):
+    forgotten = quality["table"].forgotten
+    base = {"math": 2.0, "code": 2.0, "topic": 2.0}
+    skills = {"math": (2.5, 0.1), "code": (2.05, 0.1), "topic": (1.0, 0.1)}
+    runs = [{"skill_rows": {"math": 1}}, {"skill_rows": {"math": 2}}]
+    assert forgotten(skills, base, runs) == {"math": {"loss": 0.5, "rows": 1.5}}
+    assert forgotten(skills, base, [{}]) == {"math": {"loss": 0.5}}
+
+
+RESULTS = BENCHMARKS / "results"
+
+
+def test_the_committed_trials_are_small():
+    assert sum(path.stat().st_size for path in RESULTS.glob("quality-*.json")) <= 300_000
+
+
+@pytest.mark.parametrize(
+    ("grid", "pool"), [("full", "test-garbage"), ("clean", "clean")], ids=["corrupted", "clean"]
+)
+def test_the_readme_claims_what_the_tables_show(quality, grid, pool):
+    """Share over random and its interval, of the default, in the words of the first screen."""
+    _, done = quality["results"].read_results(RESULTS / f"quality-{grid}.json")
+    rows = quality["table"].tabulate(quality["__main__"].by_pool(done)[pool])
+    row = next(row for row in rows if row["label"] == "iterative")
+    over, half = 100 * row["over"], 100 * row["over_half_width"]
+    text = " ".join((BENCHMARKS.parent / "README.md").read_text().split())
+    claim = f"{over:.0f}% more"
+    assert claim in text
+    interval = f"{over - half:.0f} to {over + half:.0f}%"
+    assert interval in text[text.index(claim) :][:120]
+    page = " ".join((BENCHMARKS.parent / "docs" / "quality.md").read_text().split())
+    assert f"{over:.0f}% ± {half:.0f}% more" in page
+    # Which model it is about stands before the claims.
+    assert "5.5 million parameters" in text[: text.index(claim)]

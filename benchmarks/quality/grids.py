@@ -42,12 +42,8 @@ ROUNDS = {
     "oversample": 1,
     "min_weight": 0.02,
 }
-# The default screens candidates where answers are mismatched. Beside it: never, always.
-ITERATIVE: dict[str, Entry] = {"iterative": ("iterative", ROUNDS | {"oversample": None})}
-SCREENED: dict[str, Entry] = {
-    PLAIN: ("iterative", ROUNDS),
-    "iterative, 5 candidates": ("iterative", ROUNDS | {"oversample": 5}),
-}
+ITERATIVE: dict[str, Entry] = {PLAIN: ("iterative", ROUNDS)}
+SCREENED: dict[str, Entry] = {"iterative, 5 candidates": ("iterative", ROUNDS | {"oversample": 5})}
 # What stands beside it in the core grid.
 CORE = ("random", "longest", "km-random", "kmq (length)", "deita (length)", "qdit (length)")
 # Lower seeds were used by earlier tables (docs/log.md).
@@ -163,9 +159,41 @@ def gpu(budget: int) -> list[Trial]:
     ]
 
 
+def reader(budget: int, pools: Sequence[str] = ("clean", "test-garbage")) -> list[Trial]:
+    """Return the grid for a small model that reads, seed by seed."""
+    entries: dict[str, Entry] = {
+        "random": ("random", {}),
+        **ITERATIVE,
+        "km-random": STATIC["km-random"],
+        "kmq (length)": STATIC["kmq (length)"],
+        "random, balanced by source": ("uniform", {"column": "source"}),
+        "longest": STATIC["longest"],
+        "rds, general target": ("rds", {}),
+    }
+    grid = [trial for pool in pools for trial in trials(entries, pool, "test", budget, 4)]
+    return [*bounds("test", budget, (REFERENCE_SEED,)), *sorted(grid, key=lambda one: one.seed)]
+
+
+def reader_half(budget: int) -> list[Trial]:
+    """Return `reader` at half the budget; the far end of the gap stays where it is."""
+    return [
+        trial if trial.method == "reference" else replace(trial, budget=trial.budget // 2)
+        for trial in reader(budget)
+    ]
+
+
+def reader_second(budget: int) -> list[Trial]:
+    """Return `reader` in a second pool, of other texts, on which nothing was chosen."""
+    grid = reader(budget, ("second",))
+    return [replace(trial, pool="second", held_out="second-test") for trial in grid]
+
+
 GRIDS: dict[str, Callable[[int], list[Trial]]] = {
     "core": core,
     "clean": clean,
     "full": full,
     "gpu": gpu,
+    "reader": reader,
+    "reader-half": reader_half,
+    "reader-second": reader_second,
 }

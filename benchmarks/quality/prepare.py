@@ -18,6 +18,7 @@ from .pool import (
     TOPIC_KINDS,
     UNSEEN_KINDS,
     Row,
+    Split,
     plant,
     read_rows,
     split,
@@ -28,6 +29,8 @@ from .pool import (
 
 # As the vectors that come with the rows were made.
 ENCODER_TOKENS = 128
+# Procedural rows of the second pool before its held-out rows are taken out.
+SECOND_ROWS = 6000
 KINDS = (*TOPIC_KINDS, *ROW_KINDS)
 # name: the kinds of garbage planted in it
 POOLS: dict[str, tuple[str, ...]] = {
@@ -46,8 +49,13 @@ def prepare(
     pretrain_tokens: int = 4_000_000,
     threads: int = 2,
     dtype: str = "bfloat16",
-) -> Path:
-    """Make what is missing in `folder`; return the path of the model."""
+    small_model: bool = True,
+) -> Path | None:
+    """Make what is missing in `folder`; return the path of the small model.
+
+    With another model (`small_model` False) none is trained, and the second pool is made: half
+    procedural tasks, half rows of the clean pool.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -63,6 +71,9 @@ def prepare(
             write_rows(folder / f"{name}.jsonl", planted)
             _save_vectors(folder / f"{name}.npy", parts.pool, planted, own, dtype)
         _prepare_run(folder, name)
+    if not small_model:
+        _prepare_second(folder, parts, vectors, per_skill, dtype)
+        return None
     base = pretrain(parts.pool, folder / f"{NAME}-base", n_tokens=pretrain_tokens, dtype=dtype)
     return warm_up(base, parts.warm_up, folder / NAME)
 
@@ -95,6 +106,26 @@ def _save_vectors(
     temporary = path.with_suffix(".part.npy")
     np.save(temporary, vectors.astype(np.float16))
     temporary.rename(path)
+
+
+def _prepare_second(
+    folder: Path, parts: Split, vectors: np.ndarray | None, per_skill: int, dtype: str
+) -> None:
+    other = split(stand_in(SECOND_ROWS, seed=2), per_skill // 2)
+    write_rows(folder / "second-test.jsonl", [*other.test, *parts.test])
+    path = folder / "second.npy"
+    if not path.exists():
+        old = np.random.default_rng(2).permutation(len(parts.pool))[: len(other.pool)]
+        rows = [*(parts.pool[i] for i in old), *other.pool]
+        write_rows(folder / "second.jsonl", rows)
+        own = None
+        if vectors is not None:
+            own = np.zeros((len(rows), vectors.shape[1]), vectors.dtype)
+            own[: len(old)] = vectors[parts.positions[old]]
+        # Rows that stand in both lists have their vector; the procedural ones get theirs.
+        known = [*rows[: len(old)], *[{}] * len(other.pool)]
+        _save_vectors(path, known, rows, own, dtype)
+    _prepare_run(folder, "second")
 
 
 def _prepare_run(folder: Path, name: str) -> None:

@@ -38,6 +38,16 @@ def markdown(
             )
         )
         for row in rows:
+            if row["forgotten"]:
+                worse = ", ".join(
+                    f"{skill} {one['loss']:+.3f}"
+                    + (f" ({one['rows']:.0f} rows of it)" if "rows" in one else "")
+                    for skill, one in row["forgotten"].items()
+                )
+                lines.append(f"\n{row['label']}, worse than before training: {worse}")
+            if row["last_number"] == row["last_number"]:
+                lines.append(f"\n{row['label']}, last numbers right: {row['last_number']:.3f}")
+        for row in rows:
             for n, round_ in enumerate(row.get("rounds", []), start=1):
                 kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in round_["drawn"].items())
                 if kinds:

@@ -89,6 +89,10 @@ def tabulate(results: Sequence[Result], against: str = "random") -> list[dict[st
             "macro_nll": float(np.mean([macro(one) for one in seeds.values()])),
             "exact_match": float(np.mean([macro(one, "exact_match") for one in seeds.values()])),
             "skills": {skill: mean for skill, (mean, _) in skills.items()},
+            "last_number": _mean(
+                [one.get("last_number", {}).get("math") for one in seeds.values()]
+            ),
+            "forgotten": forgotten(skills, base["nll"], list(seeds.values())),
             "worst_skill": min(worst, key=worst.__getitem__),
             "worst_share": min(worst.values()),
             "lost_skills": lost_skills(seeds, anchor, paired),
@@ -163,6 +167,29 @@ def lost_skills(
             break
         lost.append(skill)
     return lost
+
+
+def forgotten(
+    skills: dict[str, tuple[float, float]], base: dict[str, float], results: Sequence[Result]
+) -> dict[str, dict[str, float]]:
+    """Return what training has made worse than no training, beyond the 95% interval over seeds.
+
+    Of each such skill ``loss``, by how many nats a token, and ``rows``, how many rows of it were
+    selected in the mean, where that was kept.
+    """
+    worse = {}
+    for skill, (mean, half) in skills.items():
+        if mean - base[skill] > np.nan_to_num(half):
+            worse[skill] = {"loss": mean - base[skill]}
+            if all("skill_rows" in one for one in results):
+                rows = [one["skill_rows"].get(skill, 0) for one in results]
+                worse[skill]["rows"] = float(np.mean(rows))
+    return worse
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _mean_of(shares: Sequence[dict[str, float]]) -> dict[str, float]:

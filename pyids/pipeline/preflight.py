@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyids.chat.formats import list_columns
-from pyids.config import SCREENING_OVERSAMPLE, RunConfig
+from pyids.config import RunConfig
 from pyids.data.ingest import check, describe
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
@@ -128,9 +128,7 @@ def plan(config: RunConfig) -> str:
     models = f"on {device(config)} in {config.dtype}"
     screened = ""
     if config.oversample != 1:
-        screened = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
-    if config.oversample is None:
-        screened += " if answers look mismatched"
+        screened = f", each of {config.oversample} candidates"
     vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
     near = []
     if config.target is not None:

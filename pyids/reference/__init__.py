@@ -36,7 +36,7 @@ from .sampling import (
     sample_key,
     uniform,
 )
-from .weights import estimate_shrinkage, reweight, shrink_scores
+from .weights import estimate_shrinkage, jackknife, reweight, shrink_scores
 
 __all__ = [
     "allocate",
@@ -49,6 +49,7 @@ __all__ = [
     "farthest_first",
     "filter_near",
     "information",
+    "jackknife",
     "label_vectors",
     "lloyd",
     "maximize_information",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,3 +59,22 @@ def reweight(
             return new
         lifted |= free & (new < least)
         new[lifted] = least
+
+
+def jackknife(
+    statistic: Callable[[Float64], float], values: Float64, clusters: NDArray[np.int64]
+) -> tuple[Float64, Float64]:
+    """Score of each cluster 0..K-1 from the means of its rows, and the jackknife's variance of it.
+
+    `values` is (M, B); the variance of a cluster of one row is NaN.
+    """
+    scores, variances = [], []
+    for j in range(int(clusters.max()) + 1):
+        rows = values[:, clusters == j]
+        n = rows.shape[1]
+        scores.append(statistic(rows.mean(axis=1)))
+        without = [statistic(np.delete(rows, i, axis=1).mean(axis=1)) for i in range(n) if n > 1]
+        mean = math.fsum(without) / n
+        squares = math.fsum((x - mean) ** 2 for x in without)
+        variances.append((n - 1) / n * squares if n > 1 else math.nan)
+    return np.array(scores), np.array(variances)

@@ -17,7 +17,7 @@ from pyids.errors import ConfigError
 from pyids.models.gradients import row_gradients
 from pyids.registry import SCORERS
 from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
-from pyids.scoring.statistics import cluster_moments, robust_spread
+from pyids.scoring.statistics import cluster_means, pseudovalues, robust_spread
 
 Scorer = Callable[[Probes], Scores]
 
@@ -185,42 +185,43 @@ def sound_learnability(probes: Probes) -> Scores:
     - ``12 m max(2/3 m - max(h, 0), 0)``: garbage does not follow from its prompts, as a model tells
       that reads them; m says how well it does.
 
-    The first two count for 5 at most. No one of the signs serves every model.
+    The first two count for 5 at most. No one of the signs serves every model. As the score of a
+    cluster is no mean of its rows' own, a row's value is its jackknife pseudovalue
+    (`pyids.scoring.statistics.pseudovalues`): their mean is the score, their variance its noise.
     """
     given, alone = probes.checkpoint_nll, probes.response_alone_nll
-    drop = probes.base_nll - given
-    _, cluster = np.unique(probes.clusters, return_inverse=True)
-    loss_left = _cluster_means(given, cluster)
-    d = _deviations(_cluster_means(drop, cluster))
-    s = _deviations(_cluster_means(drop * probes.response_tokens, cluster))
-    noise = np.clip(4 * (_deviations(loss_left) - _NOISE), 0, _LIMIT)
-    form = np.clip(np.minimum(d, s) - _FORM, 0, _LIMIT)
-    saved = 1 - loss_left / np.maximum(_cluster_means(alone, cluster), 1e-6)
-    h = np.maximum(saved, 0)
-    m = np.median(h[np.isfinite(h)]) if np.isfinite(h).any() else 0.0
-    unhelped = np.nan_to_num(np.maximum(_ENOUGH_HELP * m - h, 0))
-    score = _LEARNT * np.clip(d, -1, 4) - noise - form - _HELP * m * unhelped
-    values = np.where(np.isfinite(drop), score[cluster], np.nan)
-    columns = {
-        **probes.columns,
-        "response_nll": alone,
-        "response_tokens": probes.response_tokens,
-    }
-    return Scores(values, columns, temperature=1.0)
+    drop, tokens = probes.base_nll - given, probes.response_tokens
+    measured = np.stack([drop, drop * tokens, given, alone])
+    measured[:, ~np.isfinite(measured).all(axis=0)] = np.nan
+    means = cluster_means(measured, probes.clusters)
+    usual = [_center_and_spread(x) for x in means[:3]]
+    h = _saved(means)
+    m = float(np.median(h)) if len(h) else 0.0
+
+    def score(of: Float64) -> Float64:
+        d, s, c = (_deviations(x, *known) for x, known in zip(of[:3], usual, strict=True))
+        noise = np.clip(4 * (c - _NOISE), 0, _LIMIT)
+        form = np.clip(np.minimum(d, s) - _FORM, 0, _LIMIT)
+        unhelped = np.maximum(_ENOUGH_HELP * m - _saved(of), 0)
+        return np.asarray(_LEARNT * np.clip(d, -1, 4) - noise - form - _HELP * m * unhelped)
+
+    columns = {**probes.columns, "response_nll": alone, "response_tokens": tokens}
+    return Scores(pseudovalues(score, measured, probes.clusters), columns, temperature=1.0)
 
 
-def _cluster_means(values: Float64, cluster: NDArray[np.intp]) -> Float64:
-    """Return each cluster's mean over its finite values; NaN where it has none."""
-    known = np.isfinite(values)
-    size = int(cluster.max(initial=-1)) + 1
-    return cluster_moments(values[known], cluster[known].astype(np.int32), size)[0]
+def _saved(means: Float64) -> Float64:
+    """Return the share of the response's loss that the prompt saves, 0 where it saves none."""
+    return np.asarray(np.maximum(1 - means[2] / np.maximum(means[3], 1e-6), 0))
 
 
-def _deviations(means: Float64) -> Float64:
-    """Return values as robust standard deviations from their median; 0 for NaN."""
-    there = means[np.isfinite(means)]
-    if not len(there):
-        return np.zeros(len(means))
-    median = np.median(there)
-    spread = robust_spread(there - median)
-    return np.nan_to_num((means - median) / spread) if spread > 0 else np.zeros(len(means))
+def _center_and_spread(means: Float64) -> tuple[float, float]:
+    """Return the median and the robust standard deviation of clusters, 0 for none."""
+    if not len(means):
+        return 0.0, 0.0
+    median = float(np.median(means))
+    return median, robust_spread(means - median)
+
+
+def _deviations(means: Float64, median: float, spread: float) -> Float64:
+    """Return values as robust standard deviations from the median."""
+    return (means - median) / spread if spread > 0 else np.zeros(len(means))

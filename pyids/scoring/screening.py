@@ -9,8 +9,9 @@ kinds of tasks differ far more than their rows do:
   few of them, an answer that only repeats its question nearly all;
 - how many of its numbers do: a calculation with wrong ones has words enough in common.
 
-Looking costs where there is nothing to find, for what is kept is more alike than the pool is.
-`pyids.scoring.overlap.mismatch` tells, from the words alone, whether there is.
+Looking costs where there is nothing to find, for what is kept is more alike than the pool is, and
+no rule that was tried tells from the pool whether there is (docs/log.md). So it is off unless asked
+for.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,70 @@ def cluster_moments(
     return means, np.asarray(counts, np.int64), variances
 
 
-def _sums(values: Float64, clusters: NDArray[np.int32], n_clusters: int) -> Float64:
-    """Sum the values of each cluster, correctly rounded: float64 (K,)."""
-    order = np.argsort(clusters, kind="stable")
-    ends = np.cumsum(np.bincount(clusters, minlength=n_clusters))
-    parts = np.split(values[order], ends[:-1])
-    return np.array([math.fsum(part.tolist()) for part in parts], dtype=np.float64)
+def cluster_means(values: Float64, clusters: NDArray[np.int32]) -> Float64:
+    """Return the means of each cluster over the rows that have all values.
+
+    Parameters
+    ----------
+    values
+        float64 (M, B): M measurements of each of B rows. A row with one that is not finite is left
+        out.
+    clusters
+        int32 (B,).
+
+    Returns
+    -------
+    float64 (M, J)
+        Of the J clusters that have such rows, ascending.
+    """
+    known = np.isfinite(values).all(axis=0)
+    _, cluster = np.unique(clusters[known], return_inverse=True)
+    counts = np.bincount(cluster)
+    return np.stack([np.bincount(cluster, x[known], len(counts)) / counts for x in values])
+
+
+def pseudovalues(
+    statistic: Callable[[Float64], Float64], values: Float64, clusters: NDArray[np.int32]
+) -> Float64:
+    """Return rows' values whose mean is their cluster's score and whose variance is its noise.
+
+    For a score that is no mean over rows but a function of such means. With t(j) the score of
+    cluster j, t(j without i) that of its n rows but row i, and a(j) the mean of the latter over
+    its rows, row i has ``t(j) + (n - 1) (a(j) - t(j without i))``, Tukey's pseudovalue less the
+    jackknife's correction of the bias. So the mean over the rows is t(j), and their sample variance
+    over n is the jackknife's estimate of the variance of t(j). Where the score is the mean of one
+    measurement, a row has that measurement. The row of a cluster of one has t(j).
+
+    Parameters
+    ----------
+    statistic
+        Takes the means of several clusters, float64 (M, any), and returns their scores, (any,).
+        What is the same for all of them (a median over the clusters, say) it holds fixed.
+    values, clusters
+        See `cluster_means`.
+
+    Returns
+    -------
+    float64 (B,)
+        NaN for rows that were left out.
+
+    References
+    ----------
+    Tukey 1958; Efron and Stein, "The jackknife estimate of variance", Annals of Statistics 9, 1981.
+    """
+    known = np.isfinite(values).all(axis=0)
+    result = np.full(len(clusters), np.nan)
+    _, cluster = np.unique(clusters[known], return_inverse=True)
+    means, n = cluster_means(values, clusters), np.bincount(cluster)[cluster]
+    rows, several = values[:, known], n > 1
+    of_row = statistic(means)[cluster]
+    # The mean without row i, from the difference to it: what is alike stays so to the last bit.
+    others = means[:, cluster] - (rows - means[:, cluster]) / np.maximum(n - 1, 1)
+    without = np.where(several, 0.0, of_row)
+    without[several] = statistic(others[:, several])
+    average = (np.bincount(cluster, without) / np.bincount(cluster))[cluster]
+    result[known] = of_row + (n - 1) * (average - without)
+    return result
 
 
 def robust_spread(centered: Float64) -> float:

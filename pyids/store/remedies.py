@@ -11,7 +11,7 @@ STAGES = {
     "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json"),
     "near-duplicates": ("distinct", "near_duplicates.jsonl"),
     "quality": ("quality",),
-    "rounds": ("rounds", "mismatch.json"),
+    "rounds": ("rounds",),
     "export": ("selected.jsonl", "probes.jsonl", "manifest.json"),
 }
 

@@ -1,0 +1,105 @@
+"""What a trained model is measured by: held-out loss, exact match, the last number of solutions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pyids.chat.template import encode
+from pyids.models.generate import generate
+from pyids.models.nll import response_nll
+
+from .pool import Row
+
+# Teacher-forced exact match is measured on responses of at most so many tokens.
+EXACT_TOKENS = 12
+# Solutions that are written out: so many of the skill's first rows, of at most so many tokens.
+SOLVED_ROWS, SOLVED_TOKENS, SOLVED_SKILL = 16, 128, "math"
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def evaluate(
+    model: Any, tokenizer: Any, rows: Sequence[Row], *, max_length: int, device: str, solve: bool
+) -> dict[str, dict[str, float]]:
+    """Return the mean response NLL and the exact match of each skill.
+
+    Parameters
+    ----------
+    solve
+        Let the model write solutions of arithmetic, too, and compare their last numbers:
+        ``last_number`` of the result. It takes as long as scoring hundreds of rows.
+    """
+    import torch
+
+    conversations = [row["messages"] for row in rows]
+    skills = np.array([row["skill"] for row in rows])
+    model = model.float()  # measured in full precision whatever it was trained in
+    with torch.inference_mode():
+        nll, _ = response_nll(model, tokenizer, conversations, max_length=max_length, device=device)
+    exact = exact_match(model, tokenizer, conversations, max_length, device)
+    result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
+    for skill in np.unique(skills).tolist():
+        member = skills == skill
+        result["nll"][skill] = float(np.nanmean(nll[member]))
+        if np.isfinite(exact[member]).sum() >= 5:
+            result["exact_match"][skill] = float(np.nanmean(exact[member]))
+    if solve:
+        few = [row["messages"] for row in rows if row["skill"] == SOLVED_SKILL][:SOLVED_ROWS]
+        if few:
+            right = solved(model, tokenizer, few, max_length, device)
+            result["last_number"] = {SOLVED_SKILL: right}
+    return result
+
+
+def exact_match(
+    model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
+) -> np.ndarray:
+    """Return 1.0 where greedy decoding would give the response, 0.0 where not; NaN for long ones.
+
+    Greedy decoding gives the response if and only if each of its tokens is the most likely one
+    after the tokens before it, which one forward pass tells.
+    """
+    import torch
+
+    result = np.full(len(conversations), np.nan)
+    with torch.inference_mode():
+        for i, messages in enumerate(conversations):
+            row = encode(messages, tokenizer, max_length)
+            where = np.flatnonzero(row.response_mask)
+            if not 0 < len(where) <= EXACT_TOKENS or where[0] == 0:
+                continue
+            ids = torch.from_numpy(row.input_ids)[None].to(device)
+            # The head at the tokens before the answer's alone: the vocabulary is most of the cost.
+            keep = torch.from_numpy(where - 1).to(device)
+            logits = model(input_ids=ids, logits_to_keep=keep).logits[0]
+            result[i] = float((logits.argmax(-1) == ids[0, where]).all())
+    return result
+
+
+def solved(
+    model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
+) -> float:
+    """Return the share of solutions, written greedily, whose last number is the reference's."""
+    answers = generate(
+        model, tokenizer, [row[:-1] for row in conversations],
+        max_length=max_length, max_new_tokens=SOLVED_TOKENS, device=device,
+    )  # fmt: skip
+    right = [
+        last_number(answer) is not None and last_number(answer) == last_number(row[-1]["content"])
+        for answer, row in zip(answers, conversations, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def last_number(text: str) -> float | None:
+    """Return the last number of a text; commas inside numbers do not count."""
+    found = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d)", "", text))
+    return float(found[-1]) if found else None
+
+
+def shares(drawn: np.ndarray, kinds: np.ndarray) -> dict[str, float]:
+    """Return the share of each kind of garbage of the pool among the rows drawn."""
+    return {kind: float((drawn == kind).mean()) for kind in np.unique(kinds).tolist() if kind}

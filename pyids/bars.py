@@ -15,7 +15,7 @@ from pyids.callbacks import Callback
 from pyids.progress import Progress, listening
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import datasets
 
     from pyids.chat.formats import Message
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
 
 
@@ -252,7 +252,8 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        from pyids.models.finetune import finetune, read_record, training_options
+        from pyids.models.checkpoints import read_record
+        from pyids.models.finetune import finetune, training_options
 
         n = self.rounds.asked(self.config.rounds)
         if self.rounds.has_checkpoint(n):

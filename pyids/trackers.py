@@ -20,7 +20,7 @@ from pyids.config import RunConfig
 from pyids.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 

@@ -17,7 +17,7 @@ from pyids.chat.template import Conversation, Encoded, encode, response_alone, w
 from pyids.config import RunConfig
 from pyids.device import device
 from pyids.models.batching import Progress
-from pyids.models.finetune import load_checkpoint, read_record
+from pyids.models.checkpoints import load_checkpoint, read_record
 from pyids.models.generate import generate, split_last
 from pyids.models.hub import ModelRef, round_model
 from pyids.models.load import load_model

@@ -27,6 +27,7 @@ from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
 from pyids.parsing import (
     check_encoder,
+    check_on_disk,
     check_url,
     parse_budget,
     parse_clusters,
@@ -247,7 +248,7 @@ class RunConfig(BaseModel):
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output_dir: str | None = _option(
+    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = _option(
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 

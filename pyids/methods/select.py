@@ -23,7 +23,7 @@ from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
-from pyids.store.place import is_ours
+from pyids.store.place import check_writable_place, is_ours
 
 logger = logging.getLogger("pyids")
 
@@ -200,6 +200,8 @@ def _select(
     path: str | Path | None,
     settings: Mapping[str, Any],
 ) -> Result:
+    if path is not None:
+        check_writable_place(path)
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")

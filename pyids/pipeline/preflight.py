@@ -95,6 +95,10 @@ def check_model(config: RunConfig) -> None:
     for name in (config.model, config.proxy_model, config.reward_model):
         if name is not None:
             resolve_model(name)
+    if config.has_own_trainer:
+        from pyids.models.own_trainer import check_own_trainer
+
+        check_own_trainer(config)
     find_scorer(config.scorer)
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":

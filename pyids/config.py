@@ -384,7 +384,7 @@ ROUND_FIELDS = (
     frozenset(
         name
         for name in RunConfig.model_fields
-        if group_of(name) == "Scoring" and not name.startswith("judge_")
+        if group_of(name) == "Scoring" and not name.startswith(("judge_", "serve_"))
     )
     | TRAINER_FIELDS
     | {"rounds", "oversample", "allocation"}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from pyids.parsing import check_url
 from pyids.registry import TRAINERS
 
 # What stands in braces in a --train-command.
@@ -80,12 +81,28 @@ class ExternalOptions(BaseModel):
         "Training", "YAML file of that trainer, to which model, data and output are added", None
     )
 
+    serve_url: Annotated[str, AfterValidator(check_url)] | None = option(
+        "Scoring",
+        "OpenAI-compatible server (vLLM, SGLang) that scores rows and answers instead of the local "
+        "model; key in OPENAI_API_KEY",
+        None,
+    )
+    serve_model: str | None = option(
+        "Scoring", "base model at that server (default: as the model is called here)", None
+    )
+    serve_max_requests: int | None = option(
+        "Scoring", "most requests to that server in a run (default: no cap)", None, ge=1
+    )
+
     @model_validator(mode="after")
     def _check_trainer(self) -> ExternalOptions:
         if self.trainer is not None and self.train_command is not None:
             raise ValueError("--trainer and --train-command both say who trains: give one")
         if self.train_config is not None and not self.has_own_trainer:
             raise ValueError("--train-config belongs to --train-command or --trainer: name one")
+        for name in ("serve_model", "serve_max_requests"):
+            if getattr(self, name) is not None and self.serve_url is None:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to --serve-url: name that")
         return self
 
     @property

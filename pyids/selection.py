@@ -304,6 +304,8 @@ class Selection:
         """Score this round's probe rows under the base model and the checkpoint."""
         from pyids.scoring.probes import score_probes
 
+        if self.config.serve_url is not None:
+            self._check_named("server")
         row_ids = self.probes()
         scores = score_probes(
             self.config,

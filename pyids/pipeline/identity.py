@@ -22,7 +22,10 @@ from pyids.store.folder import Store, brief
 from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
-_MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
+_MACHINE = {
+    *("data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"),
+    *("serve_url", "serve_model", "serve_max_requests"),
+}
 
 # Known by what is in them, not by where they lie.
 _FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"}
@@ -119,7 +122,8 @@ def decided(config: RunConfig) -> dict[str, Any]:
 
 def named(config: RunConfig) -> dict[str, Any]:
     """Collect the files, servers, models and options that a run with `config` would use."""
-    return {**config.model_dump(exclude=_MACHINE), "data": config.data}
+    used = {"data": config.data, **({"serve_url": config.serve_url} if config.serve_url else {})}
+    return {**config.model_dump(exclude=_MACHINE), **used}
 
 
 def check_decided(folder: Path, config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from pyids.callbacks import Callback
 from pyids.progress import Progress, listening
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 
@@ -112,7 +112,7 @@ class RoundTable(Callback):
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._loss = float("nan")
+        self._loss: float | None = None
         self._scores: dict[str, Any] = {}
 
     def on_draw(self, selection: Selection, n: int) -> None:
@@ -136,7 +136,8 @@ class RoundTable(Callback):
         """See `Callback`."""
         seconds = time.monotonic() - self._began
         lines = [f"round {n + 1} of {selection.config.rounds}: {seconds:.0f} s"]
-        lines.append(f"  training loss    {self._loss:.3f}")
+        if self._loss is not None:
+            lines.append(f"  training loss    {self._loss:.3f}")
         if {"base_nll", "checkpoint_nll"} <= self._scores.keys():
             base, trained = self._scores["base_nll"], self._scores["checkpoint_nll"]
             lines.append(f"  loss of probes   {base:.3f} before training, {trained:.3f} after")

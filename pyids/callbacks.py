@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 
@@ -50,8 +50,9 @@ class LogRounds(Callback):
     def on_train(self, selection: Selection, n: int, checkpoint: Checkpoint) -> None:
         """See `Callback`."""
         logger.info(
-            "round %d: trained on %d rows in %.0f s, loss %.3f",
-            *(n + 1, checkpoint.rows, checkpoint.seconds, checkpoint.loss),
+            "round %d: trained on %d rows in %.0f s%s",
+            *(n + 1, checkpoint.rows, checkpoint.seconds),
+            "" if checkpoint.loss is None else f", loss {checkpoint.loss:.3f}",
         )
 
     def on_round_end(self, selection: Selection, n: int) -> None:

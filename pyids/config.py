@@ -14,10 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     ValidationError,
     model_validator,
 )
@@ -25,8 +23,11 @@ from pydantic import (
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
+from pyids.external import ExternalOptions
+from pyids.external import option as _option
 from pyids.parsing import (
     check_encoder,
+    check_on_disk,
     check_url,
     parse_budget,
     parse_clusters,
@@ -63,12 +64,7 @@ Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_cluster
 Target = Annotated[list[str] | None, BeforeValidator(parse_data)]
 
 
-def _option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
-    """Declare a field with its help text and the group that the command line shows it in."""
-    return Field(default, description=help_text, json_schema_extra={"group": group}, **constraints)
-
-
-class RunConfig(BaseModel):
+class RunConfig(ExternalOptions):
     """Everything that decides what a run selects, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -242,7 +238,7 @@ class RunConfig(BaseModel):
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output_dir: str | None = _option(
+    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = _option(
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 
@@ -383,7 +379,7 @@ ROUND_FIELDS = (
     frozenset(
         name
         for name in RunConfig.model_fields
-        if group_of(name) == "Scoring" and not name.startswith("judge_")
+        if group_of(name) == "Scoring" and not name.startswith(("judge_", "serve_"))
     )
     | TRAINER_FIELDS
     | {"rounds", "oversample", "allocation"}

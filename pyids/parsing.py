@@ -68,6 +68,25 @@ def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
     return url
 
 
+def check_on_disk(path: str | Path) -> str:
+    """Return the path of something that is to be written, if it lies on a disk.
+
+    ``Path("s3://bucket")`` is ``s3:/bucket``, which would be made as a folder of that name here.
+
+    Raises
+    ------
+    ValueError
+        It is the address of a bucket, or another URL.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
+        shown = re.sub(r"//[^/@]*@", "//", f"{match[1]}://{str(path)[match.end() :]}")
+        raise ValueError(
+            f"{shown.partition('?')[0]}: nothing can be written to {match[1]}:// yet: name a "
+            "folder or file of this machine, and copy it there afterwards"
+        )
+    return str(path)
+
+
 def parse_format_map(given: str | None) -> str | None:
     """Check how columns are mapped; give its canonical text."""
     return None if given is None else check_format_map(given)

@@ -78,10 +78,7 @@ class Registry:
             It is none; says which there are.
         """
         if not self.knows(name):
-            raise ValueError(
-                f"there is no {self.kind} {name!r}: choose one of {', '.join(self.names())}, or "
-                "module:function"
-            )
+            raise ValueError(f"there is no {self.kind} {name!r}: choose {self._choices()}")
         return name
 
     def find(self, name: str) -> Any:
@@ -98,10 +95,7 @@ class Registry:
         if not location and ":" in name:
             location = name
         if not location:
-            raise ConfigError(
-                f"no {self.kind} {name!r}: choose one of {', '.join(self.names())}, or "
-                "module:function"
-            )
+            raise ConfigError(f"no {self.kind} {name!r}: choose {self._choices()}")
         module, _, attribute = location.partition(":")
         try:
             with _present_folder_on_path():
@@ -110,6 +104,10 @@ class Registry:
             raise ConfigError(
                 f"{self.kind} {name!r} cannot be loaded from {location}: {error}"
             ) from error
+
+    def _choices(self) -> str:
+        names = ", ".join(self.names())
+        return f"one of {names}, or module:function" if names else "module:function"
 
     def _installed(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=self.group)}
@@ -369,6 +367,9 @@ SIGNALS = Registry(
         ),
     ),
 )
+
+
+TRAINERS = Registry("trainer", "trainers of your own (--trainer)", "pyids.trainers", ())
 
 
 ENCODERS = Registry(

@@ -24,7 +24,7 @@ from pyids.errors import ConfigError
 from pyids.models.hub import round_model
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
-from pyids.pipeline.identity import saved_config
+from pyids.pipeline.identity import named, saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import metadata, prepare, reopen
@@ -34,12 +34,13 @@ from pyids.result import Result
 from pyids.scoring.cluster_weights import columns_of, reweight
 from pyids.scoring.told import check_told
 from pyids.store.folder import Store
+from pyids.store.place import is_ours
 
 if TYPE_CHECKING:
     import datasets
 
     from pyids.chat.formats import Message
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
 
 
@@ -90,6 +91,7 @@ class Selection:
         self.budget = config.budget_rows(store.kept)
         self.draws = open_draws(store, config)
         self.labels, self.rounds = self.draws.labels, self.draws.rounds
+        self._named = True  # whether this user has named what the configuration names
 
     @classmethod
     def open(
@@ -124,7 +126,9 @@ class Selection:
         """
         if config is None and not fields:
             saved = saved_config(Path(path))
-            return cls(reopen(saved), saved, callbacks)
+            selection = cls(reopen(saved), saved, callbacks)
+            selection._named = is_ours(Path(path), named(saved))
+            return selection
         made = config_of(config, {**fields, "output_dir": str(path)})
         return cls(prepare(made), made, callbacks)
 
@@ -225,27 +229,56 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        from pyids.models.finetune import finetune, read_record, training_options
+        from pyids.models.checkpoints import read_record
 
         n = self.rounds.asked(self.config.rounds)
         if self.rounds.has_checkpoint(n):
             checkpoint = read_record(self.rounds.path(n, "checkpoint"))
         else:
-            checkpoint = finetune(
-                round_model(self.config),
-                self.conversations(self.rounds.selected()),
-                output_dir=self.rounds.begin_checkpoint(n),
-                progress=reporter("train"),
-                **training_options(self.config),
-            )
+            checkpoint = self._train(n)
             self.rounds.save_checkpoint(n)
         self.callbacks.on_train(self, n, checkpoint)
         return checkpoint
+
+    def _train(self, n: int) -> Checkpoint:
+        from pyids.models.finetune import finetune, training_options
+        from pyids.models.own_trainer import train_outside
+
+        model, rows = round_model(self.config), self.conversations(self.rounds.selected())
+        if self.config.has_own_trainer:
+            self._check_named("trainer")
+        output_dir = self.rounds.begin_checkpoint(n)
+        if self.config.has_own_trainer:
+
+            def write(path: Path, form: str) -> Path:
+                return self.export(path, format=form)
+
+            return train_outside(
+                self.config, model, rows, write, output_dir=output_dir, number=n + 1
+            )
+        return finetune(
+            model,
+            rows,
+            output_dir=output_dir,
+            progress=reporter("train"),
+            **training_options(self.config),
+        )
+
+    def _check_named(self, what: str) -> None:
+        """Refuse to start or to ask what only a folder's configuration names."""
+        if not self._named:
+            raise ConfigError(
+                f"{self.store.path}: its config.yaml names a {what}, and what a folder's "
+                "config.yaml names is not used unless you have named it: repeat the command that "
+                "began the run, with all its options"
+            )
 
     def score(self, checkpoint: Checkpoint) -> Scores:
         """Score this round's probe rows under the base model and the checkpoint."""
         from pyids.scoring.probes import score_probes
 
+        if self.config.serve_url is not None:
+            self._check_named("server")
         row_ids = self.probes()
         scores = score_probes(
             self.config,

@@ -20,7 +20,7 @@ from pyids.config import RunConfig
 from pyids.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pyids.models.finetune import Checkpoint
+    from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
 
@@ -69,7 +69,9 @@ class Tracker(Callback):
 
     def on_train(self, selection: Selection, n: int, checkpoint: Checkpoint) -> None:
         """See `pyids.callbacks.Callback`."""
-        self._metrics |= {"loss": checkpoint.loss, "train_seconds": checkpoint.seconds}
+        self._metrics["train_seconds"] = checkpoint.seconds
+        if checkpoint.loss is not None:
+            self._metrics["loss"] = checkpoint.loss
 
     def on_score(self, selection: Selection, n: int, scores: Scores) -> None:
         """See `pyids.callbacks.Callback`."""

@@ -169,6 +169,7 @@ def test_pages_name_options_that_exist():
     scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
     known |= set(re.findall(r'"(--[a-z-]+)"', scripts))
     known |= {"--no-deps", "--noconftest", "--tool"}  # pip's, pytest's, the sanitizer's
+    known |= {"--enable-lora", "--max-lora-rank"}  # vLLM's
     for page in PAGES:
         if page.name == "log.md":
             continue

@@ -72,7 +72,7 @@ def step(model, encoded):
     trained = [p for p in model.parameters() if p.requires_grad]
     total = 0.0
     for micro in batching.micro_batches(encoded, 512, 0):
-        loss = finetune.response_loss(model, micro) / count
+        loss = lm_head.response_loss(model, micro) / count
         loss.backward()
         total += float(loss.detach())
     with torch.no_grad():

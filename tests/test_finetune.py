@@ -15,13 +15,14 @@ from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.errors import ModelError
-from pyids.models import finetune, hub, lm_head, load, nll
+from pyids.models import batching, finetune, hub, lm_head, load, nll
 from pyids.models.finetune import training_options
 from pyids.scoring import scorers
 from pyids.scoring.probes import Models, ScoringOptions
 from pyids.store.folder import Store
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
+trainer = pytest.importorskip("pyids.models.trainer", reason="needs the train extra")
 
 
 def conversation(question, *answers):
@@ -118,8 +119,8 @@ def gradient(model, rows, batch_tokens):
     count = sum(int(row.response_mask[1:].sum()) for row in rows)
     model.zero_grad()
     total = 0.0
-    for micro in finetune.micro_batches(rows, batch_tokens, 0):
-        loss = finetune.response_loss(model, micro) / count
+    for micro in batching.micro_batches(rows, batch_tokens, 0):
+        loss = lm_head.response_loss(model, micro) / count
         loss.backward()
         total += float(loss.detach())
     return total, parameter.grad.clone()
@@ -206,8 +207,8 @@ def test_the_tools_of_a_row_are_trained_and_scored_with(tiny, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_leaves_no_checkpoint(tiny, tmp_path, monkeypatch):
-    honest = finetune.response_loss
-    monkeypatch.setattr(finetune, "response_loss", lambda *args: honest(*args) * float("nan"))
+    honest = trainer.response_loss
+    monkeypatch.setattr(trainer, "response_loss", lambda *args: honest(*args) * float("nan"))
     with pytest.raises(ModelError, match="loss of step 1 is not finite; lower the learning rate"):
         finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
@@ -260,13 +261,13 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     _, tokenizer = load.load_model(tiny)
     numbers = {template.encode(row, tokenizer).input_ids.tobytes(): n for n, row in enumerate(rows)}
     steps = []
-    make = finetune.micro_batches
+    make = trainer.micro_batches
 
     def spy(encoded, *options):
         steps.append([numbers[row.input_ids.tobytes()] for row in encoded])
         return make(encoded, *options)
 
-    monkeypatch.setattr(finetune, "micro_batches", spy)
+    monkeypatch.setattr(trainer, "micro_batches", spy)
     finetune.finetune(
         tiny, rows, output_dir=tmp_path / "x", num_train_epochs=2, batch_size=4, seed=3
     )

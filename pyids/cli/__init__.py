@@ -187,8 +187,11 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
     from pyids.pipeline.identity import saved_config
     from pyids.pipeline.prepare import reopen
     from pyids.selection import Selection
+    from pyids.store.place import check_writable_place
     from pyids.store.rounds import has_drawn
 
+    if path is not None:
+        check_writable_place(path)
     config = saved_config(Path(folder))
     if not has_drawn(Path(folder)):
         raise ConfigError(
@@ -249,6 +252,9 @@ def _writable(context: click.Context, option: click.Parameter, path: str | None)
     """Check that a file could be written, before the work that it is for."""
     if path is None:
         return None
+    from pyids.store.place import check_writable_place
+
+    check_writable_place(path)
     folder = Path(path).parent
     if Path(path).is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise ConfigError(

@@ -15,8 +15,15 @@ FIRST = (
     "output_dir",
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
-# The others, in the order of the configuration.
-GROUPS = tuple(dict.fromkeys(group_of(name) for name in RunConfig.model_fields))
+# The others, in the order of the configuration; what it inherits comes last in each group.
+FIELDS = tuple(
+    dict.fromkeys(
+        name
+        for name in (*RunConfig.__annotations__, *RunConfig.model_fields)
+        if name in RunConfig.model_fields
+    )
+)
+GROUPS = tuple(dict.fromkeys(group_of(name) for name in FIELDS))
 
 
 def shown_in(name: str) -> str:
@@ -55,7 +62,8 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(RunConfig.model_fields.items()):
+        for name in reversed(FIELDS):
+            field = RunConfig.model_fields[name]
             if name == "data" or name in without:
                 continue
             flag = f"--{name.replace('_', '-')}"

@@ -42,6 +42,7 @@ from pyids.errors import ConfigError, DataError
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
+from pyids.store.place import check_writable_place
 
 logger = logging.getLogger("pyids")
 
@@ -136,6 +137,7 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
         raise ConfigError(
             f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
         ) from None
+    check_writable_place(path)
     path = _with_ending(Path(path), format)
     rows = path / "selected.jsonl" if write in _FOLDERS else path
     if rows.resolve() in {Path(source["path"]).resolve() for source in store.index["sources"]}:

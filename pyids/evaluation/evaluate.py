@@ -25,7 +25,7 @@ from pyids.device import find_device
 from pyids.errors import ConfigError, DataError, ModelError
 from pyids.evaluation.harness import find_tasks, run_tasks
 from pyids.evaluation.tables import table
-from pyids.models.finetune import load_adapter
+from pyids.models.checkpoints import load_adapter
 from pyids.models.hub import resolve_model
 from pyids.models.lm_head import Head
 from pyids.models.load import load_model

@@ -23,13 +23,16 @@ from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
-from pyids.store.place import is_ours
+from pyids.store.place import check_writable_place, is_ours
 
 logger = logging.getLogger("pyids")
 
 
 # Who is asked for a quality, too.
-_OF_A_JUDGE = ("judge_url", "judge_model", "judge_max_requests")
+_OF_A_JUDGE = (
+    *("judge_url", "judge_model", "judge_max_requests"),
+    *("serve_url", "serve_model", "serve_max_requests"),
+)
 
 
 # What may differ from the configuration of the run folder that is selected from.
@@ -200,9 +203,16 @@ def _select(
     path: str | Path | None,
     settings: Mapping[str, Any],
 ) -> Result:
+    if path is not None:
+        check_writable_place(path)
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    if config.serve_url is not None and not stages.served_quality(config):
+        raise ConfigError(
+            "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
+            "leave it out"
+        )
     if "target" in chosen.needs and config.target is None:
         raise ConfigError(
             f"method {method!r} needs --target: name rows of what the model is to learn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -82,3 +83,14 @@ def micro_batches(
         arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
         micro.append({name: torch.from_numpy(array) for name, array in arrays.items()})
     return micro
+
+
+def plan_steps(rows: int, num_train_epochs: float, batch_size: int, seed: int) -> list[list[int]]:
+    """Return the rows of each optimizer step, shuffled anew in each epoch; no step spans two."""
+    steps: list[list[int]] = []
+    left = max(1, round(num_train_epochs * rows))
+    for epoch in range(math.ceil(left / rows)):
+        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+        order = order[: left - epoch * rows]
+        steps += [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    return steps

@@ -127,8 +127,24 @@ class Endpoint:
             `max_pause_s`, sends more than `_MAX_BYTES` or for longer than `answer_s`, or does not
             answer in JSON.
         """
-        body = orjson.dumps({"model": self.model, **content})
-        where = f"{self.url}{path}"
+        return self._read(*self._ask(path, {"model": self.model, **content}))
+
+    def tell(self, path: str, content: Mapping[str, Any]) -> None:
+        """Send a JSON value to a path or a URL of the server; what it answers is not looked at.
+
+        Raises
+        ------
+        ConfigError, ModelError
+            As for `post`; the status is not 200.
+        """
+        answer, where, sent = self._ask(path, content)
+        if answer.status != 200:
+            self._read(answer, where, sent)
+
+    def _ask(self, path: str, content: Mapping[str, Any]) -> tuple[_Answer, str, int]:
+        """Send until there is an answer that will not pass; return it, from where, which try."""
+        body = orjson.dumps(dict(content))
+        where = path if path.startswith("http") else f"{self.url}{path}"
         for sent in range(1, self.retries + 2):
             with self._lock:
                 self._check_caps()
@@ -137,7 +153,7 @@ class Endpoint:
             if answer.status not in _PASSING or sent > self.retries:
                 break
             time.sleep(self._pause(answer, sent, where))
-        return self._read(answer, where, sent)
+        return answer, where, sent
 
     def _send(self, where: str, body: bytes) -> _Answer:
         """Send a request once; what a broken connection did is an answer of status 0.

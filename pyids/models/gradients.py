@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyids.chat.template import Encoded
 from pyids.models.adapter import last_layer
 from pyids.models.batching import Progress, micro_batches
-from pyids.models.finetune import response_loss
+from pyids.models.lm_head import response_loss
 
 if TYPE_CHECKING:
     import torch

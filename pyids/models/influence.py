@@ -16,10 +16,11 @@ from pyids._typing import Float64
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.errors import ModelError
 from pyids.models.adapter import add_adapter
-from pyids.models.batching import Progress, default_batch_tokens, micro_batches
-from pyids.models.finetune import plan_steps, response_loss, seeded
+from pyids.models.batching import Progress, default_batch_tokens, micro_batches, plan_steps
+from pyids.models.finetune import seeded
 from pyids.models.gradients import AdamMoments, row_gradients
 from pyids.models.hub import ModelRef
+from pyids.models.lm_head import response_loss
 from pyids.models.load import load_model
 
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8

@@ -7,8 +7,7 @@ where the same row is probed again.
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ import xxhash
 from pyids._typing import Float64
 from pyids.chat.template import Conversation
 from pyids.errors import ModelError
+from pyids.models.answers import Answers
 from pyids.models.batching import Progress
 from pyids.models.endpoint import Endpoint
-from pyids.store.files import fingerprint
 
 JUDGE_PROMPT = (
     "You are an impartial judge of an assistant's answers. Below is a conversation. Judge only the "
@@ -101,12 +100,10 @@ class Judge:
     prompt: str = JUDGE_PROMPT
     answer_tokens: int = 256
     dimensions: tuple[str, ...] = ()
-    _known: dict[str, float | None] = field(default_factory=dict, init=False, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _answers: Answers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.cache is not None and self.cache.exists():
-            self._known = dict(_read(self.cache))
+        self._answers = Answers(self.cache, "rating")
 
     def rate(
         self, conversations: Sequence[Conversation], progress: Progress | None = None
@@ -131,7 +128,7 @@ class Judge:
             if messages and messages[-1]["role"] == "assistant"
         }
         keys = {i: self._key(prompt) for i, prompt in prompts.items()}
-        new = {keys[i]: prompts[i] for i in prompts if keys[i] not in self._known}
+        new = {keys[i]: prompts[i] for i in prompts if keys[i] not in self._answers}
         with ThreadPoolExecutor(self.endpoint.workers) as pool:
             asked = [pool.submit(self._ask, key, prompt) for key, prompt in new.items()]
             try:
@@ -144,7 +141,7 @@ class Judge:
                     answer.cancel()
         ratings = np.full(len(conversations), np.nan)
         for i, key in keys.items():
-            rating = self._known[key]
+            rating = self._answers[key]
             ratings[i] = np.nan if rating is None else rating
         unrated = int(np.isnan(ratings[list(keys)]).sum())
         if 2 * unrated > len(keys):
@@ -170,21 +167,4 @@ class Judge:
         )
         several = self.dimensions
         rating = parse_ratings(answer, several) if several else parse_rating(answer)
-        with self._lock:
-            self._known[key] = rating
-            if self.cache is not None:
-                self.cache.parent.mkdir(parents=True, exist_ok=True)
-                with self.cache.open("ab") as file:
-                    entry = {"key": key, "rating": rating}
-                    file.write(orjson.dumps({**entry, "xxh3": fingerprint(entry)}) + b"\n")
-
-
-def _read(path: Path) -> Iterator[tuple[str, float | None]]:
-    """Read a cache; what is half written or damaged is skipped: its answer is asked again."""
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and entry.pop("xxh3", None) == fingerprint(entry):
-            yield entry["key"], entry["rating"]
+        self._answers.keep(key, rating)

@@ -316,3 +316,8 @@ def accepts(causal: Any) -> frozenset[str]:
 
 # Model -> what was found; without the model itself, which would never be let go of.
 _FOUND: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+def response_loss(model: torch.nn.Module, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the sum of the NLLs of a micro-batch's response tokens, with its gradient."""
+    return Head.of(model).loss(micro["input_ids"], micro["attention_mask"], micro["targets"])

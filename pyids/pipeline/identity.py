@@ -22,10 +22,13 @@ from pyids.store.folder import Store, brief
 from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
-_MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
+_MACHINE = {
+    *("data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"),
+    *("serve_url", "serve_model", "serve_max_requests"),
+}
 
 # Known by what is in them, not by where they lie.
-_FILES = {"embeddings_file", "target", "target_embeddings_file"}
+_FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"}
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -44,7 +47,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
             for name in config.target
         ]
-    for name in ("embeddings_file", "target_embeddings_file"):
+    for name in ("embeddings_file", "target_embeddings_file", "train_config"):
         if (path := getattr(config, name)) is not None:
             paths[name] = os.path.abspath(path)
     return config.model_copy(update=paths)
@@ -66,6 +69,10 @@ def identity_of(
         files = [str(file) for file in target_files(config)]
         identity["target"] = fingerprint_files(files, store)
         del identity["target_embeddings_file"]
+    if config.train_config is not None:
+        # By its content alone: it may move, and have another name.
+        [content] = fingerprint_files([config.train_config], store)
+        identity["train_config"] = {k: v for k, v in content.items() if k != "name"}
     return identity
 
 
@@ -115,7 +122,8 @@ def decided(config: RunConfig) -> dict[str, Any]:
 
 def named(config: RunConfig) -> dict[str, Any]:
     """Collect the files, servers, models and options that a run with `config` would use."""
-    return {**config.model_dump(exclude=_MACHINE), "data": config.data}
+    used = {"data": config.data, **({"serve_url": config.serve_url} if config.serve_url else {})}
+    return {**config.model_dump(exclude=_MACHINE), **used}
 
 
 def check_decided(folder: Path, config: RunConfig) -> None:

@@ -69,7 +69,9 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
     from pyids.data.memory import materialize
     from pyids.store.files import atomic_write
     from pyids.store.folder import Store
+    from pyids.store.place import check_writable_place
 
+    check_writable_place(fields["output_dir"])
     with Store.open(fields["output_dir"]) as store:
         folder = store.path / "input"
         folder.mkdir(exist_ok=True)

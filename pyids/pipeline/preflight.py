@@ -95,10 +95,32 @@ def check_model(config: RunConfig) -> None:
     for name in (config.model, config.proxy_model, config.reward_model):
         if name is not None:
             resolve_model(name)
+    if config.has_own_trainer:
+        from pyids.models.own_trainer import check_own_trainer
+
+        check_own_trainer(config)
     find_scorer(config.scorer)
+    if config.serve_url is not None:
+        _check_serving(config)
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)
+
+
+def _check_serving(config: RunConfig) -> None:
+    """Check that a serving engine can do what the scorer asks of a round's models."""
+    if find_spec("urllib3") is None:
+        raise ConfigError("--serve-url needs urllib3: pip install 'pyids-select[endpoint]'")
+    if config.finetuning_type == "full":
+        raise ConfigError(
+            "--serve-url: an engine takes a round's adapter, not all weights of a model: choose "
+            "--finetuning-type lora"
+        )
+    if config.scorer == "gradient-alignment" or config.scorer.startswith("target"):
+        raise ConfigError(
+            f"--serve-url: the scorer {config.scorer} needs gradients or vectors, which no engine "
+            "gives: choose another --scorer"
+        )
 
 
 def plan(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -355,7 +355,7 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
         default_model=config.model,
         device=device(config),
         system=config.system,
-        signal=_judged(store, config) if config.quality == "judge" else None,
+        signal=_asked(store, config),
         half_width=config.rating_half_width,
         seed=config.seed,
     )
@@ -370,6 +370,30 @@ def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
         changed = np.count_nonzero(values != before)
         logger.info("corrected %d of %d ratings by their neighbors'", changed, len(values))
     return values
+
+
+def _asked(store: Store, config: RunConfig) -> Signal | None:
+    """Return the signal of a server, if one is asked."""
+    if config.quality == "judge":
+        return _judged(store, config)
+    if config.serve_url is None or not served_quality(config):
+        return None
+    from pyids.models.serving import serving_engine
+    from pyids.scoring.signals import LanguageModelSignal, make_signal
+
+    assert config.quality is not None
+    signal = make_signal(
+        config.quality, default_model=config.model, device=device(config), system=config.system
+    )
+    assert isinstance(signal, LanguageModelSignal)
+    cache = None if store.read_only else store.path / "quality" / "cache" / "serve.jsonl"
+    engine = serving_engine(config.model_copy(update={"proxy_model": signal.model}), cache)
+    return replace(signal, engine=engine)
+
+
+def served_quality(config: RunConfig) -> bool:
+    """Whether a serving engine can give the quality of rows."""
+    return (config.quality or "").partition(":")[0] in ("perplexity", "ifd")
 
 
 def _judged(store: Store, config: RunConfig) -> Signal:

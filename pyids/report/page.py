@@ -14,6 +14,7 @@ from pyids.report.collect import collect
 from pyids.report.map import Projection
 from pyids.report.text import to_json
 from pyids.store.files import atomic_write
+from pyids.store.place import check_writable_place
 
 
 def write_report(
@@ -42,6 +43,8 @@ def write_report(
     PyidsError
         It is not a run folder, its rows have not been read, or `projection` needs a package.
     """
+    if to is not None:
+        check_writable_place(to)
     page = Path(to) if to is not None else Path(folder) / "report.html"
     report = collect(folder, projection)
     if report.points:

@@ -13,17 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.template import Conversation, Encoded, encode, response_alone, with_turns
+from pyids.chat.template import (
+    Conversation,
+    Encoded,
+    encode,
+    encode_prompt,
+    response_alone,
+    with_turns,
+)
 from pyids.config import RunConfig
 from pyids.device import device
 from pyids.models.batching import Progress
-from pyids.models.finetune import load_checkpoint, read_record
+from pyids.models.checkpoints import load_checkpoint, read_record
 from pyids.models.generate import generate, split_last
 from pyids.models.hub import ModelRef, round_model
-from pyids.models.load import load_model
+from pyids.models.load import load_model, load_tokenizer
 from pyids.models.nll import encoded_nll, response_nll
 from pyids.models.raters import Rater, rater
+from pyids.models.serving import Engine, serving_engine
 from pyids.progress import reporter
+from pyids.scoring.served import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,6 +52,8 @@ class ScoringOptions:
         Longest answer of the scorers that let the checkpoint answer.
     rater
         Who rates answers for `rating`: a reward model, a judge.
+    engine
+        A serving engine that is asked instead of the local models; see `pyids.models.serving`.
     seed
         Of the gradients' sketch.
     target, target_tasks
@@ -57,6 +68,7 @@ class ScoringOptions:
     batch_tokens: int | None = None
     max_new_tokens: int = 128
     rater: Rater | None = None
+    engine: Engine | None = None
     seed: int = 0
     target: Sequence[Conversation] = ()
     target_tasks: Sequence[str] = ()
@@ -153,13 +165,46 @@ class Probes:
     options: ScoringOptions
 
     @cached_property
+    def served(self) -> Served | None:
+        """The models at a serving engine, if one is named."""
+        if self.options.engine is None:
+            return None
+        from pyids.scoring.signals import model_identity
+
+        models = self.models
+        return Served(
+            self.options.engine,
+            model_identity(models.ref.name),
+            models.base,
+            models.trained,
+            models.close,
+            checkpoint=models.checkpoint,
+            device=models.device,
+            dtype=models.dtype,
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The models' tokenizer; where they are served, without loading them."""
+        if self.options.engine is not None:
+            return load_tokenizer(self.models.ref)
+        with self.models.trained() as (_, tokenizer):
+            return tokenizer
+
+    @cached_property
     def base_nll(self) -> Float64:
         """The base model's NLL of each row."""
+        if self.served is not None:
+            return self.served.nll("base", self.encode(self.rows), self.options.progress).mean
         with self.models.base() as (model, tokenizer):
             return self._nll(model, tokenizer, self.rows)[0]
 
     @cached_property
     def _checkpoint(self) -> tuple[Float64, Int64]:
+        if self.served is not None:
+            rows = self.encode(self.rows)
+            found = self.served.nll("trained", rows, self.options.progress)
+            return found.mean, found.counts
         with self.models.trained() as (model, tokenizer):
             return self._nll(model, tokenizer, self.rows)
 
@@ -176,9 +221,8 @@ class Probes:
     @cached_property
     def response_alone_nll(self) -> Float64:
         """The checkpoint's NLL of each response without its prompt."""
-        with self.models.trained() as (_, tokenizer):
-            bos = tokenizer.bos_token_id
-            begin = (bos if bos is not None else tokenizer.eos_token_id) or 0
+        bos = self._tokenizer.bos_token_id
+        begin = (bos if bos is not None else self._tokenizer.eos_token_id) or 0
         return self.encoded_nll([response_alone(row, begin) for row in self.encode(self.rows)])
 
     @property
@@ -193,22 +237,29 @@ class Probes:
         A row without an assistant turn stays as it is.
         """
         splits = [split_last(messages) for messages in self.rows]
-        with self.models.trained() as (model, tokenizer):
-            texts = iter(
-                generate(
-                    model,
-                    tokenizer,
-                    [split[0] for split in splits if split],
-                    max_length=self.options.max_length,
-                    max_new_tokens=self.options.max_new_tokens,
-                    device=self.models.device,
-                    progress=self.options.progress,
-                )
-            )
+        texts = iter(self._generate([split[0] for split in splits if split]))
         return [
             _answered(split[0], next(texts)) if split else messages
             for split, messages in zip(splits, self.rows, strict=True)
         ]
+
+    def _generate(self, prompts: Sequence[Conversation]) -> list[str]:
+        options = self.options
+        if self.served is not None:
+            rows = [encode_prompt(row, self._tokenizer, options.max_length) for row in prompts]
+            return self.served.answer(
+                "trained", rows, options.max_new_tokens, self.encode(self.rows), options.progress
+            )
+        with self.models.trained() as (model, tokenizer):
+            return generate(
+                model,
+                tokenizer,
+                prompts,
+                max_length=options.max_length,
+                max_new_tokens=options.max_new_tokens,
+                device=self.models.device,
+                progress=options.progress,
+            )
 
     @cached_property
     def references(self) -> list[Conversation]:
@@ -221,6 +272,8 @@ class Probes:
 
     def encoded_nll(self, rows: Sequence[Encoded]) -> Float64:
         """Return the checkpoint's NLL of rows that are tokens already."""
+        if self.served is not None:
+            return self.served.nll("trained", rows, self.options.progress).mean
         with self.models.trained() as (model, _):
             return encoded_nll(
                 model,
@@ -232,8 +285,7 @@ class Probes:
 
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         """Turn rows into tokens."""
-        with self.models.trained() as (_, tokenizer):
-            return [encode(messages, tokenizer, self.options.max_length) for messages in rows]
+        return [encode(messages, self._tokenizer, self.options.max_length) for messages in rows]
 
     def _nll(
         self, model: Any, tokenizer: Any, rows: Sequence[Conversation]
@@ -280,6 +332,7 @@ def score_probes(
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),
+        engine=serving_engine(config, cache / "serve.jsonl"),
         seed=config.seed,
         progress=reporter("score"),
         **(target or {}),

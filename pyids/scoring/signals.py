@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -19,6 +20,8 @@ from pyids.registry import SIGNALS, find_module
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation, Encoded
+    from pyids.models.serving import Engine
+    from pyids.scoring.served import Served
 
 
 class Signal(Protocol):
@@ -68,6 +71,9 @@ class LanguageModelSignal:
         Where it runs, the longest row, and the tokens of a forward pass.
     system
         See `pyids.models.hub.ModelRef`.
+    engine
+        A serving engine that is asked instead of a model that is loaded here, by `Perplexity` and
+        `Ifd`; see `pyids.models.serving`.
     """
 
     model: str
@@ -75,7 +81,34 @@ class LanguageModelSignal:
     max_length: int = 1024
     batch_tokens: int = 4096
     system: str = "error"
+    engine: Engine | None = field(default=None, compare=False)
     name: ClassVar[str] = ""
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self.engine is None:
+            return self._loaded[1]
+        from pyids.models.hub import resolve_model
+        from pyids.models.load import load_tokenizer
+
+        return load_tokenizer(replace(resolve_model(self.model), system=self.system))
+
+    @cached_property
+    def _served(self) -> Served:
+        """The model at the serving engine."""
+        from pyids.scoring.served import Served
+
+        @contextmanager
+        def local() -> Iterator[tuple[Any, Any]]:
+            yield self._loaded
+
+        def close() -> None:
+            del self.__dict__["_loaded"]
+
+        assert self.engine is not None
+        return Served(
+            self.engine, model_identity(self.model), local, local, close, device=self.device
+        )
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
@@ -95,6 +128,8 @@ class LanguageModelSignal:
         }
 
     def _nll(self, rows: Sequence[Encoded]) -> Float64:
+        if self.engine is not None:
+            return self._served.nll("base", rows).mean
         from pyids.models.nll import encoded_nll
 
         model, _ = self._loaded
@@ -103,8 +138,7 @@ class LanguageModelSignal:
     def _encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         from pyids.chat.template import encode
 
-        _, tokenizer = self._loaded
-        return [encode(row, tokenizer, self.max_length) for row in rows]
+        return [encode(row, self._tokenizer, self.max_length) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -132,7 +166,7 @@ class Ifd(LanguageModelSignal):
         """See `Signal`."""
         from pyids.chat.template import response_alone
 
-        _, tokenizer = self._loaded
+        tokenizer = self._tokenizer
         start = tokenizer.bos_token_id
         start = tokenizer.eos_token_id if start is None else start
         given = self._encode(rows)

@@ -17,7 +17,7 @@ from pyids.store.remedies import remedy
 
 # What may change in a finished folder: where its data lie and what it works with, what `pyids
 # select` adds to the scores of rows, and answers that were paid for.
-_FREE = ("config.yaml", "judge.jsonl", "quality/cache/")
+_FREE = ("config.yaml", "judge.jsonl", "serve.jsonl", "quality/cache/")
 
 # Files that decide though they begin with a dot, which the manifest leaves out: they may change.
 _DOTFILES = (".inputs.json",)

@@ -16,6 +16,7 @@ import orjson
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pyids.errors import ConfigError
+from pyids.parsing import check_on_disk
 from pyids.store.files import FORMAT, atomic_write, read_json
 
 # Lies in every run folder, from its first moment on.
@@ -35,6 +36,20 @@ def is_run_folder(path: Path) -> bool:
 
 def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def check_writable_place(path: Path | str) -> None:
+    """Check that something that is to be written would lie on a disk, before the work for it.
+
+    Raises
+    ------
+    ConfigError
+        It is the address of a bucket, or another URL.
+    """
+    try:
+        check_on_disk(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_place(path: Path) -> None:

@@ -1,0 +1,300 @@
+"""A trainer of the user's own: a function or a program trains in each round, and leaves a model.
+
+It reads what `pyids.data.export` wrote and saves a LoRA adapter or a whole model, of which only the
+weights and their description are taken: no pickle, no state of an optimizer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyids.chat.template import Conversation, encode
+from pyids.config import RunConfig, load_config
+from pyids.device import device
+from pyids.errors import ConfigError, ModelError
+from pyids.external import parse_command
+from pyids.models.checkpoints import Checkpoint, load_checkpoint, take_checkpoint
+from pyids.models.hub import ModelRef, local_folder
+from pyids.models.load import load_tokenizer
+from pyids.models.trainer_configs import (
+    TrainingTask,
+    options_of,
+    program_of,
+    write_training_config,
+)
+from pyids.registry import TRAINERS
+from pyids.terminal import printable
+
+logger = logging.getLogger("pyids")
+
+# Seconds that a program gets to put its things away.
+_LAST_SECONDS = 5.0
+
+# Bytes of the end of a program's output in which its last line is looked for.
+_TAIL_BYTES = 8192
+
+Exporter = Callable[[Path, str], Path]
+
+
+def check_own_trainer(config: RunConfig) -> None:
+    """Find the user's function or program, and read its configuration; start nothing.
+
+    Raises
+    ------
+    ConfigError
+        It is not there.
+    """
+    if config.train_config is not None:
+        load_config(config.train_config)
+    if config.trainer is not None and not callable(TRAINERS.find(config.trainer)):
+        raise ConfigError(f"trainer {config.trainer!r}: name a function of a `TrainingTask`")
+    if config.train_command is not None:
+        _find_program(parse_command(config.train_command)[0])
+
+
+def _search_path() -> str:
+    # Programs that are installed beside pyids are found though its environment is not activated.
+    beside = os.path.dirname(sys.executable)
+    return os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
+
+
+def _find_program(name: str) -> str:
+    found = shutil.which(name, path=_search_path())
+    if found is None:
+        raise ConfigError(
+            f"--train-command: there is no program {printable(name, one_line=True)!r}: install it, "
+            "or give its path"
+        )
+    return os.path.abspath(found)
+
+
+def train_outside(
+    config: RunConfig,
+    ref: ModelRef,
+    conversations: Sequence[Conversation],
+    export: Exporter,
+    *,
+    output_dir: Path,
+    number: int,
+) -> Checkpoint:
+    """Let the user's trainer train the base model on what was selected; take its checkpoint.
+
+    Parameters
+    ----------
+    config
+        Names the function or the program.
+    ref
+        The base model.
+    conversations
+        The rows that are exported, for the record's counts.
+    export
+        Writes the rows to a path in a format (`pyids.data.export.FORMATS`).
+    output_dir
+        Where the checkpoint appears, whole or not at all. The trainer works beside it, in the
+        folder ``training``, which is removed when its checkpoint has been taken; what a program
+        printed stays in ``.train.log``.
+    number
+        The round, from 1.
+
+    Raises
+    ------
+    ConfigError
+        The program of an earlier try is still at work.
+    ModelError
+        The trainer fails, or leaves no model that could be used.
+    """
+    folder = output_dir.with_name("training")
+    with _alone(folder) as lock:
+        shutil.rmtree(folder, ignore_errors=True)
+        task, words = _prepare(config, ref, export, folder, number)
+        start = time.monotonic()
+        if words:
+            _run_program(words, folder.with_name(".train.log"), lock)
+        else:
+            _call(config, task)
+        seconds = round(time.monotonic() - start, 3)
+        record = _count(config, ref, conversations, output_dir, seconds)
+        checkpoint = take_checkpoint(task.output_dir, ref, record, _check_loads(config, ref))
+        shutil.rmtree(folder)
+    return checkpoint
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Hold the lock of a training; a program that is started with it holds it until it ends.
+
+    A process that is killed leaves its program behind, which still writes.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(".training.lock")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: the program that an earlier try has started still trains there: wait "
+                "until it ends, or end it"
+            ) from None
+        yield descriptor
+        file.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(
+    config: RunConfig, ref: ModelRef, export: Exporter, folder: Path, number: int
+) -> tuple[TrainingTask, list[str]]:
+    """Write data and configuration of a training; return it with the words of its program."""
+    words = parse_command(config.train_command) if config.train_command is not None else []
+    program = program_of(words)
+    folder.mkdir(parents=True)
+    if program:
+        data = export(folder / "data", program) / "selected.jsonl"
+    else:
+        (folder / "data").mkdir()
+        data = export(folder / "data" / "selected.jsonl", "jsonl")
+    given = load_config_as_is(config.train_config)
+    task = TrainingTask(
+        round=number,
+        data=data.absolute(),
+        model=local_folder(ref).absolute(),
+        output_dir=(folder / "output").absolute(),
+        options={**options_of(config, device(config)), **({} if program else given)},
+        config_file=(folder / "config.yaml").absolute(),
+    )
+    task.output_dir.mkdir()
+    write_training_config(task, program, given)
+    filled = {
+        "config": task.config_file,
+        "data": task.data,
+        "model": task.model,
+        "output": task.output_dir,
+        "round": number,
+        "seed": config.seed,
+    }
+    return task, [word.format(**filled) for word in words]
+
+
+def load_config_as_is(path: str | None) -> dict[str, Any]:
+    """Read the YAML file of a trainer, whose options are spelled as it wants them."""
+    if path is None:
+        return {}
+    import yaml
+
+    load_config(path)  # says in one line what is wrong with it
+    content: dict[str, Any] = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    return content
+
+
+def _call(config: RunConfig, task: TrainingTask) -> None:
+    from pyids.models.finetune import seeded
+
+    assert config.trainer is not None
+    train = TRAINERS.find(config.trainer)
+    with seeded(config.seed):
+        train(task)
+
+
+def _run_program(words: Sequence[str], log: Path, lock: int) -> None:
+    """Run a program until it ends; it ends when we are stopped.
+
+    Raises
+    ------
+    ModelError
+        It cannot be started, or its exit code is not 0; with the last line that it printed.
+    """
+    name = printable(Path(words[0]).name, one_line=True)
+    logger.info("training by %s: its output is in %s", name, log)
+    command = [_find_program(words[0]), *words[1:]]
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": _search_path()},
+            pass_fds=[lock],
+            start_new_session=True,  # so that all that it starts can be ended with it
+        )
+    except OSError as error:
+        raise ModelError(f"--train-command: {name} cannot be started: {error.strerror}") from None
+    finally:
+        os.close(opened)
+    try:
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    if code:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise ModelError(
+            f"--train-command: {name} {how} ({_last_line(log)}): see {log}, mend it, and give the "
+            "same command again"
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(_LAST_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    return printable(last[:200], one_line=True)
+
+
+def _count(
+    config: RunConfig,
+    ref: ModelRef,
+    conversations: Sequence[Conversation],
+    output_dir: Path,
+    seconds: float,
+) -> Checkpoint:
+    """Make the record of a training, as far as it can be known here."""
+    tokenizer = load_tokenizer(ref)
+    rows = [encode(messages, tokenizer, config.max_length) for messages in conversations]
+    answers = [int(row.response_mask[1:].sum()) for row in rows]
+    return Checkpoint(
+        path=output_dir,
+        method=config.finetuning_type,
+        base=ref.name,
+        rows=sum(map(bool, answers)),
+        tokens=sum(len(row.input_ids) for row, n in zip(rows, answers, strict=True) if n),
+        response_tokens=sum(answers),
+        skipped=tuple(i for i, n in enumerate(answers) if not n),
+        steps=None,
+        loss=None,
+        seconds=seconds,
+    )
+
+
+def _check_loads(config: RunConfig, ref: ModelRef) -> Callable[[Path], None]:
+    """Return what loads a checkpoint as scoring will; it raises where that fails."""
+
+    def check(folder: Path) -> None:
+        load_checkpoint(folder, ref, device(config), config.dtype)
+
+    return check

@@ -22,7 +22,10 @@ from pyids.store.folder import Store, brief
 from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
-_MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
+_MACHINE = {
+    *("data", "engine", "workers", "threads", "max_memory", "device", "output_dir"),
+    "judge_max_requests",
+}
 
 # Known by what is in them, not by where they lie.
 _FILES = {"embeddings_file", "target", "target_embeddings_file"}

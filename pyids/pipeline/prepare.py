@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from pyids.config import RunConfig
 from pyids.data.precomputed import take_vectors
 from pyids.device import device
-from pyids.engine import make_engine
+from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
@@ -60,8 +60,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             write_mark(store.path, named(absolute))
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
-        if until == "cluster":
-            _after_vectors(store, config)
+            if until == "cluster":
+                _after_vectors(store, config, engine)
         return store
 
 
@@ -144,10 +144,12 @@ def _missing(store: Store, *, needed: bool) -> DataError | None:
     return None
 
 
-def _after_vectors(store: Store, config: RunConfig, *, ours: bool = True) -> None:
-    """Do the stages that need nothing but rows and vectors."""
-    cluster(store, config)
-    drop_near(store, config)
+def _after_vectors(
+    store: Store, config: RunConfig, engine: Engine | None = None, *, ours: bool = True
+) -> None:
+    """Do the stages that need nothing but rows and vectors; by default in this process."""
+    cluster(store, config, engine)
+    drop_near(store, config, engine)
     if not ours and not rated(store, config):
         raise ConfigError(
             f"{store.path}: its rows are not rated by {config.quality!r}, and what a folder's "

@@ -379,15 +379,19 @@ def _quality_inputs(store: Store, config: RunConfig) -> dict[str, Any]:
 def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
     """Quality of all rows that stay, float64 (N,); scores are cached by content."""
     from pyids.scoring.cache import store_quality
+    from pyids.scoring.signals import make_signal
 
     assert config.quality is not None
+    judged = config.quality == "judge"
+    of_column = not judged and make_signal(config.quality, default_model=config.model) is None
     values = store_quality(
         store,
         config.quality,
         default_model=config.model,
-        device=device(config),
+        # A column needs none, and looking for one would import torch.
+        device="cpu" if of_column else device(config),
         system=config.system,
-        signal=_judged(store, config) if config.quality == "judge" else None,
+        signal=_judged(store, config) if judged else None,
         half_width=config.rating_half_width,
         seed=config.seed,
     )

@@ -217,6 +217,13 @@ class StreamedPass:
         return self._engine.map(assign_group, tasks)
 
 
+def clustering_bytes(n_clusters: int, width: int, n_rows: int, max_memory: int) -> int:
+    """Return the bytes of memory that clustering takes where it may take `max_memory`."""
+    least = 2 * (_CENTER_BYTES * n_clusters * width + _THREAD_BYTES) + _GROUP_ROWS * _ROW_BYTES
+    held = min(n_rows * _ROW_BYTES, max(0, max_memory - least))
+    return min(least, n_rows * _ROW_BYTES + least - _GROUP_ROWS * _ROW_BYTES) + held
+
+
 def in_process(engine: Engine) -> bool:
     """Whether tasks run in this process, which may then keep what it knows between them."""
     return isinstance(engine, LocalEngine) and engine.workers == 1

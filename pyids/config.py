@@ -242,7 +242,10 @@ class RunConfig(BaseModel):
     )
 
     engine: Literal["local", "ray"] = _option("Machine", "where shards are worked on", "local")
-    workers: int = _option("Machine", "worker processes of the local engine", 1, ge=1)
+    workers: int | None = _option(
+        "Machine", "tasks at a time (default: 1; on ray the cluster's CPUs, or GPUs)", None, ge=1
+    )
+    address: str | None = _option("Machine", "Ray cluster (default: RAY_ADDRESS, or here)", None)
     threads: int | None = _option("Machine", "threads (default: every core)", None, ge=1)
     max_memory: Bytes = _option(
         "Machine",

@@ -23,7 +23,7 @@ from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {
-    *("data", "engine", "workers", "threads", "max_memory", "device", "output_dir"),
+    *("data", "engine", "workers", "threads", "max_memory", "address", "device", "output_dir"),
     "judge_max_requests",
 }
 

@@ -120,7 +120,7 @@ def plan(config: RunConfig) -> str:
     folder.check_place()
     if (folder.path / "identity.json").exists():
         folder.check_claim(identity_of(config, sources))
-    with make_engine(config.engine, config.workers) as engine:
+    with make_engine(config.engine, config.workers, address=config.address) as engine:
         intake = check(
             sources,
             engine=engine,

@@ -6,6 +6,7 @@ that resuming is. `plan` does what can be checked before any work.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pyids.config import Dtype, LongText, RunConfig
 from pyids.data.ingest import Intake, describe, ingest
 from pyids.data.sources import Source
-from pyids.device import device
+from pyids.device import device, find_device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
 from pyids.pipeline.kmeans_plan import describe as describe_plan
@@ -97,6 +98,9 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     rows = [len(store.row_ids(shard)) for shard in store.shards]
+    before = [0, *itertools.accumulate(rows)]
+    # Where a task runs on another machine, the device is that machine's.
+    where = device(config) if isinstance(engine, LocalEngine) else config.device
     tasks = [
         _EmbedTask(
             folder=str(store.path),
@@ -104,7 +108,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             encoder=config.encoder,
             max_length=config.encoder_max_length,
             long_text=config.long_text,
-            device=device(config),
+            device=where,
             dtype=config.dtype,
             threads=config.threads,
             inputs={
@@ -115,13 +119,13 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
                 "long_text": config.long_text,
                 "dtype": config.dtype,
             },
-            rows_before=sum(rows[:n]),
-            rows_in_all=sum(rows),
+            rows_before=before[n],
+            rows_in_all=before[-1],
         )
         for n, shard in enumerate(store.shards)
     ]
     done = 0
-    for n_rows in engine.map(_embed_shard, tasks):
+    for n_rows in engine.map(_embed_shard, tasks, gpu=config.device != "cpu"):
         done += n_rows
         report("embed", done, store.kept)
     logger.info("embedded %d rows", store.kept)
@@ -136,7 +140,9 @@ def _embed_shard(task: _EmbedTask) -> int:
     from pyids.chat.template import text_of
 
     texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
-    encoder = find_encoder(task.encoder, task.max_length, task.long_text, task.device, task.dtype)
+    encoder = find_encoder(
+        *(task.encoder, task.max_length, task.long_text, find_device(task.device), task.dtype)
+    )
     if task.threads is not None:
         import torch
 

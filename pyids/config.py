@@ -29,15 +29,17 @@ from pyids.parsing import (
     check_encoder,
     check_on_disk,
     check_url,
+    explain,
     parse_budget,
+    parse_bytes,
     parse_clusters,
     parse_data,
     parse_format_map,
+    parse_sample,
 )
 from pyids.registry import SCORERS, WEIGHT_UPDATES
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -45,23 +47,21 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 # The scorer of a run with a target; those of its parts begin with its name.
 TARGET_SCORER = "target"
 
-
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
-
 
 LongText: TypeAlias = Literal["truncate", "chunk"]
 
-
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-
 
 Budget = Annotated[int | str, BeforeValidator(parse_budget)]
 
-
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_clusters)]
 
-
 Target = Annotated[list[str] | None, BeforeValidator(parse_data)]
+
+Sample = Annotated[int | str | None, BeforeValidator(parse_sample)]
+
+Bytes = Annotated[int | None, BeforeValidator(parse_bytes)]
 
 
 class RunConfig(ExternalOptions):
@@ -164,6 +164,12 @@ class RunConfig(ExternalOptions):
         "Clustering", "number of clusters, or auto (default: by the size of the pool)", None
     )
     kmeans_max_iter: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
+    kmeans_init: Literal["k-means++", "random", "two-level"] | None = _option(
+        "Clustering", "how the first centers are found (default: by the work)", None
+    )
+    kmeans_sample: Sample = _option(
+        "Clustering", "rows that the centers are fitted to, or all (default: by the work)", None
+    )
     metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
     zero_vectors: Literal["error", "drop"] = _option(
         "Clustering", "rows whose vector is zero, which no cosine places", "error"
@@ -229,8 +235,16 @@ class RunConfig(ExternalOptions):
     )
 
     engine: Literal["local", "ray"] = _option("Machine", "where shards are worked on", "local")
-    workers: int = _option("Machine", "worker processes of the local engine", 1, ge=1)
+    workers: int | None = _option(
+        "Machine", "tasks at a time (default: 1; on ray the cluster's CPUs, or GPUs)", None, ge=1
+    )
+    address: str | None = _option("Machine", "Ray cluster (default: RAY_ADDRESS, or here)", None)
     threads: int | None = _option("Machine", "threads (default: every core)", None, ge=1)
+    max_memory: Bytes = _option(
+        "Machine",
+        "what clustering may take, as 4GB (default: a quarter of what is left)",
+        None,
+    )
     device: str = _option(
         "Machine", "auto, cpu or cuda", "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
@@ -397,28 +411,7 @@ def make_config(**options: Any) -> RunConfig:
     try:
         return RunConfig(**options)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
-
-
-def _explain(problem: Any) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    names = [str(part) for part in problem["loc"] if isinstance(part, str)]
-    option = names[0] if names else ""
-    if problem["type"] == "value_error" or not option:
-        return message
-    if problem["type"] == "missing" and option == "data":
-        return "data is missing: name it as DATA (`pyids ask`: --data), or as data in the config"
-    if problem["type"] == "missing":
-        return f"{option} is missing: give --{option.replace('_', '-')}"
-    if problem["type"] == "extra_forbidden":
-        return f"{option} is not an option: `pyids run --help` lists them"
-    return f"{option} = {_brief(problem['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _brief(value: object) -> str:
-    """Show a value that was given, on one line, whatever its size."""
-    shown = " ".join(repr(value).split()) if isinstance(value, str | int | float | list) else ""
-    return shown if 0 < len(shown) <= 60 else f"a {type(value).__name__}"
+        raise ConfigError("; ".join(explain(problem) for problem in error.errors())) from None
 
 
 def load_config(path: str | Path) -> dict[str, Any]:

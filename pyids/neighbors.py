@@ -11,6 +11,7 @@ float64.
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -199,14 +200,18 @@ def take_rows(shards: Sequence[NDArray[Any]], rows: Int64) -> NDArray[Any]:
     ValueError
         There is no such row.
     """
-    _check_rows(rows, count_rows(shards))
+    ends = np.cumsum([len(shard) for shard in shards])
+    _check_rows(rows, int(ends[-1]))
     out = np.empty((len(rows), shards[0].shape[1]), shards[0].dtype)
-    first = 0
-    for shard in shards:
-        inside = (rows >= first) & (rows < first + len(shard))
-        if inside.any():
-            out[inside] = shard[rows[inside] - first]
-        first += len(shard)
+    ascending = len(rows) < 2 or bool((rows[1:] >= rows[:-1]).all())
+    order = None if ascending else np.argsort(rows, kind="stable")
+    in_order = rows if order is None else rows[order]
+    cuts = np.searchsorted(in_order, ends).tolist()
+    for s, (start, stop) in enumerate(itertools.pairwise([0, *cuts])):
+        if stop > start:
+            first = int(ends[s - 1]) if s else 0
+            where = slice(start, stop) if order is None else order[start:stop]
+            out[where] = shards[s][in_order[start:stop] - first]
     return out
 
 

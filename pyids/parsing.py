@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.format_map import check_format_map
@@ -122,3 +123,46 @@ def check_encoder(name: str) -> str:
                 "the key in OPENAI_API_KEY"
             )
     return name
+
+
+def parse_sample(value: object) -> object:
+    """Turn "100000" into 100000; keep "all"; refuse anything else."""
+    if value is None or value == "all":
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"kmeans_sample {value!r} is neither a positive number of rows nor all")
+    return value
+
+
+def parse_bytes(value: object) -> object:
+    """Turn "4GB", "512 MiB" or a number of bytes into bytes."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+    if match is None or not float(match[1]) > 0:
+        raise ValueError(f"max_memory {value!r} is no size: write it as 4GB or 512MiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
+
+
+def explain(problem: Any) -> str:
+    """Say in one line what pydantic finds wrong with an option."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    names = [str(part) for part in problem["loc"] if isinstance(part, str)]
+    option = names[0] if names else ""
+    if problem["type"] == "value_error" or not option:
+        return message
+    if problem["type"] == "missing" and option == "data":
+        return "data is missing: name it as DATA (`pyids ask`: --data), or as data in the config"
+    if problem["type"] == "missing":
+        return f"{option} is missing: give --{option.replace('_', '-')}"
+    if problem["type"] == "extra_forbidden":
+        return f"{option} is not an option: `pyids run --help` lists them"
+    return f"{option} = {_brief(problem['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _brief(value: object) -> str:
+    """Show a value that was given, on one line, whatever its size."""
+    shown = " ".join(repr(value).split()) if isinstance(value, str | int | float | list) else ""
+    return shown if 0 < len(shown) <= 60 else f"a {type(value).__name__}"

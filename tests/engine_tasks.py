@@ -36,3 +36,21 @@ def die_at_three(job):
 
 def process_id(job):
     return os.getpid()
+
+
+def die_once(job):
+    """Kill this worker when it first meets the third job."""
+    mark = Path(job.folder) / f"died-{job.number}"
+    if job.number == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.number**2
+
+
+def process_that_loaded(job):
+    """Load something slow, once a process, as an encoder's weights are."""
+    if not hasattr(process_that_loaded, "loaded"):
+        process_that_loaded.loaded = os.getpid()
+        (Path(job.folder) / f"loaded-{os.getpid()}").touch()
+    time.sleep(0.05)
+    return os.getpid()

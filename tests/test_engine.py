@@ -11,21 +11,35 @@ import numpy as np
 import orjson
 import pytest
 
+from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
-from pyids.engine import IN_FLIGHT, LocalEngine, RayEngine, make_engine
+from pyids.engine import IN_FLIGHT, LocalEngine, make_engine
+from pyids.engine.node_check import look
+from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
+from pyids.pipeline.prepare import prepare
 from pyids.store.folder import Store
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import Job, die_at_three, process_id, refuse_three, write_number
+from engine_tasks import (
+    Job,
+    die_at_three,
+    die_once,
+    process_id,
+    process_that_loaded,
+    refuse_three,
+    write_number,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def path_of_ray_workers():
+def path_of_ray_workers(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        # Ray puts the working directory on the path of its workers: not the source tree.
+        patch.chdir(tmp_path_factory.mktemp("here"))
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         yield
 
@@ -176,3 +190,106 @@ def test_engines_that_cannot_be_made():
         make_engine("local", 0)
     with pytest.raises(ConfigError, match="workers is -1"):
         LocalEngine(-1)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_task_whose_worker_is_killed_runs_again(ray_engine, tmp_path, gpu):
+    assert list(ray_engine.map(die_once, jobs(tmp_path, 6), gpu=gpu)) == [0, 1, 4, 9, 16, 25]
+    assert (tmp_path / "died-3").exists()
+
+
+def test_what_a_process_loads_is_loaded_once_in_each(ray_engine, tmp_path):
+    found = set(ray_engine.map(process_that_loaded, jobs(tmp_path, 20), gpu=True))
+    assert len(list(tmp_path.glob("loaded-*"))) == len(found) == ray_engine.workers == 2
+
+
+def test_the_error_of_an_actor_arrives_as_it_was(ray_engine, tmp_path):
+    results = ray_engine.map(refuse_three, jobs(tmp_path), gpu=True)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match=r"^row 3 is bad$"):
+        next(results)
+
+
+def test_every_node_is_asked_before_any_work(ray_engine, tmp_path):
+    (tmp_path / "pool.jsonl").write_bytes(b"{}")
+    ray_engine.check(tmp_path, [str(tmp_path / "pool.jsonl")])
+    assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
+    with pytest.raises(ConfigError, match=r"^Ray node \S+ \([0-9.]+\): cannot read \S+gone.jsonl"):
+        ray_engine.check(tmp_path, [str(tmp_path / "gone.jsonl")])
+
+
+def test_what_a_node_lacks_is_said_in_one_line(tmp_path):
+    from importlib.metadata import version
+
+    here = version("pyids-select")
+    mark = tmp_path / "mark"
+    assert "does not see the run folder" in look(str(mark), "1", [], here)
+    mark.write_text("2")  # another folder of the same name
+    assert "does not see the run folder" in look(str(mark), "1", [], here)
+    assert look(str(mark), "2", [], here) is None
+    assert f"has pyids {here}, this machine 0.0" in look(str(mark), "2", [], "0.0")
+    assert "cannot read" in look(str(mark), "2", [str(tmp_path / "{x}")], here)
+
+
+def test_workers_follow_the_cluster(ray_engine, monkeypatch):
+    engine = make_engine("ray")
+    assert engine.workers == 2
+    monkeypatch.setattr(engine, "_resource", lambda name: {"CPU": 7.0}.get(name, 0.0))
+    assert engine.workers == 7
+    assert make_engine("ray", 3).workers == 3
+
+
+def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the package ray is not installed")
+
+    def refuse(**options):
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"does not let this process in: .* does not send"):
+            make_engine("ray", address=address)
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("secret")
+        with pytest.raises(ConfigError, match=r"is not the one in .*auth_token") as raised:
+            make_engine("ray", address=address)
+        assert "secret" not in str(raised.value)
+        assert os.environ.pop("RAY_AUTH_MODE") == "token"
+
+
+def folder_bytes(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
+    }
+
+
+def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypatch):
+    """Read, vectors, k-means, near-duplicates on Ray, with more groups than workers."""
+    for name in "abc":
+        rows = [{"prompt": f"{name}{i % 290}", "completion": f"answer {i}"} for i in range(400)]
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", rng.normal(size=(1200, 3)).astype(np.float16))
+    found = []
+    for engine in ("local", "ray"):
+        config = make_config(
+            data=[str(tmp_path / "*.jsonl")],
+            embeddings_file=str(tmp_path / "v.npy"),
+            budget=20,
+            rounds=1,
+            clusters=7,
+            semdedup_threshold=0.999,
+            engine=engine,
+            output_dir=str(tmp_path / engine),
+        )
+        prepare(config).close()
+        found.append(folder_bytes(tmp_path / engine))
+    assert found[0] == found[1]
+    assert any(name.startswith("distinct/") for name in found[0])

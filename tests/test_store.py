@@ -12,9 +12,10 @@ from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError
 from pyids.store import ledger as ledger_module
+from pyids.store.arrays import map_npy
 from pyids.store.files import atomic_write
 from pyids.store.folder import Path, Store
-from pyids.store.ledger import begin, load_npy, map_npy, read_entry, save_npy, write_entry
+from pyids.store.ledger import begin, load_npy, read_entry, save_npy, write_entry
 from pyids.store.manifest import verify
 
 

@@ -19,9 +19,10 @@ from pyids.scoring.statistics import cluster_moments
 from pyids.scoring.told import read_scores
 from pyids.selection import Selection
 from pyids.store import place
+from pyids.store.arrays import map_npy
 from pyids.store.files import create_mapped, create_npy, read_sealed, write_sealed
 from pyids.store.folder import Store
-from pyids.store.ledger import load_npy, map_npy, save_npy
+from pyids.store.ledger import load_npy, save_npy
 from pyids.store.manifest import verify
 
 

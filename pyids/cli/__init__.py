@@ -162,6 +162,20 @@ def select(
         _say(select_module.select(config, method, path, settings=parsed))
 
 
+@cli.command(cls=GroupedCommand)
+@click.argument("data", nargs=-1)
+@click.option(
+    "--on-workers", type=click.IntRange(1), default=8, help="hours on so many, too [default: 8]"
+)
+@config_options()
+def plan(data: tuple[str, ...], on_workers: int, config_file: str | None, **options: Any) -> None:
+    """Say what a run over DATA will take: rows, disk, memory, files, hours of each stage."""
+    from pyids.pipeline.estimate import estimate
+
+    config = _gather(data, config_file, options)
+    _say(estimate(config).text((1, on_workers)))
+
+
 @cli.command()
 def methods() -> None:
     """List methods, weight updates, scorers, quality signals and encoders with their sources."""

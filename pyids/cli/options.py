@@ -15,6 +15,8 @@ FIRST = (
     "output_dir",
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
+# What is written in forms that the configuration knows.
+_PARSED = ("budget", "clusters", "kmeans_sample", "max_memory")
 # The others, in the order of the configuration; what it inherits comes last in each group.
 FIELDS = tuple(
     dict.fromkeys(
@@ -75,8 +77,8 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
             else:
                 if field.default is not None and not field.is_required():
                     text = f"{text} [default: {field.default}]"
-                # A budget or a number of clusters is parsed by the config, which knows its forms.
-                kind = str if name in ("budget", "clusters") else _option_type(field.annotation)
+                # These are parsed by the config, which knows their forms.
+                kind = str if name in _PARSED else _option_type(field.annotation)
                 option = click.option(flag, name, type=kind, default=None, help=text)
             command = option(command)
         return click.option(

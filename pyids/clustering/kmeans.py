@@ -202,7 +202,7 @@ class KMeans(Estimator):
             )
         two_level = self._by_two_levels(sum(map(len, some)), len(extent.largest))
         start = self._start(some, few, some_weights, seed, dtype, two_level=two_level)
-        if self._on_cuda(n_rows * start.size):
+        if self.runs_on_cuda(n_rows * start.size):
             labels, fit = self._fit_cuda(some, start.astype(dtype), some_weights, few)
             if not sampled:
                 return labels, fit
@@ -315,7 +315,8 @@ class KMeans(Estimator):
             return centers
         return take_positions([centers], np.arange(len(centers)), "cosine")
 
-    def _on_cuda(self, work: int) -> bool:
+    def runs_on_cuda(self, work: int) -> bool:
+        """Whether a fit of so many multiply-adds an iteration runs on a GPU."""
         if self.device == "auto":
             if self.metric != "euclidean":
                 return False
@@ -336,7 +337,6 @@ class KMeans(Estimator):
         if self.metric == "cosine":
             raise ValueError("metric='cosine' runs on the CPU: pass device='cpu', or unit rows")
         cuda = import_module("pyids.kernels.lloyd")
-
         weight_exponent = extent.weight_exponent()
         held = None if weights is None else np.ldexp(weights, -weight_exponent)
         labels, new, inertia, n_iter = cuda.fit(

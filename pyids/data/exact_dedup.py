@@ -2,14 +2,15 @@
 
 The digests are dealt to buckets by their leading bits, spilled, and each bucket is sorted by
 itself. Equal digests lie in one bucket, and a stable sort keeps the order of the row ids, so that
-the first of each run is the row that the others repeat. Nothing holds more than a bucket.
+the first of each run is the row that the others repeat. Nothing holds more than a bucket,
+and one bucket is open at a time.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,8 +29,8 @@ from pyids.store.ledger import begin, checked, read_entry, write_entry
 ROWS_PER_BUCKET = 1 << 17
 
 
-# Files open at a time; above ROWS_PER_BUCKET * MAX_BUCKETS rows the buckets grow instead.
-MAX_BUCKETS = 512
+# Rows whose digests are held before they are appended to the files of their buckets.
+_ROWS_HELD = 1 << 19
 
 
 _SPILLED = np.dtype([("high", ">u8"), ("low", ">u8"), ("row_id", "<i8")])
@@ -78,16 +79,15 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
             kept = ids[usable] if keep_duplicates else ids[usable & ~repeated]
             counts["kept"] += len(kept)
             path = store.artifact("keep", shard)
+            path.parent.mkdir(exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.lib.format.write_array(file, kept, allow_pickle=False)
             files.append(path)
             report("deduplicate", shard.first_row_id + shard.rows, store.rows_read)
     del first
     shutil.rmtree(store.scratch)
-    known = {path.name for path in files}
-    for stray in keep.glob("*.npy"):
-        if stray.name not in known:
-            stray.unlink()
+    for stray in set(keep.rglob("*.npy")) - set(files):
+        stray.unlink()
     write_entry(entry, files, inputs, **counts)
     store.forget()
 
@@ -99,16 +99,17 @@ def _first_occurrences(store: Store) -> NDArray[np.int64]:
     """
     rows = store.rows_read
     bits = 1
-    while rows >> bits > ROWS_PER_BUCKET and 2 << bits <= MAX_BUCKETS:
+    while rows >> bits > ROWS_PER_BUCKET:
         bits += 1
-    spills = [store.scratch / f"{bucket:03d}.spill" for bucket in range(1 << bits)]
-    with ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in spills]
-        for shard in store.shards:
-            spilled = _digests(store, shard)
-            bucket = spilled["high"] >> np.uint64(64 - bits)
-            for number, spill in enumerate(files):
-                spill.write(spilled[bucket == number].tobytes())
+    spills = [store.scratch / f"{bucket:05d}.spill" for bucket in range(1 << bits)]
+    for path in spills:
+        path.touch()
+    held: list[NDArray[Any]] = []
+    for shard in store.shards:
+        held.append(_digests(store, shard))
+        if sum(map(len, held)) >= _ROWS_HELD:
+            _append(held, spills, bits)
+    _append(held, spills, bits)
     first: NDArray[np.int64] = create_mapped(store.scratch / "first.i8", (rows,), np.int64)
     for start in range(0, rows, ROWS_PER_BUCKET):
         first[start : start + ROWS_PER_BUCKET] = _SKIPPED
@@ -121,6 +122,19 @@ def _first_occurrences(store: Store) -> NDArray[np.int64]:
         first[ids] = ids[new][np.cumsum(new) - 1]
         path.unlink()
     return first
+
+
+def _append(held: list[NDArray[Any]], spills: list[Path], bits: int) -> None:
+    """Append digests to the files of their buckets, in order; one file is open at a time."""
+    spilled = np.concatenate([np.empty(0, _SPILLED), *held])
+    held.clear()
+    bucket = spilled["high"] >> np.uint64(64 - bits)
+    spilled = spilled[np.argsort(bucket, kind="stable")]
+    ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=len(spills)))
+    for path, start, end in zip(spills, [0, *ends[:-1]], ends, strict=True):
+        if end > start:
+            with path.open("ab") as file:
+                file.write(spilled[start:end].tobytes())
 
 
 def _digests(store: Store, shard: Shard) -> NDArray[Any]:

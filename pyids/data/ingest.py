@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
@@ -19,7 +19,7 @@ from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
-from pyids.data.shard_writer import ShardWriter
+from pyids.data.shard_writer import ShardWriter, split_name
 from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
@@ -176,7 +176,7 @@ class _Task:
     @property
     def entry(self) -> str:
         """Name of its ledger entry."""
-        return f"{self.split.number:05d}.json"
+        return f"{split_name(self.split.number)}.json"
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _read(
             # The splits are read side by side, each as if it were the first; the one in which the
             # limit falls is read again, up to it.
             report = read_split(replace(task, max_rows=limit - found.rows))
-        found.add(task.split.source_number, report)
+        found.add(task, report)
         if len(found.errors) >= MAX_ERRORS:
             break
         bytes_read += task.split.bytes
@@ -261,8 +261,9 @@ class _Found:
         self._counts = {"formats": Counter[str](), "unused": Counter[str]()}
         self._first_lines = [0] * len(sources)
 
-    def add(self, number: int, report: dict[str, Any]) -> None:
-        """Add the report of the next split; `number` is that of its source."""
+    def add(self, task: _Task, report: dict[str, Any]) -> None:
+        """Add the report of the next split."""
+        number = task.split.source_number
         source, first_line = self.sources[number], self._first_lines[number]
         self.errors += [
             f"{source.path} {source.unit} {first_line + line}: {text}"
@@ -273,7 +274,8 @@ class _Found:
             self._shards.append({**shard, "source": number, "first_line": first_line})
             self.rows += shard_rows
         self._first_lines[number] += report["lines"]
-        self.files.update(report["files"])
+        beside = PurePosixPath(task.entry).parent
+        self.files.update({str(beside / name): facts for name, facts in report["files"].items()})
         for name, count in self._counts.items():
             count.update(report[name])
 
@@ -306,8 +308,9 @@ def _summary(errors: list[str]) -> str:
 def _remove_strays(folder: Path, known: set[str]) -> None:
     """Remove shards that another limit or format left behind, and their ledger entries."""
     entries = {f"{name.partition('-')[0]}.json" for name in known if name.endswith(".parquet")}
-    for file in folder.iterdir():
-        if file.suffix in (".parquet", ".json") and file.name not in known | entries:
+    known |= entries
+    for file in [*folder.rglob("*.parquet"), *folder.rglob("*.json")]:
+        if file.relative_to(folder).as_posix() not in known:
             file.unlink()
 
 
@@ -331,7 +334,7 @@ def read_split(task: _Task) -> dict[str, Any]:
         drop=source.vectors,
         max_row_bytes=source.max_row_bytes,
     )
-    writer = ShardWriter(folder, f"{split.number:05d}", task.groups_per_shard, task.records)
+    writer = ShardWriter(folder, split_name(split.number), task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
     look = Look(source.format)
     with writer:
@@ -354,7 +357,10 @@ def read_split(task: _Task) -> dict[str, Any]:
     report = {
         "rows": writer.rows,
         "lines": reader.lines,
-        "shards": [[path.stem, rows] for path, rows in writer.shards],
+        "shards": [
+            [path.relative_to(folder).with_suffix("").as_posix(), rows]
+            for path, rows in writer.shards
+        ],
         "formats": dict(look.formats),
         "unused": dict(look.unused),
     }

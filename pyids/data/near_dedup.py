@@ -12,21 +12,33 @@ reads them. What went is listed in ``near_duplicates.jsonl``.
 
 from __future__ import annotations
 
+import itertools
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from pyids._typing import Int64
 from pyids.data.exact_dedup import places
+from pyids.engine import Engine, LocalEngine
 from pyids.neighbors import near_duplicates
 from pyids.progress import report
+from pyids.store.arrays import ShardArrays, join
 from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, load_sealed, read_entry, write_entry
 
+# Vectors that a task looks through, unless one cluster has more; and rows copied at a time.
+_TASK_BYTES = 64 << 20
+_BLOCK_ROWS = 4096
 
-def drop_near_duplicates(store: Store, threshold: float) -> int:
+
+def drop_near_duplicates(store: Store, threshold: float, engine: Engine | None = None) -> int:
     """Write ``distinct/`` and ``near_duplicates.jsonl``, once; return how many rows went.
 
     Memory holds a block of a cluster at a time; what is known of every row is mapped to files.
@@ -37,6 +49,8 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
         Embedded and clustered, not deduplicated.
     threshold : float
         A cosine in (0, 1).
+    engine : Engine, optional
+        Where clusters are looked through, some of them a task.
     """
     # Entries hold the hashes of their files.
     entries = [
@@ -56,12 +70,14 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     begin(entry)
     store.scratch.mkdir(exist_ok=True)
     members, ends = _by_cluster(store)
-    shards = store.embeddings()
     originals = _mapped(store, "duplicates.i8")  # position -> position that it repeats, or itself
-    for start, stop in zip([0, *ends[:-1]], ends, strict=True):
-        rows = np.array(members[start:stop])
-        originals[rows] = rows[near_duplicates(shards, rows, threshold=threshold)]
-        report("near-duplicates", stop, ends[-1])
+    tasks = list(_tasks(store, ends, threshold))
+    for task, repeats in zip(
+        tasks, (engine or LocalEngine()).map(find_repeats, tasks), strict=True
+    ):
+        rows = np.array(members[task.ends[0] : task.ends[-1]])
+        originals[rows] = rows[np.frombuffer(repeats, np.int64)]
+        report("near-duplicates", task.ends[-1], ends[-1])
     sizes = np.zeros(len(ends), dtype=np.int64)
     ids = _mapped(store, "ids.i8")
     first = 0
@@ -100,6 +116,59 @@ def drop_near_duplicates(store: Store, threshold: float) -> int:
     return gone
 
 
+@dataclass(frozen=True)
+class _Task:
+    """Some clusters one after the other: where each begins among the members, and the last ends."""
+
+    folder: str
+    ends: tuple[int, ...]
+    threshold: float
+
+
+def _tasks(store: Store, ends: list[int], threshold: float) -> Iterator[_Task]:
+    """Cut the clusters into tasks of about `_TASK_BYTES` of vectors; no result depends on where."""
+    row_bytes = next((v.shape[1] * v.itemsize for v in store.embeddings() if len(v)), 1)
+    cuts = [0]
+    for end in ends:
+        cuts.append(end)
+        if (cuts[-1] - cuts[0]) * row_bytes >= _TASK_BYTES:
+            yield _Task(str(store.path), tuple(cuts), threshold)
+            cuts = [end]
+    if len(cuts) > 1:
+        yield _Task(str(store.path), tuple(cuts), threshold)
+
+
+def find_repeats(task: _Task) -> bytes:
+    """Find the near-duplicates in some clusters: for each member which one it repeats, int64."""
+    store = Store(task.folder)
+    start, stop = task.ends[0], task.ends[-1]
+    file = store.scratch / "members.i8"
+    members = np.fromfile(file, np.int64, stop - start, offset=8 * start)
+    ascending = np.sort(members)
+    vectors = _gather(store.embeddings(), ascending, store.scratch)
+    repeats = np.empty(len(members), np.int64)
+    for a, b in itertools.pairwise(task.ends):
+        inside = slice(a - start, b - start)
+        places = np.searchsorted(ascending, members[inside])
+        if b > a:
+            repeats[inside] = a - start + near_duplicates(vectors, places, threshold=task.threshold)
+    return repeats.tobytes()
+
+
+def _gather(vectors: ShardArrays, rows: Int64, scratch: Path) -> NDArray[Any]:
+    """Copy ascending rows to a file, shard by shard, and map it."""
+
+    def parts() -> Iterator[NDArray[Any]]:
+        start = first = 0
+        for shard in vectors:
+            stop = int(np.searchsorted(rows, first + len(shard)))
+            for at in range(start, stop, _BLOCK_ROWS):
+                yield shard[rows[at : min(at + _BLOCK_ROWS, stop)] - first]
+            start, first = stop, first + len(shard)
+
+    return join(parts(), scratch, len(rows), next(v.dtype for v in vectors))
+
+
 def _mapped(store: Store, name: str) -> Int64:
     """Make an int64 array, one entry a kept row, that lies in a file."""
     return create_mapped(store.scratch / name, (store.kept,), np.int64)
@@ -121,4 +190,6 @@ def _by_cluster(store: Store) -> tuple[Int64, list[int]]:
         members[free[part[order]] + ranks] = first + order
         free += counts
         first += len(part)
+    if isinstance(members, np.memmap):
+        members.flush()  # for the tasks, which may run on other machines
     return members, ends.tolist()

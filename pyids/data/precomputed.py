@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pyids.chat.rawjson import parse
 from pyids.data.readers import open_arrow, open_parquet
+from pyids.data.shard_writer import split_name
 from pyids.data.sources import Source, Split, fingerprint_files, fingerprint_sources, plan_splits
 from pyids.data.vector_files import (
     ROWS_PER_BLOCK,
@@ -211,7 +212,7 @@ def _tasks_of_column(store: Store, column: str) -> Iterator[_Task]:
     for shard in store.shards:
         shards.setdefault(shard.name.partition("-")[0], []).append(shard)
     for split in plan_splits(sources):
-        targets = tuple(_target(store, shard) for shard in shards.get(f"{split.number:05d}", []))
+        targets = tuple(_target(store, shard) for shard in shards.get(split_name(split.number), []))
         if targets:
             yield _Task(targets, column, hashes[split.source_number]["xxh3"], half, split)
 

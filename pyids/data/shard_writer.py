@@ -16,6 +16,23 @@ from pyids.store.files import atomic_write
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 4 << 20
 
+# Splits whose files share a folder: of short rows a split has some hundred files, and no folder is
+# to hold much more than 10,000.
+_SPLITS_PER_FOLDER = 64
+
+
+def split_name(number: int) -> str:
+    """Name the files of a split: the first splits lie in the folder itself, others below it.
+
+    Examples
+    --------
+    >>> split_name(63), split_name(64)
+    ('00063', '00001/00064')
+    """
+    folder = number // _SPLITS_PER_FOLDER
+    return f"{folder:05d}/{number:05d}" if folder else f"{number:05d}"
+
+
 _SCHEMA = pa.schema(
     [
         ("record", pa.binary()),

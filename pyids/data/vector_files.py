@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids.errors import DataError
+from pyids.store.arrays import map_npy
 
 ROWS_PER_BLOCK = 1024
 
@@ -208,6 +209,8 @@ def _of_npy(path: str) -> _Part:
             f"{path}: {vectors.dtype} of shape {vectors.shape}: vectors are float16 or float32 "
             "(rows, dimensions)"
         )
+    if isinstance(vectors, np.memmap):
+        vectors = map_npy(Path(path))  # which keeps no descriptor: there may be thousands of files
     rows, width = vectors.shape
     return _Part(path, rows, width, vectors.dtype.newbyteorder("="), vectors)
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from pyids.data.exact_dedup import places
 from pyids.data.vector_files import blocks, open_vectors
 from pyids.errors import DataError
+from pyids.store.arrays import map_npy
 from pyids.store.files import atomic_write, read_json
 from pyids.store.folder import Store
-from pyids.store.ledger import begin, load_npy, map_npy, write_entry
+from pyids.store.ledger import begin, load_npy, write_entry
 
 _ROWS_PER_BLOCK = 1024
 

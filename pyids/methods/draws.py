@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.methods.pool import Pool
-from pyids.sampling import allocate, sample_by_cluster
+from pyids.sampling import ShardedSample, allocate, sample_by_cluster
+from pyids.scoring.row_weights import BLOCK_ROWS
 
 
 def positions_of(pool: Pool, row_ids: Int64) -> Int64:
@@ -22,18 +24,31 @@ def draw(
     groups: NDArray[np.int32],
     quotas: ArrayLike,
     seed: int,
-    log_weights: Float64 | None = None,
+    quality: Float64 | None = None,
+    weigh: Callable[[Float64], Float64] = lambda quality: quality,
 ) -> Int64:
-    """Draw ``quotas[g]`` rows of each group without replacement; positions, ascending."""
-    row_ids = sample_by_cluster(
-        groups,
-        quotas,
-        log_weights=log_weights,
-        row_ids=pool.row_ids,
-        seed=seed,
-        n_threads=pool.threads,
-    )
-    return positions_of(pool, row_ids)
+    """Draw ``quotas[g]`` rows of each group without replacement; positions, ascending.
+
+    Rows are drawn with log weights ``weigh(quality)``, all alike unless there is a quality. They
+    are gone through block by block: labels, ids and quality may be mapped.
+    """
+    drawn = ShardedSample(quotas)
+    for start in range(0, len(pool), BLOCK_ROWS):
+        some = slice(start, start + BLOCK_ROWS)
+        drawn.add(
+            sample_by_cluster(
+                groups[some],
+                quotas,
+                log_weights=None if quality is None else weigh(quality[some]),
+                row_ids=pool.row_ids[some],
+                seed=seed,
+                allow_fewer=True,
+                return_keys=True,
+                n_threads=pool.threads,
+                floors=drawn.floors,
+            )
+        )
+    return positions_of(pool, drawn.result().row_ids)
 
 
 def draw_one(pool: Pool, seed: int) -> int:

@@ -8,7 +8,7 @@ from pyids._typing import Int64
 from pyids.methods.draws import draw, size_quotas
 from pyids.methods.method import method
 from pyids.methods.pool import Pool
-from pyids.scoring.row_weights import log_weights
+from pyids.scoring.row_weights import log_weight_of
 
 
 @method(
@@ -33,5 +33,5 @@ def select(
     weighting, temperature
         How quality becomes a weight: see `pyids.scoring.row_weights.log_weights`.
     """
-    weights = log_weights(pool.quality, weighting, temperature)
-    return draw(pool, pool.labels, size_quotas(pool, budget), seed, weights)
+    weigh = log_weight_of(pool.quality, weighting, temperature)
+    return draw(pool, pool.labels, size_quotas(pool, budget), seed, pool.quality, weigh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +31,10 @@ class Influences(Protocol):
     ) -> Float64:
         """Return float64 (B, Q) of B row ids, after a training on others; both ascending."""
         ...
+
+
+# Rows that are looked at together.
+_BLOCK_ROWS = 1 << 20
 
 
 # What has an entry a row.
@@ -93,9 +97,10 @@ class Pool:
     def __post_init__(self) -> None:
         if self.metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric is {self.metric!r}: must be euclidean or cosine")
-        steps = np.flatnonzero(np.diff(self.row_ids) <= 0)
-        if len(steps):
-            raise ValueError(f"row_ids[{steps[0] + 1}] is not above the one before it")
+        for start in range(0, len(self.row_ids), _BLOCK_ROWS):
+            steps = np.flatnonzero(np.diff(self.row_ids[start : start + _BLOCK_ROWS + 1]) <= 0)
+            if len(steps):
+                raise ValueError(f"row_ids[{start + steps[0] + 1}] is not above the one before it")
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -141,8 +146,13 @@ class Pool:
     @cached_property
     def cluster_sizes(self) -> Int64:
         """Rows of each cluster: int64 (K,)."""
-        n_clusters = len(self.centroids) if self.knows("centroids") else 0
-        return np.bincount(self.labels, minlength=n_clusters)
+        sizes = np.zeros(len(self.centroids) if self.knows("centroids") else 0, np.int64)
+        for start in range(0, len(self), _BLOCK_ROWS):
+            some = self.labels[start : start + _BLOCK_ROWS]
+            counts = np.bincount(some, minlength=len(sizes))
+            counts[: len(sizes)] += sizes
+            sizes = counts
+        return sizes
 
     @cached_property
     def centroids(self) -> NDArray[Any]:
@@ -183,7 +193,9 @@ class Pool:
         row_ids : int64 array
             Ascending; rows that the pool does not have are passed over.
         """
-        stays = ~np.isin(self.row_ids, integers("row_ids", row_ids))
+        if not len(gone := integers("row_ids", row_ids)):
+            return self
+        stays = ~np.isin(self.row_ids, gone)
         if stays.all():
             return self
         loaders = {
@@ -302,14 +314,18 @@ def pool_from_store(
     **others : callable
         How to get what else is known: ``target``, ``gradients``.
     """
+    from pyids.store.arrays import join
     from pyids.store.ledger import load_sealed
 
-    row_ids = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
+    def joined(parts: Iterable[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        return join(parts, store.scratch, store.kept, dtype)
+
+    row_ids = joined(map(store.row_ids, store.shards), np.int64)
     loaders: dict[str, Loader] = {"lengths": lambda: response_lengths(store), **others}
     if all(store.artifact("embeddings", shard).exists() for shard in store.shards):
-        loaders["embeddings"] = store.embeddings
+        loaders["embeddings"] = lambda: store.embeddings().all(store.scratch)
     if all(store.artifact("labels", shard).exists() for shard in store.shards):
-        loaders["labels"] = lambda: np.concatenate(store.labels())
+        loaders["labels"] = lambda: joined(store.labels(), np.int32)
     metric: Metric = "euclidean"
     if (entry := store.path / "centroids.json").exists():
         loaders["centroids"] = lambda: _load_centroids(entry.with_suffix(".safetensors"))

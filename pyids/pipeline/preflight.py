@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -32,11 +33,16 @@ if TYPE_CHECKING:
     pass
 
 
+# Open files of a run: libraries and their models, the shard in work, sockets of workers.
+_OPEN_FILES = 128
+
+
 # ---- before any work -----------------------------------------------------------------------------
 
 
 def check_inputs(config: RunConfig) -> list[Source]:
     """Find the device, the input files, what each holds, and what vectors and quality are."""
+    check_open_files()
     if config.device != "auto":  # which cannot fail, and would import torch
         device(config)
     column = config.embeddings_column
@@ -136,7 +142,7 @@ def plan(config: RunConfig) -> str:
     folder.check_place()
     if (folder.path / "identity.json").exists():
         folder.check_claim(identity_of(config, sources))
-    with make_engine(config.engine, config.workers) as engine:
+    with make_engine(config.engine, config.workers, address=config.address) as engine:
         intake = check(
             sources,
             engine=engine,
@@ -186,6 +192,28 @@ def _check_vectors(store: Store, config: RunConfig) -> None:
         open_vectors(path, store.rows_read, limit=config.limit)
         if config.zero_vectors == "error":
             check_zero_vectors(store, path, config.metric)
+
+
+def check_open_files() -> None:
+    """Raise the limit of open files as far as it goes, and refuse one that no run ends with.
+
+    Shards are mapped without a descriptor and spilled one bucket at a time, so that the number of
+    files that a run needs does not grow with the pool.
+
+    Raises
+    ------
+    ConfigError
+        Fewer than `_OPEN_FILES` files may be open at a time.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _OPEN_FILES:
+        soft = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < _OPEN_FILES:
+        raise ConfigError(
+            f"only {soft} files may be open at a time: raise the limit to {_OPEN_FILES} or more "
+            f"(`ulimit -n {_OPEN_FILES}`)"
+        )
 
 
 def check_writable(folder: Path) -> None:

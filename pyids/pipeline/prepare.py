@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pyids.config import RunConfig
 from pyids.data.precomputed import take_vectors
+from pyids.data.remote import is_remote
+from pyids.data.sources import Source
+from pyids.data.vector_files import vector_paths
 from pyids.device import device
-from pyids.engine import make_engine
+from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
@@ -21,6 +25,9 @@ from pyids.store.files import atomic_write
 from pyids.store.folder import Store
 from pyids.store.ledger import load_sealed
 from pyids.store.place import check_links, is_ours, write_mark
+
+# Files of the input that every node of a cluster is asked for, from either end.
+_FILES_CHECKED = 20
 
 # Stages in their order; a later one needs those before it.
 Stage: TypeAlias = Literal["read", "embed", "cluster"]
@@ -40,7 +47,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
         identity = identity_of(config, sources, store)
         store.check_claim(identity)
         check_decided(store.path, config)
-        with make_engine(config.engine, config.workers) as engine:
+        with make_engine(config.engine, config.workers, address=config.address) as engine:
+            engine.check(store.path, _local_files(config, sources))
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
                 take_vectors(
@@ -60,8 +68,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             write_mark(store.path, named(absolute))
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
-        if until == "cluster":
-            _after_vectors(store, config)
+            if until == "cluster":
+                _after_vectors(store, config, engine)
         return store
 
 
@@ -120,6 +128,14 @@ def reopen(
         return store
 
 
+def _local_files(config: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """Name the first and last of the files that every worker must see."""
+    files = [source.path for source in sources if not is_remote(source.path)]
+    if config.embeddings_file is not None:
+        files += [path for path in vector_paths(config.embeddings_file)[0] if Path(path).is_file()]
+    return list(map(os.path.abspath, [*files[:_FILES_CHECKED], *files[-_FILES_CHECKED:]]))
+
+
 @contextmanager
 def _opened(config: RunConfig, *, may_write: bool = True) -> Iterator[Store]:
     """Open the run folder; it stays open, unless the block raises."""
@@ -144,10 +160,12 @@ def _missing(store: Store, *, needed: bool) -> DataError | None:
     return None
 
 
-def _after_vectors(store: Store, config: RunConfig, *, ours: bool = True) -> None:
-    """Do the stages that need nothing but rows and vectors."""
-    cluster(store, config)
-    drop_near(store, config)
+def _after_vectors(
+    store: Store, config: RunConfig, engine: Engine | None = None, *, ours: bool = True
+) -> None:
+    """Do the stages that need nothing but rows and vectors; by default in this process."""
+    cluster(store, config, engine)
+    drop_near(store, config, engine)
     if not ours and not rated(store, config):
         raise ConfigError(
             f"{store.path}: its rows are not rated by {config.quality!r}, and what a folder's "

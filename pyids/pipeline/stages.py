@@ -6,7 +6,9 @@ that resuming is. `plan` does what can be checked before any work.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,12 +21,17 @@ from numpy.typing import NDArray
 from pyids.config import Dtype, LongText, RunConfig
 from pyids.data.ingest import Intake, describe, ingest
 from pyids.data.sources import Source
-from pyids.device import device
-from pyids.engine import Engine
+from pyids.device import device, find_device
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
+from pyids.pipeline.kmeans_plan import describe as describe_plan
+from pyids.pipeline.kmeans_plan import kmeans_plan
+from pyids.pipeline.streamed import Clusters, fit
 from pyids.progress import report
+from pyids.resources import default_max_memory
 from pyids.store.files import (
     atomic_write,
+    create_npy,
     fingerprint,
     read_sealed,
     remembered,
@@ -48,10 +55,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("pyids")
-
-
-# What k-means may copy of the vectors to be faster: memory must not grow with the pool.
-_CLUSTERING_BYTES = 64 << 20
 
 
 # ---- stages --------------------------------------------------------------------------------------
@@ -95,6 +98,9 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     rows = [len(store.row_ids(shard)) for shard in store.shards]
+    before = [0, *itertools.accumulate(rows)]
+    # Where a task runs on another machine, the device is that machine's.
+    where = device(config) if isinstance(engine, LocalEngine) else config.device
     tasks = [
         _EmbedTask(
             folder=str(store.path),
@@ -102,7 +108,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             encoder=config.encoder,
             max_length=config.encoder_max_length,
             long_text=config.long_text,
-            device=device(config),
+            device=where,
             dtype=config.dtype,
             threads=config.threads,
             inputs={
@@ -113,13 +119,13 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
                 "long_text": config.long_text,
                 "dtype": config.dtype,
             },
-            rows_before=sum(rows[:n]),
-            rows_in_all=sum(rows),
+            rows_before=before[n],
+            rows_in_all=before[-1],
         )
         for n, shard in enumerate(store.shards)
     ]
     done = 0
-    for n_rows in engine.map(_embed_shard, tasks):
+    for n_rows in engine.map(_embed_shard, tasks, gpu=config.device != "cpu"):
         done += n_rows
         report("embed", done, store.kept)
     logger.info("embedded %d rows", store.kept)
@@ -134,7 +140,9 @@ def _embed_shard(task: _EmbedTask) -> int:
     from pyids.chat.template import text_of
 
     texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
-    encoder = find_encoder(task.encoder, task.max_length, task.long_text, task.device, task.dtype)
+    encoder = find_encoder(
+        *(task.encoder, task.max_length, task.long_text, find_device(task.device), task.dtype)
+    )
     if task.threads is not None:
         import torch
 
@@ -164,70 +172,100 @@ def find_encoder(
     )
 
 
-def cluster(store: Store, config: RunConfig) -> None:
+def cluster(store: Store, config: RunConfig, engine: Engine | None = None) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
     n_clusters = choose_clusters(store, config)
-    inputs = {
+    inputs: dict[str, Any] = {
         "embeddings": _vectors_of(store),
         "clusters": n_clusters,
         "iterations": config.kmeans_max_iter,
         "metric": config.metric,
         "seed": config.seed,
     }
+    for name in ("kmeans_init", "kmeans_sample"):
+        if (value := getattr(config, name)) is not None:
+            inputs[name] = value
     entry = store.path / "centroids.json"
     labels = [store.artifact("labels", shard, ".json") for shard in store.shards]
     if all(read_entry(each, inputs) is not None for each in (entry, *labels)):
         return
     before = _drawn_from(store, [entry, *labels], inputs)
+    found = _clusters(store, config, n_clusters, engine or LocalEngine())
+    _write_clusters(store, found, inputs, before)
+    logger.info(
+        "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
+        *(store.kept, n_clusters, found.n_iter, found.inertia),
+    )
+
+
+def _clusters(store: Store, config: RunConfig, n_clusters: int, engine: Engine) -> Clusters:
+    """Cluster the vectors, where they lie: on a GPU that has room for them, or streamed."""
     from pyids.clustering.kmeans import KMeans
 
+    vectors, lengths = store.embeddings(), [len(store.row_ids(shard)) for shard in store.shards]
+    plan = kmeans_plan(config, sum(lengths), vectors[0].shape[1], n_clusters)
+    logger.info("%s", describe_plan(plan, sum(lengths)))
     # By the cosine there is k-means on the CPU alone.
     on_cpu = config.device == "cpu" or config.metric == "cosine"
     kmeans = KMeans(
         n_clusters,
-        max_iter=config.kmeans_max_iter,
-        metric=config.metric,
-        random_state=config.seed,
+        max_iter=plan.max_iter,
+        metric=plan.metric,
+        random_state=plan.seed,
+        init="k-means++" if plan.init == "two-level" else plan.init,
+        algorithm="two-level" if plan.init == "two-level" else "lloyd",
+        rows_per_cluster=None if plan.sample_rows is None else plan.sample_rows // n_clusters,
         device="cpu" if on_cpu else "auto" if config.device == "auto" else "cuda",
         n_threads=config.threads,
-        max_memory=_CLUSTERING_BYTES,
     )
-    kmeans.fit(store.embeddings())
-    _write_clusters(store, kmeans.labels_, kmeans.cluster_centers_, kmeans.inertia_, inputs, before)
-    logger.info(
-        "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
-        *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
+    if kmeans.runs_on_cuda(sum(lengths) * n_clusters * vectors[0].shape[1]):
+        kmeans.fit(vectors.all(store.scratch))
+        parts = np.split(kmeans.labels_, np.cumsum(lengths)[:-1])
+        return Clusters(kmeans.cluster_centers_, kmeans.inertia_, kmeans.n_iter_, iter(parts))
+    return fit(
+        vectors,
+        [store.artifact("embeddings", shard) for shard in store.shards],
+        lengths,
+        plan,
+        engine=engine,
+        threads=config.threads,
+        scratch=store.scratch,
+        max_memory=config.max_memory or default_max_memory(),
     )
 
 
 def _write_clusters(
-    store: Store,
-    labels: NDArray[np.int32],
-    centroids: NDArray[Any],
-    inertia: float,
-    inputs: dict[str, Any],
-    before: dict[str, str],
+    store: Store, found: Clusters, inputs: dict[str, Any], before: dict[str, str]
 ) -> None:
     from safetensors.numpy import save
 
-    ends = np.cumsum([len(store.row_ids(shard)) for shard in store.shards])
-    parts = dict(zip(store.shards, np.split(labels, ends[:-1]), strict=True))
-    for shard, part in parts.items():
+    # Held in files, not in memory, until all are found to be what the rounds drew from.
+    store.scratch.mkdir(exist_ok=True)
+    kept = create_npy(store.scratch / "labels.npy", (store.kept,), np.int32)
+    sizes, start = np.zeros(len(found.centers), np.int64), 0
+    for shard, part in zip(store.shards, found.labels, strict=True):
         path = store.artifact("labels", shard)
         if before.get(path.name, made := hash_npy(part)) != made:
             raise DamagedError(
                 f"{path}: made again, it is not what the rounds drew from (another device or "
                 f"version?): go on where it was made, or `pyids clean {store.path} --stage rounds`"
             )
+        kept[start : start + len(part)] = part
+        sizes += np.bincount(part, minlength=len(sizes))
+        start += len(part)
     path = store.path / "centroids.safetensors"
     begin(path.with_suffix(".json"))
-    for shard, part in parts.items():
-        save_npy(store.artifact("labels", shard), part, inputs)
-    sizes = np.bincount(labels, minlength=len(centroids)).astype(np.int64)
+    start = 0
+    for shard in store.shards:
+        stop = start + len(store.row_ids(shard))
+        save_npy(store.artifact("labels", shard), kept[start:stop], inputs)
+        start = stop
+    del kept
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save({"centroids": centroids, "sizes": sizes}))
-    metadata = {"sizes": sizes.tolist(), "inertia": inertia}
+        temporary.write_bytes(save({"centroids": found.centers, "sizes": sizes}))
+    metadata = {"sizes": sizes.tolist(), "inertia": found.inertia}
     write_entry(path.with_suffix(".json"), [path], inputs, **metadata)
+    shutil.rmtree(store.scratch, ignore_errors=True)
 
 
 def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -> dict[str, str]:
@@ -290,13 +328,13 @@ def _vectors_of(store: Store) -> str:
     return fingerprint([load_sealed(entry)["files"] for entry in entries])
 
 
-def drop_near(store: Store, config: RunConfig) -> None:
+def drop_near(store: Store, config: RunConfig, engine: Engine | None = None) -> None:
     """Take near-duplicates out, if asked: ``distinct/`` and ``near_duplicates.jsonl``."""
     if config.semdedup_threshold is None:
         return
     from pyids.data.near_dedup import drop_near_duplicates
 
-    gone = drop_near_duplicates(store, config.semdedup_threshold)
+    gone = drop_near_duplicates(store, config.semdedup_threshold, engine)
     store.deduplicate()
     logger.info(
         "dropped %d rows that are near one of their cluster (cosine at least %g): %d stay",
@@ -312,16 +350,16 @@ def rate(store: Store, config: RunConfig) -> None:
     if rated(store, config):
         return
     inputs = _quality_inputs(store, config)
-    from pyids.scoring.row_weights import histogram, log_weights
+    from pyids.scoring.row_weights import histogram, log_weight_of
 
     values = quality(store, config)
     folder = store.path / "quality"
     folder.mkdir(exist_ok=True)
     write_sealed(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
-    logs, start = log_weights(values), 0
+    weigh, start = log_weight_of(values), 0
     for shard in store.shards:
         stop = start + len(store.row_ids(shard))
-        save_npy(store.artifact("quality", shard), logs[start:stop], inputs)
+        save_npy(store.artifact("quality", shard), weigh(values[start:stop]), inputs)
         start = stop
 
 
@@ -347,13 +385,17 @@ def _quality_inputs(store: Store, config: RunConfig) -> dict[str, Any]:
 def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
     """Quality of all rows that stay, float64 (N,); scores are cached by content."""
     from pyids.scoring.cache import store_quality
+    from pyids.scoring.signals import make_signal
 
     assert config.quality is not None
+    judged = config.quality == "judge"
+    of_column = not judged and make_signal(config.quality, default_model=config.model) is None
     values = store_quality(
         store,
         config.quality,
         default_model=config.model,
-        device=device(config),
+        # A column needs none, and looking for one would import torch.
+        device="cpu" if of_column else device(config),
         system=config.system,
         signal=_asked(store, config),
         half_width=config.rating_half_width,

@@ -212,9 +212,8 @@ class PoolTarget:
         """
         ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
         stays = ~np.isin(ids, left_out)
-        taken = round_robin(
-            self.store.embeddings(), self.vectors, budget, tasks=self.rows.tasks, free=stays
-        ).rows
+        vectors = self.store.embeddings().all(self.store.scratch)
+        taken = round_robin(vectors, self.vectors, budget, tasks=self.rows.tasks, free=stays).rows
         labels = np.concatenate(self.store.labels())
         counts = np.bincount(labels[taken], minlength=len(left))
         weights = counts / np.maximum(left, 1)

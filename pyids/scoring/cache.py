@@ -7,11 +7,12 @@ crash, not for a repeat, not under another clustering.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1024
 
 
+# Scores that are sorted together, and small files that are made one.
+SEGMENT_ROWS = 1 << 20
+_SMALL_FILES = 64
+
+
 _CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
 
 
@@ -52,54 +58,140 @@ def content_hash(row: Conversation) -> int:
     return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 
+class _Segment(NamedTuple):
+    """Scores sorted by content; its columns are mapped."""
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+    value: Float64
+
+
 @dataclass
 class Cache:
     """Scores by content, in the files of one folder; one folder a signal.
 
-    A file is a chunk of scores, written once, atomically.
+    A file is a chunk of scores, written once, atomically; many small ones become one. What is known
+    is looked up in segments, sorted by content, that lie in files without a name: memory holds no
+    more than `SEGMENT_ROWS` of them.
     """
 
     folder: Path
-    _known: dict[int, float] = field(default_factory=dict, init=False)
+    _segments: list[_Segment] = field(default_factory=list, init=False)
+    _recent: dict[int, float] = field(default_factory=dict, init=False)
+    _small: list[Path] = field(default_factory=list, init=False)
     _files: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         from pyids.errors import DamagedError
         from pyids.store.ledger import load_npy
 
+        waiting: list[NDArray[Any]] = []
         for file in sorted(self.folder.glob("*.npy")):
             self._files = max(self._files, int(file.stem) + 1 if file.stem.isdecimal() else 0)
             try:
                 chunk = load_npy(file)
             except DamagedError:
                 continue  # its rows are scored again
-            keys = (
-                (int(h) << 64) | int(low)
-                for h, low in zip(chunk["high"], chunk["low"], strict=True)
-            )
-            self._known.update(zip(keys, chunk["value"].tolist(), strict=True))
+            if len(chunk) <= CHUNK_ROWS:
+                self._small.append(file)
+            waiting.append(chunk)
+            if sum(map(len, waiting)) >= SEGMENT_ROWS:
+                self._add_segment(waiting)
+                waiting = []
+        if waiting:
+            self._add_segment(waiting)
 
-    def get(self, key: int) -> float | None:
-        """Return the score of a content, None if it is not known."""
-        return self._known.get(key)
+    def find(self, keys: Sequence[int]) -> dict[int, float]:
+        """Return the scores of those contents that are known."""
+        found = {key: self._recent[key] for key in keys if key in self._recent}
+        wanted = _as_chunk([key for key in keys if key not in found])
+        for segment in self._segments:
+            at, some = np.searchsorted(segment.high, wanted["high"]), wanted
+            # Contents of the same leading 64 bits lie one after the other.
+            while len(some):
+                held = np.minimum(at, len(segment.high) - 1)
+                same = (at < len(segment.high)) & (segment.high[held] == some["high"])
+                hit = same & (segment.low[held] == some["low"])
+                values = segment.value[held[hit]].tolist()
+                found.update(zip(map(_key, some[hit]), values, strict=True))
+                at, some = at[same & ~hit] + 1, some[same & ~hit]
+            if len(found) == len(keys):
+                break
+        return found
 
     def add(self, keys: Sequence[int], values: Float64) -> None:
         """Keep scores, on the disk at once."""
-        from pyids.store.ledger import save_npy
-
-        chunk = np.empty(len(keys), _CACHED)
-        chunk["high"] = [key >> 64 for key in keys]
-        chunk["low"] = [key & (2**64 - 1) for key in keys]
+        chunk = _as_chunk(keys)
         chunk["value"] = values
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_npy(self.folder / f"{self._files:05d}.npy", chunk, {"signal": self.folder.name})
+        self._small.append(self._write(chunk))
+        if len(self._small) >= _SMALL_FILES:
+            self._merge_small()
+        self._recent.update(zip(keys, values.tolist(), strict=True))
+        if len(self._recent) >= SEGMENT_ROWS:
+            recent = _as_chunk(list(self._recent))
+            recent["value"] = list(self._recent.values())
+            self._add_segment([recent])
+            self._recent.clear()
+
+    def _write(self, chunk: NDArray[Any]) -> Path:
+        from pyids.store.ledger import save_npy
+
+        path = self.folder / f"{self._files:05d}.npy"
+        save_npy(path, chunk, {"signal": self.folder.name})
         self._files += 1
-        self._known.update(zip(keys, values.tolist(), strict=True))
+        return path
+
+    def _merge_small(self) -> None:
+        """Make one file of many: no folder is to hold tens of thousands."""
+        from pyids.store.ledger import load_npy
+
+        self._write(np.concatenate([load_npy(path) for path in self._small]))
+        for path in self._small:
+            path.unlink()
+            path.with_suffix(".json").unlink()
+        self._small.clear()
+
+    def _add_segment(self, chunks: list[NDArray[Any]]) -> None:
+        from pyids.store.arrays import join
+
+        whole = np.concatenate(chunks)
+        whole = whole[np.lexsort((whole["low"], whole["high"]))]
+        columns = (np.ascontiguousarray(whole[name]) for name in _Segment._fields)
+        folder = self.folder / ".segments"
+        self._segments.append(
+            _Segment(*(join([column], folder, len(column), column.dtype) for column in columns))
+        )
+
+
+def _as_chunk(keys: Sequence[int]) -> NDArray[Any]:
+    chunk = np.zeros(len(keys), _CACHED)
+    chunk["high"] = [key >> 64 for key in keys]
+    chunk["low"] = [key & (2**64 - 1) for key in keys]
+    return chunk
+
+
+def _key(row: Any) -> int:
+    return int(row["high"]) << 64 | int(row["low"])
 
 
 def score_rows(
     signal: Signal, rows: Iterable[Conversation], *, cache: Path | None = None
 ) -> Float64:
+    """Score rows, each content once; see `score_chunks`, which gives them as they come.
+
+    Returns
+    -------
+    float64 array of shape (N,)
+        NaN where a row has no score.
+    """
+    chunks = score_chunks(signal, rows, cache=cache)
+    return np.concatenate([np.empty(0, np.float64), *chunks])
+
+
+def score_chunks(
+    signal: Signal, rows: Iterable[Conversation], *, cache: Path | None = None
+) -> Iterator[Float64]:
     """Score rows, each content once.
 
     Parameters
@@ -111,19 +203,18 @@ def score_rows(
     cache : Path, optional
         The folder in which the scores of any signal are kept.
 
-    Returns
-    -------
-    float64 array of shape (N,)
-        NaN where a row has no score.
+    Yields
+    ------
+    float64 array of shape (n,)
+        Of some rows; NaN where a row has no score.
     """
     from pyids.store.files import fingerprint
 
     folder = None if cache is None else cache / fingerprint(signal.identity)[:16]
     memory = Cache(folder) if folder else None
-    values: list[float] = []
     for chunk in _chunks(rows):
         keys = [content_hash(row) for row in chunk]
-        known = {key: value for key in keys if memory and (value := memory.get(key)) is not None}
+        known = memory.find(keys) if memory else {}
         # A dictionary, so that a content that stands twice in the chunk is scored once.
         new = {key: row for key, row in zip(keys, chunk, strict=True) if key not in known}
         if new:
@@ -131,8 +222,7 @@ def score_rows(
             if memory:
                 memory.add(list(new), scores)
             known |= dict(zip(new, scores.tolist(), strict=True))
-        values += [known[key] for key in keys]
-    return np.array(values, np.float64)
+        yield np.array([known[key] for key in keys], np.float64)
 
 
 def store_quality(
@@ -173,10 +263,15 @@ def store_quality(
     """
     if signal is None:
         signal = make_signal(spec, default_model=default_model, device=device, system=system)
-    ids = np.concatenate([store.row_ids(shard) for shard in store.shards])
+    from pyids.store.arrays import join
+
+    def joined(parts: Iterable[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        return join(parts, store.scratch, store.kept, dtype)
+
+    ids = joined(map(store.row_ids, store.shards), np.int64)
     cache = None if store.read_only else store.path / "quality" / "cache"
     if signal is None:
-        quality = np.array(list(_column(store, spec)), np.float64)
+        quality = joined(_column(store, spec), np.float64)
     elif half_width is not None:
         asked = signal
 
@@ -184,17 +279,19 @@ def store_quality(
             found = (row.messages for row in store.read_rows(ids[rows]))
             return score_rows(asked, found, cache=cache)
 
-        labels = np.concatenate(store.labels())
+        labels = joined(store.labels(), np.int32)
         quality = rate_few(rate, labels, ids, half_width=half_width, seed=seed)
     else:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = score_rows(signal, rows, cache=cache)
+        quality = joined(score_chunks(signal, rows, cache=cache), np.float64)
     check_quality(quality, ids)
     return quality
 
 
-def _column(store: Store, name: str) -> Iterator[float]:
+def _column(store: Store, name: str) -> Iterator[Float64]:
+    """Read a column of numbers, shard by shard."""
     for shard in store.shards:
+        values = array("d")
         for row in store.iter_rows(shard):
             value = row.record.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -204,7 +301,8 @@ def _column(store: Store, name: str) -> Iterator[float]:
                     "in every row; name a numeric column, or a signal "
                     f"({', '.join(SIGNALS.names())})"
                 )
-            yield float(value)
+            values.append(float(value))
+        yield np.frombuffer(values, np.float64) if values else np.empty(0)
 
 
 def _chunks(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:

@@ -12,7 +12,8 @@ Pang et al., "Improving Data Efficiency via Curating LLM-Driven Rating Systems" 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,7 +108,7 @@ def correct(triples: Int64, noise: Noise, confidence: float = 0.5) -> Int64:
 
 
 def correct_ratings(
-    ratings: Float64, shards: list[NDArray[np.generic]], labels: NDArray[np.int32]
+    ratings: Float64, shards: Sequence[NDArray[Any]], labels: NDArray[np.int32]
 ) -> Float64:
     """Correct ratings by the two nearest neighbors of each row in its cluster.
 
@@ -143,7 +144,7 @@ def correct_ratings(
     return out
 
 
-def cluster_neighbors(shards: list[NDArray[np.generic]], labels: NDArray[np.int32]) -> Int64:
+def cluster_neighbors(shards: Sequence[NDArray[Any]], labels: NDArray[np.int32]) -> Int64:
     """Find the two nearest rows of each row in its cluster, int64 (N, 2); -1 where it has fewer."""
     found = np.full((len(labels), 2), -1, np.int64)
     order = np.argsort(labels, kind="stable")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     pass
 
 
+# Rows that are looked at together.
+BLOCK_ROWS = 1 << 20
+
 # ---- what is made of quality ---------------------------------------------------------------------
 
 
@@ -25,11 +30,16 @@ def check_quality(quality: Float64, row_ids: NDArray[np.int64] | None = None) ->
     DataError
         A value is NaN or infinite (the message names the first row), or all are equal.
     """
-    bad = np.flatnonzero(~np.isfinite(quality))
-    if len(bad):
-        row = bad[0] if row_ids is None else row_ids[bad[0]]
+    n_bad, first = 0, -1
+    for start in range(0, len(quality), BLOCK_ROWS):
+        bad = np.flatnonzero(~np.isfinite(quality[start : start + BLOCK_ROWS]))
+        if len(bad) and not n_bad:
+            first = start + int(bad[0])
+        n_bad += len(bad)
+    if n_bad:
+        row = first if row_ids is None else row_ids[first]
         raise DataError(
-            f"the quality of row {row} is {quality[bad[0]]} ({len(bad)} such rows of "
+            f"the quality of row {row} is {quality[first]} ({n_bad} such rows of "
             f"{len(quality)}): give every row a number, or choose another signal"
         )
     if len(quality) > 1 and quality.min() == quality.max():
@@ -44,7 +54,16 @@ def log_weights(
     weighting: Literal["exponential", "proportional"] = "exponential",
     temperature: float = 1.0,
 ) -> Float64:
-    """Turn quality into log weights of a draw.
+    """Turn quality into log weights of a draw, as `log_weight_of` does for some rows at a time."""
+    return log_weight_of(quality, weighting, temperature)(quality)
+
+
+def log_weight_of(
+    quality: Float64,
+    weighting: Literal["exponential", "proportional"] = "exponential",
+    temperature: float = 1.0,
+) -> Callable[[Float64], Float64]:
+    """Return what turns the quality of some of these rows into log weights of a draw.
 
     ``exponential``: standardised quality / temperature, so that one standard deviation multiplies
     the weight by ``exp(1 / temperature)`` whatever the signal's scale. ``proportional``: the weight
@@ -60,16 +79,35 @@ def log_weights(
     if weighting == "exponential":
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}: give a positive one")
-        logs: Float64 = (quality - quality.mean()) / (quality.std() * temperature)
-        return logs
+        mean, deviation = _moments(quality)
+
+        def standardised(some: Float64) -> Float64:
+            logs: Float64 = (some - mean) / (deviation * temperature)
+            return logs
+
+        return standardised
     if weighting == "proportional":
         if quality.min() < 0:
             raise DataError(
                 f"the quality of a row is {quality.min():g}, below 0: use the softmax weighting"
             )
-        with np.errstate(divide="ignore"):
-            return np.log(quality)
+
+        def logarithm(some: Float64) -> Float64:
+            with np.errstate(divide="ignore"):
+                return np.log(some)
+
+        return logarithm
     raise ConfigError(f"weighting {weighting!r} is neither softmax nor proportional")
+
+
+def _moments(values: Float64) -> tuple[float, float]:
+    """Mean and standard deviation, block by block: the values may be mapped, and many."""
+    if not len(values):
+        return math.nan, math.nan
+    blocks = range(0, len(values), BLOCK_ROWS)
+    mean = math.fsum(values[b : b + BLOCK_ROWS].sum() for b in blocks) / len(values)
+    squares = math.fsum(np.square(values[b : b + BLOCK_ROWS] - mean).sum() for b in blocks)
+    return mean, math.sqrt(squares / len(values))
 
 
 def rescale(quality: Float64) -> Float64:

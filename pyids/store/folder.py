@@ -37,15 +37,15 @@ from pyids._typing import Int64
 from pyids.chat.formats import Message, to_messages
 from pyids.chat.rawjson import parse
 from pyids.errors import ConfigError, DamagedError, DataError
+from pyids.store.arrays import ShardArrays, map_npy
 from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
-from pyids.store.ledger import checked, load_npy, load_sealed, map_npy
+from pyids.store.ledger import checked, load_held, load_npy, load_sealed
 from pyids.store.manifest import write_manifest
 from pyids.store.place import check_links, check_place, is_run_folder, take_lock, write_mark
 from pyids.store.remedies import remedy
 
 # What a folder answers that may be read and not written.
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-
 
 # Who holds which folder in this process: a notebook's cell that is run twice opens a folder twice.
 _held: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
@@ -282,8 +282,8 @@ class Store:
 
     def source(self, shard: Shard) -> Mapping[str, Any]:
         """Give the input file of a shard: its ``path``, ``kind``, ``format``, ``columns``, ..."""
-        source: Mapping[str, Any] = self.index["sources"][shard.source]
-        return source
+        sources: list[Mapping[str, Any]] = self.index["sources"]
+        return sources[shard.source]
 
     def forget(self) -> None:
         """Forget what was read of the folder, after a stage wrote it anew."""
@@ -301,7 +301,7 @@ class Store:
 
     def _of_reading(self, kind: str) -> dict[str, Any]:
         try:
-            return load_sealed(self.path / kind / "index.json")
+            return load_held(self.path / kind / "index.json")
         except DamagedError:
             if (self.path / kind / "index.json").exists():
                 raise
@@ -343,21 +343,20 @@ class Store:
             ]
         )
 
-    def embeddings(self) -> list[NDArray[Any]]:
+    def embeddings(self) -> ShardArrays:
         """Vectors of the rows that stay: float16 or float32, one memory-mapped (rows, D) a shard.
 
         Of a shard that lost near-duplicates the others are copied, to a file in `scratch`.
         """
-        return [self._narrowed(shard) for shard in self.shards]
+        return ShardArrays(lambda i: self._narrowed(self.shards[i]), len(self.shards))
 
     def _narrowed(self, shard: Shard) -> NDArray[Any]:
-        vectors = load_npy(self.artifact("embeddings", shard))
-        ids = self.row_ids(shard)
+        vectors, ids = load_npy(self.artifact("embeddings", shard)), self.row_ids(shard)
         if len(ids) == len(vectors):
             return vectors
         copy = self.scratch / f"{shard.name}.npy"
         if not copy.exists():
-            self.scratch.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             positions = np.searchsorted(load_npy(self.artifact("keep", shard)), ids)
             header = {
                 "descr": np.lib.format.dtype_to_descr(vectors.dtype),
@@ -376,9 +375,10 @@ class Store:
         position = int(np.searchsorted(load_npy(self.artifact("keep", shard)), row_id))
         return np.array(load_npy(self.artifact("embeddings", shard))[position])
 
-    def labels(self) -> list[NDArray[np.int32]]:
+    def labels(self) -> ShardArrays:
         """Cluster of each kept row, one memory-mapped int32 (rows,) a shard."""
-        return [load_npy(self.path_of_pool("labels", shard)) for shard in self.shards]
+        paths = [self.path_of_pool("labels", shard) for shard in self.shards]
+        return ShardArrays(lambda i: load_npy(paths[i]), len(paths))
 
     # -- rows --
 

@@ -2,7 +2,7 @@
 
 Beside the files of a stage stands an entry: a sealed JSON object (`pyids.store.files`) with their
 sizes and hashes, and `inputs`. The entry of ``X.npy`` is ``X.json``, or else ``index.json`` in its
-folder or in the one above. Every file is checked once a process, when it is first read: a run never
+folder or up to two above. Every file is checked once a process, when it is first read: a run never
 works on a file that is not what its stage wrote.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids.errors import DamagedError
+from pyids.store.arrays import map_npy
 from pyids.store.files import (
     atomic_write,
     fingerprint,
@@ -32,6 +34,11 @@ from pyids.store.remedies import remedy
 # What this process has found to be as its entry says: path -> what stat said of it and of its
 # entry.
 _checked: dict[str, tuple[int, ...]] = {}
+
+# The entries read last, by what stat says of them. The index of a folder names the files of all its
+# shards, and each of them asks it.
+_entries: OrderedDict[tuple[str, tuple[int, ...]], dict[str, Any]] = OrderedDict()
+_ENTRIES_HELD = 4
 
 
 def write_entry(
@@ -120,8 +127,8 @@ def entry_of(path: Path) -> Path:
     DamagedError
         There is none.
     """
-    here, above = path.parent / "index.json", path.parent.parent / "index.json"
-    for entry in (path.with_suffix(".json"), here, above):
+    above = [folder / "index.json" for folder in path.parents[:3]]
+    for entry in (path.with_suffix(".json"), *above):
         if entry.is_file() and entry != path:
             return entry
     raise DamagedError(f"{path}: no ledger entry vouches for it: {remedy(path)}")
@@ -139,12 +146,25 @@ def checked(path: Path) -> Path:
     now = (*stamp(entry), *(stamp(path) if path.is_file() else ()))
     if _checked.get(str(path)) == now:
         return path
-    metadata = load_sealed(entry)["files"].get(os.path.relpath(path, entry.parent))
+    metadata = load_held(entry)["files"].get(os.path.relpath(path, entry.parent))
     problem = "no ledger entry vouches for it" if metadata is None else difference(path, metadata)
     if problem is not None:
         raise DamagedError(f"{path}: damaged ({problem}): {remedy(path)}")
     _checked[str(path)] = now
     return path
+
+
+def load_held(path: Path) -> dict[str, Any]:
+    """Give `load_sealed` of a file, parsed once as long as it stays the same; not to be changed."""
+    if not path.is_file():
+        return load_sealed(path)
+    key = (str(path), stamp(path))
+    if key not in _entries:
+        _entries[key] = load_sealed(path)
+        if len(_entries) > _ENTRIES_HELD:
+            _entries.popitem(last=False)
+    _entries.move_to_end(key)
+    return _entries[key]
 
 
 def load_sealed(path: Path) -> dict[str, Any]:
@@ -187,14 +207,3 @@ def hash_npy(array: NDArray[Any]) -> str:
 def load_npy(path: Path) -> NDArray[Any]:
     """Map an array that a stage has written, checked by its ledger entry (`checked`)."""
     return map_npy(checked(path))
-
-
-def map_npy(path: Path) -> NDArray[Any]:
-    """Map an array from ``.npy``, never a pickled one; read an empty one: none can be mapped."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
-        array = np.load(path, allow_pickle=False)
-        if array.size:
-            raise
-    return array

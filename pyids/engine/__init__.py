@@ -11,11 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
-import shutil
 import signal
-import socket
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +21,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from pyids.errors import ConfigError, PyidsError
 
@@ -44,8 +40,11 @@ class Engine(Protocol):
         """How many tasks run at a time."""
         ...
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, task: Callable[[T], R], items: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
         """Yield ``task(item)`` for each item, in the order of the items.
+
+        `gpu` says that a task has use for a GPU: where workers have some, each task gets one, and
+        what a process has loaded stays there for the tasks after it.
 
         At most ``IN_FLIGHT * workers`` items are taken ahead of the result that is yielded, so
         `items` may be endless. The first exception of a task, in item order, is raised here as it
@@ -58,6 +57,10 @@ class Engine(Protocol):
         """End the workers that this engine started, and only those."""
         ...
 
+    def check(self, folder: Path, files: Iterable[str]) -> None:
+        """Refuse workers that do not see the folder and the files, before any work."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -68,11 +71,11 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-class _Closing:
+class Closing:
     """`with engine:` closes it."""
 
     def close(self) -> None:
-        pass
+        """End what this engine started."""
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +96,7 @@ class _Closing:
             self.close()
 
 
-class LocalEngine(_Closing):
+class LocalEngine(Closing):
     """The process that calls it (one worker), or a pool of spawned processes.
 
     Parameters
@@ -109,7 +112,10 @@ class LocalEngine(_Closing):
         self.workers = workers
         self._pool: ProcessPoolExecutor | None = None
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def check(self, folder: Path, files: Iterable[str]) -> None:
+        """See `Engine.check`: its workers are of this machine."""
+
+    def map(self, task: Callable[[T], R], items: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
         """See `Engine.map`."""
         if self.workers == 1:
             return (task(item) for item in items)
@@ -183,117 +189,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-class RayEngine(_Closing):
-    """A Ray cluster: the one that runs, or a private one for as long as this engine lives.
-
-    An initialized Ray is used as it is; else the cluster at `address`, at ``RAY_ADDRESS``, or begun
-    on this machine with ``ray start``; else a private one is started, and `close` stops it. A
-    cluster that this engine did not start is never stopped. Only paths and numbers cross the
-    network, so the run folder must lie where every node sees it.
-
-    Parameters
-    ----------
-    address : str, optional
-        Address of a cluster.
-    workers : int, optional
-        Tasks at a time; default: the cluster's CPUs. It is also the size of a private cluster.
-    """
-
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
-        if workers is not None and workers < 1:
-            raise ConfigError(f"workers is {workers}: give 1 or more")
-        try:
-            import ray
-        except ImportError:
-            raise ConfigError(
-                "the engine 'ray' needs the package ray: pip install 'pyids-select[ray]'"
-            ) from None
-        self._ray: Any = ray
-        self._folder: str | None = None  # of the cluster that this engine started
-        self._dropped: list[Any] = []
-        if not ray.is_initialized():
-            self._connect(address, workers)
-        self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-
-    def _connect(self, address: str | None, workers: int | None) -> None:
-        quiet = {"log_to_driver": False, "configure_logging": False}
-        address = address or os.environ.get("RAY_ADDRESS") or _started_cluster()
-        if address is not None:
-            try:
-                # Asked first: Ray itself waits for minutes where nobody answers.
-                if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
-                    socket.create_connection((match[1], int(match[2])), timeout=10).close()
-                self._ray.init(address=address, **quiet)
-            except OSError:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address!r}: start it, or give another address"
-                ) from None
-            return
-        # In a temporary folder of its own, because Ray leaves its logs behind.
-        self._folder = tempfile.mkdtemp(prefix="pyids-ray-")
-        self._ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            _temp_dir=self._folder,
-            **quiet,
-        )
-
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """See `Engine.map`."""
-        remote = self._ray.remote(task)
-        running: deque[tuple[T, Any]] = deque()
-        try:
-            for item in items:
-                running.append((item, remote.remote(item)))
-                if len(running) >= IN_FLIGHT * self.workers:
-                    yield self._result(*running[0])
-                    running.popleft()
-            while running:
-                yield self._result(*running[0])
-                running.popleft()
-        finally:
-            # Not canceled: ray.cancel, when the task ends at that moment, aborts this process
-            # ("Tried to complete task that was not pending", Ray 2.60).
-            self._dropped += [reference for _, reference in running]
-
-    def _result(self, item: object, reference: Any) -> Any:
-        errors = self._ray.exceptions
-        try:
-            return self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise error.cause from None
-        except errors.RayError as error:
-            reason = str(error).partition("\n")[0]
-            raise PyidsError(
-                f"a Ray worker died at {item!r} ({reason}): the same command goes on where it "
-                "stopped"
-            ) from None
-
-    def close(self) -> None:
-        """Wait for the tasks that still run; stop the cluster if this engine started it."""
-        if self._dropped:
-            self._ray.wait(self._dropped, num_returns=len(self._dropped))
-            self._dropped = []
-        if self._folder is not None:
-            self._ray.shutdown()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-
-def _started_cluster() -> str | None:
-    """Address of the cluster that ``ray start`` began on this machine.
-
-    Not what ``ray.init("auto")`` finds: that may be the private cluster of another process, which
-    ends when that process does.
-    """
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    try:
-        return Path(folder, "ray", "ray_current_cluster").read_text().strip() or None
-    except OSError:
-        return None
-
-
 def make_engine(name: str, workers: int | None = None, *, address: str | None = None) -> Engine:
     """Make the engine `name`.
 
@@ -314,5 +209,7 @@ def make_engine(name: str, workers: int | None = None, *, address: str | None = 
     if name == "local":
         return LocalEngine(1 if workers is None else workers)
     if name == "ray":
+        from pyids.engine.ray import RayEngine
+
         return RayEngine(address, workers)
     raise ConfigError(f"there is no engine {name!r}: choose local or ray")

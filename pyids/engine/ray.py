@@ -1,0 +1,280 @@
+"""The tasks of a stage on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pyids.engine import IN_FLIGHT, Closing, node_check
+from pyids.errors import ConfigError, PyidsError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A node that has not answered by then is named.
+_CHECK_SECONDS = 120
+# Times that a task is tried elsewhere when its worker or node dies.
+_RETRIES = 3
+
+
+class RayEngine(Closing):
+    """A Ray cluster: the one that runs, or a private one for as long as this engine lives.
+
+    An initialized Ray is used as it is; else the cluster at `address`, at ``RAY_ADDRESS``, or begun
+    on this machine with ``ray start``; else a private one is started, and `close` stops it. A
+    cluster that this engine did not start is never stopped. Only paths and numbers cross the
+    network, so the run folder must lie where every node sees it (`check`).
+
+    Parameters
+    ----------
+    address : str, optional
+        Address of a cluster.
+    workers : int, optional
+        Tasks at a time; default: the cluster's CPUs (GPUs for tasks that use one), as many as it
+        has at that time. It is also the size of a private cluster.
+    """
+
+    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+        if workers is not None and workers < 1:
+            raise ConfigError(f"workers is {workers}: give 1 or more")
+        try:
+            import ray
+        except ImportError:
+            raise ConfigError(
+                "the engine 'ray' needs the package ray: pip install 'pyids-select[ray]'"
+            ) from None
+        self._ray: Any = ray
+        self._folder: str | None = None  # of the cluster that this engine started
+        self._dropped: list[Any] = []
+        self._asked = workers
+        if not ray.is_initialized():
+            self._connect(address, workers)
+
+    @property
+    def workers(self) -> int:
+        """How many tasks run at a time: as asked, or the CPUs that the cluster has now."""
+        return self._asked or max(1, int(self._resource("CPU")))
+
+    def _resource(self, name: str) -> float:
+        return float(self._ray.cluster_resources().get(name, 0))
+
+    def _connect(self, address: str | None, workers: int | None) -> None:
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        address = address or os.environ.get("RAY_ADDRESS") or _started_cluster()
+        if address is not None:
+            try:
+                # Asked first: Ray itself waits for minutes where nobody answers.
+                if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
+                    socket.create_connection((match[1], int(match[2])), timeout=10).close()
+            except OSError:
+                raise ConfigError(
+                    f"no Ray cluster answers at {address!r}: start it, or give another address"
+                ) from None
+            _send_token()
+            try:
+                self._ray.init(address=address, **quiet)
+            except (OSError, RuntimeError, self._ray.exceptions.RayError):
+                raise ConfigError(
+                    f"the Ray cluster at {address!r} answers and does not let this process in: it "
+                    f"asks for a token that {_token_source()} (set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster), or it runs "
+                    f"another version of Ray than {self._ray.__version__}"
+                ) from None
+            return
+        # In a temporary folder of its own, because Ray leaves its logs behind.
+        self._folder = tempfile.mkdtemp(prefix="pyids-ray-")
+        self._ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            _temp_dir=self._folder,
+            **quiet,
+        )
+
+    # -- before any work --
+
+    def check(self, folder: Path, files: Iterable[str]) -> None:
+        """Ask every node whether it sees the run folder and the files, with the same pyids.
+
+        Raises
+        ------
+        ConfigError
+            A node does not, or does not answer; names the node and what is missing there.
+        """
+        strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        # By value: a node without pyids must be able to say so.
+        self._ray.cloudpickle.register_pickle_by_value(node_check)
+        try:
+            remote = self._ray.remote(num_cpus=0, max_retries=0)(node_check.look)
+            nonce, mark = secrets.token_hex(8), folder / f".node-check-{secrets.token_hex(4)}.tmp"
+            mark.write_text(nonce)
+            try:
+                asked = [
+                    (
+                        node,
+                        remote.options(
+                            scheduling_strategy=strategy(node["NodeID"], soft=False)
+                        ).remote(str(mark.absolute()), nonce, list(files), version("pyids-select")),
+                    )
+                    for node in self._ray.nodes()
+                    if node["Alive"]
+                ]
+                for node, reference in asked:
+                    self._hear(node, reference, folder)
+            finally:
+                mark.unlink(missing_ok=True)
+        finally:
+            self._ray.cloudpickle.unregister_pickle_by_value(node_check)
+
+    def _hear(self, node: dict[str, Any], reference: Any, folder: Path) -> None:
+        name = f"Ray node {node.get('NodeManagerHostname')} ({node.get('NodeManagerAddress')})"
+        try:
+            problem = self._ray.get(reference, timeout=_CHECK_SECONDS)
+        except self._ray.exceptions.GetTimeoutError:
+            raise ConfigError(
+                f"{name}: has not answered in {_CHECK_SECONDS} s: mend it, or take it out"
+            ) from None
+        except self._ray.exceptions.RayError as error:
+            raise ConfigError(f"{name}: cannot run a task: {_first_line(error)}") from None
+        if problem is not None:
+            raise ConfigError(f"{name}: {problem.format(folder=folder)}")
+
+    # -- work --
+
+    def map(self, task: Callable[[T], R], items: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """See `Engine.map`."""
+        if gpu:
+            yield from self._map_on_actors(task, items)
+            return
+        # The arguments of `remote`: those of Ray's own defaults that the results rest on.
+        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(task)
+        running: deque[tuple[T, Any]] = deque()
+        try:
+            for item in items:
+                running.append((item, remote.remote(item)))
+                if len(running) >= IN_FLIGHT * self.workers:
+                    yield self._result(*running[0])
+                    running.popleft()
+            while running:
+                yield self._result(*running[0])
+                running.popleft()
+        finally:
+            # Not canceled: ray.cancel, when the task ends at that moment, aborts this process
+            # ("Tried to complete task that was not pending", Ray 2.60).
+            self._dropped += [reference for _, reference in running]
+
+    def _map_on_actors(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Run tasks in processes that stay: what they load is loaded once in each."""
+        gpus = int(self._resource("GPU"))
+        actor_type = self._ray.remote(
+            num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=_RETRIES
+        )(_Worker)
+        actors: list[_Actor] = []
+        running: deque[tuple[T, Any, _Actor]] = deque()
+        try:
+            for item in items:
+                most = self._asked or gpus or self.workers
+                actor = min(actors, key=lambda one: len(one.waiting), default=None)
+                if actor is None or (actor.waiting and len(actors) < most):
+                    actor = _Actor(actor_type.remote(), [])
+                    actors.append(actor)
+                reference = actor.handle.run.remote(task, item)
+                actor.waiting.append(reference)
+                running.append((item, reference, actor))
+                if len(running) >= IN_FLIGHT * most:
+                    yield self._of_actor(*running[0])
+                    running.popleft()
+            while running:
+                yield self._of_actor(*running[0])
+                running.popleft()
+        finally:
+            for actor in actors:
+                self._ray.kill(actor.handle)
+
+    def _of_actor(self, item: object, reference: Any, actor: _Actor) -> Any:
+        result = self._result(item, reference)
+        actor.waiting.remove(reference)
+        return result
+
+    def _result(self, item: object, reference: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise error.cause from None
+        except errors.RayError as error:
+            raise PyidsError(
+                f"a Ray worker died at {item!r} ({_first_line(error)}): the same command goes on "
+                "where it stopped"
+            ) from None
+
+    def close(self) -> None:
+        """Wait for the tasks that still run; stop the cluster if this engine started it."""
+        if self._dropped:
+            self._ray.wait(self._dropped, num_returns=len(self._dropped))
+            self._dropped = []
+        if self._folder is not None:
+            self._ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+class _Worker:
+    """A process of the cluster that stays for the tasks of a stage."""
+
+    def run(self, task: Callable[[T], R], item: T) -> R:
+        return task(item)
+
+
+class _Actor(NamedTuple):
+    """A worker, and what it has been given and is not done with."""
+
+    handle: Any
+    waiting: list[Any]
+
+
+def _first_line(error: object) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _send_token() -> None:
+    """Let Ray send the token that this user has, as it does by itself where no address is named."""
+    if "RAY_AUTH_MODE" not in os.environ and _token_file().is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _token_source() -> str:
+    """Say which token was sent, never the token."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return "this process does not send"
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return "is not the one in RAY_AUTH_TOKEN"
+    return f"is not the one in {_token_file()}"
+
+
+def _started_cluster() -> str | None:
+    """Address of the cluster that ``ray start`` began on this machine.
+
+    Not what ``ray.init("auto")`` finds: that may be the private cluster of another process, which
+    ends when that process does.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip() or None
+    except OSError:
+        return None

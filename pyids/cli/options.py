@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from pyids.config import RunConfig, group_of
+from pyids.options import REPEATED
 
 # The options that are shown first, in this order.
 FIRST = (
@@ -15,8 +16,13 @@ FIRST = (
     "output_dir",
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
-# The others, in the order of the configuration.
-GROUPS = tuple(dict.fromkeys(group_of(name) for name in RunConfig.model_fields))
+# The others: these first, in this order.
+GROUPS = tuple(
+    dict.fromkeys(
+        ["Data", "Selection", "Budget", "Exclusion", "Target"]
+        + [group_of(name) for name in RunConfig.model_fields]
+    )
+)
 
 
 def shown_in(name: str) -> str:
@@ -60,7 +66,7 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
                 continue
             flag = f"--{name.replace('_', '-')}"
             text = field.description or ""
-            if name == "target":
+            if name in REPEATED:
                 option = click.option(flag, name, multiple=True, help=text)
             elif field.annotation is bool:
                 option = click.option(flag, name, is_flag=True, default=None, help=text)

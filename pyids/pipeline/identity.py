@@ -13,7 +13,7 @@ import orjson
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
 from pyids.data.remote import is_remote
-from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
+from pyids.data.sources import Source, fingerprint_files, fingerprint_sources, named_files
 from pyids.data.target import target_files
 from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError, DamagedError
@@ -25,7 +25,9 @@ from pyids.store.place import is_run_folder
 _MACHINE = {"data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"}
 
 # Known by what is in them, not by where they lie.
-_FILES = {"embeddings_file", "target", "target_embeddings_file"}
+_FILES = {"embeddings_file", "target", "target_embeddings_file"} | {
+    *("exclude", "exclude_embeddings_file", "already")
+}
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -39,12 +41,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             for name in config.data  # what is none of these is a name on the hub
         ]
     }
-    if config.target is not None:
-        paths["target"] = [
-            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
-            for name in config.target
-        ]
-    for name in ("embeddings_file", "target_embeddings_file"):
+    for several in ("target", "exclude", "already"):
+        if (names := getattr(config, several)) is not None:
+            paths[several] = [
+                os.path.abspath(name)
+                if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+                else name
+                for name in names
+            ]
+    for name in ("embeddings_file", "target_embeddings_file", "exclude_embeddings_file"):
         if (path := getattr(config, name)) is not None:
             paths[name] = os.path.abspath(path)
     return config.model_copy(update=paths)
@@ -66,6 +71,11 @@ def identity_of(
         files = [str(file) for file in target_files(config)]
         identity["target"] = fingerprint_files(files, store)
         del identity["target_embeddings_file"]
+    for name in ("exclude", "already"):
+        if names := getattr(config, name):
+            identity[name] = fingerprint_files(named_files(names), store)
+    if (path := config.exclude_embeddings_file) is not None:
+        identity["exclude_embeddings_file"] = fingerprint_files([path], store)
     return identity
 
 

@@ -13,6 +13,8 @@ from pyids.data.precomputed import take_vectors
 from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError, DataError
+from pyids.pipeline.counts import count, counted
+from pyids.pipeline.exclude import exclude, stands
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.stages import cluster, drop_near, embed, rate, rated, read
@@ -60,6 +62,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             write_mark(store.path, named(absolute))
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
+            if until == "cluster":
+                exclude(store, config, engine)
         if until == "cluster":
             _after_vectors(store, config)
         return store
@@ -146,6 +150,16 @@ def _missing(store: Store, *, needed: bool) -> DataError | None:
 
 def _after_vectors(store: Store, config: RunConfig, *, ours: bool = True) -> None:
     """Do the stages that need nothing but rows and vectors."""
+    if ours and not counted(store, config):
+        count(store, config)
+    if not stands(store, config):
+        if not ours:
+            raise ConfigError(
+                f"{store.path}: what it excludes is not there, and what a folder's config.yaml "
+                "names is not used unless you have named it: repeat the command that began the "
+                "run, with all its options"
+            )
+        exclude(store, config)
     cluster(store, config)
     drop_near(store, config)
     if not ours and not rated(store, config):

@@ -24,18 +24,26 @@ from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import check_format
 from pyids.errors import ConfigError
 from pyids.external import ExternalOptions
-from pyids.external import option as _option
+from pyids.options import (
+    BudgetOptions,
+    BudgetUnit,
+    ExclusionOptions,
+    TargetOptions,
+    check_budget_options,
+    explain,
+    option,
+)
 from pyids.parsing import (
     check_encoder,
     check_on_disk,
     check_url,
-    explain,
     parse_budget,
     parse_bytes,
     parse_clusters,
     parse_data,
     parse_format_map,
     parse_sample,
+    split_budget,
 )
 from pyids.registry import SCORERS, WEIGHT_UPDATES
 
@@ -57,124 +65,108 @@ Budget = Annotated[int | str, BeforeValidator(parse_budget)]
 
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_clusters)]
 
-Target = Annotated[list[str] | None, BeforeValidator(parse_data)]
-
 Sample = Annotated[int | str | None, BeforeValidator(parse_sample)]
 
 Bytes = Annotated[int | None, BeforeValidator(parse_bytes)]
 
 
-class RunConfig(ExternalOptions):
+class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions):
     """Everything that decides what a run selects, and how."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    data: Annotated[list[str], BeforeValidator(parse_data)] = _option(
+    data: Annotated[list[str], BeforeValidator(parse_data)] = option(
         "Data", "files, folders, globs or a hub name", min_length=1
     )
-    format: Annotated[str, AfterValidator(check_format)] = _option(
+    format: Annotated[str, AfterValidator(check_format)] = option(
         "Data",
         "how a row holds its conversation: auto (told of each row), messages, sharegpt, alpaca, "
         "text, or two columns (prompt/completion)",
         "auto",
     )
-    format_map: Annotated[str | None, AfterValidator(parse_format_map)] = _option(
+    format_map: Annotated[str | None, AfterValidator(parse_format_map)] = option(
         "Data",
         "columns of prompt and response (prompt=COLUMN+COLUMN,response=COLUMN), or a YAML file "
         "that names them",
         None,
     )
-    limit: int | None = _option("Data", "read only the first rows", None, ge=1)
-    max_row_bytes: int = _option("Data", "bytes of the longest row", 64 << 20, ge=1)
-    keep_duplicates: bool = _option("Data", "keep exact duplicates", False)
-    strict: bool = _option("Data", "treat unusable rows as errors instead of skipping them", False)
+    limit: int | None = option("Data", "read only the first rows", None, ge=1)
+    max_row_bytes: int = option("Data", "bytes of the longest row", 64 << 20, ge=1)
+    keep_duplicates: bool = option("Data", "keep exact duplicates", False)
+    strict: bool = option("Data", "treat unusable rows as errors instead of skipping them", False)
 
-    budget: Budget = _option("Selection", "rows to select: a number, or a share such as 5%")
-    rounds: int = _option("Selection", "rounds of draw, train, score, re-weight", 3, ge=1)
-    seed: int = _option("Selection", "seed of every random choice", 0, ge=0, lt=2**63)
-    quality: str | None = _option(
+    budget: Budget = option(
+        "Selection", "what to select: rows (10000), a share (5%), or tokens (20M-tokens)"
+    )
+    rounds: int = option("Selection", "rounds of draw, train, score, re-weight", 3, ge=1)
+    seed: int = option("Selection", "seed of every random choice", 0, ge=0, lt=2**63)
+    quality: str | None = option(
         "Selection", "column or signal that weights the rows inside a cluster", None
     )
-    rating_half_width: float | None = _option(
+    rating_half_width: float | None = option(
         "Selection",
         "score the quality of rows of each cluster only until the 95% interval of its mean is this "
         "wide either way; the others count as the mean (default: score every row)",
         None,
         gt=0,
     )
-    correct_ratings: bool = _option(
+    correct_ratings: bool = option(
         "Selection",
         "replace ratings of the quality that are improbable beside those of a row's neighbors",
         False,
     )
-    best_response: bool = _option(
+    best_response: bool = option(
         "Selection",
         "of several answers to one prompt keep the one that the base model finds likeliest",
         False,
     )
-    oversample: int = _option(
+    oversample: int = option(
         "Selection",
         "candidates drawn for each row kept: outliers of a cluster tend to be left out (1: no "
         "screening; 5 for pools with answers that are cut off or belong to other questions)",
         1,
         ge=1,
     )
-    allocation: Literal["proportional", "equal"] = _option(
+    allocation: Literal["proportional", "equal"] = option(
         "Selection",
         "the rows a cluster gives: proportional to weight x rows left, or to the weight alone",
         "proportional",
     )
 
-    target: Target = _option(
-        "Target",
-        "rows that show what the model is to learn (files, as DATA; may be repeated): rows like "
-        "them are preferred, they and near copies of them are never selected",
-        None,
-        min_length=1,
-    )
-    target_by: str | None = _option(
-        "Target",
-        "column of the target's rows that groups them into tasks (default: a task a file)",
-        None,
-    )
-    target_embeddings_file: str | None = _option(
-        "Target", "precomputed vectors of the target: a .npy file, row i for its row i", None
-    )
-
-    encoder: Annotated[str, AfterValidator(check_encoder)] = _option(
+    encoder: Annotated[str, AfterValidator(check_encoder)] = option(
         "Embedding", "encoder folder, hub name or alias", DEFAULT_ENCODER
     )
-    embeddings_file: str | None = _option(
+    embeddings_file: str | None = option(
         "Embedding",
         "precomputed vectors, row i for input row i: a .npy or parquet file (FILE:COLUMN), a Lance "
         "table, a folder or glob of them",
         None,
     )
-    embeddings_column: str | None = _option(
+    embeddings_column: str | None = option(
         "Embedding", "column of the data that holds precomputed vectors", None
     )
-    encoder_max_length: int | None = _option(
+    encoder_max_length: int | None = option(
         "Embedding", "longest text in tokens (default: the encoder's own limit)", None, ge=8
     )
-    long_text: LongText = _option(
+    long_text: LongText = option(
         "Embedding", "cut longer texts, or average the vectors of their chunks", "truncate"
     )
 
-    clusters: Clusters = _option(
+    clusters: Clusters = option(
         "Clustering", "number of clusters, or auto (default: by the size of the pool)", None
     )
-    kmeans_max_iter: int = _option("Clustering", "most Lloyd iterations", 25, ge=1)
-    kmeans_init: Literal["k-means++", "random", "two-level"] | None = _option(
+    kmeans_max_iter: int = option("Clustering", "most Lloyd iterations", 25, ge=1)
+    kmeans_init: Literal["k-means++", "random", "two-level"] | None = option(
         "Clustering", "how the first centers are found (default: by the work)", None
     )
-    kmeans_sample: Sample = _option(
+    kmeans_sample: Sample = option(
         "Clustering", "rows that the centers are fitted to, or all (default: by the work)", None
     )
-    metric: Literal["euclidean", "cosine"] = _option("Clustering", "distance", "euclidean")
-    zero_vectors: Literal["error", "drop"] = _option(
+    metric: Literal["euclidean", "cosine"] = option("Clustering", "distance", "euclidean")
+    zero_vectors: Literal["error", "drop"] = option(
         "Clustering", "rows whose vector is zero, which no cosine places", "error"
     )
-    semdedup_threshold: float | None = _option(
+    semdedup_threshold: float | None = option(
         "Clustering",
         "drop a row whose vector has at least this cosine to an earlier one of its cluster, "
         "such as 0.95 (default: keep all)",
@@ -183,86 +175,88 @@ class RunConfig(ExternalOptions):
         lt=1,
     )
 
-    model: str = _option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
-    proxy_model: str | None = _option(
+    model: str = option("Training", "base model: folder, hub name or alias", DEFAULT_MODEL)
+    proxy_model: str | None = option(
         "Training", "smaller model that is trained and scored in the rounds instead", None
     )
-    finetuning_type: Literal["lora", "full"] = _option(
+    finetuning_type: Literal["lora", "full"] = option(
         "Training", "a LoRA adapter, or all weights", "lora"
     )
-    lora_rank: int = _option("Training", "rank of the LoRA adapter", 16, ge=1)
-    learning_rate: float | None = _option(
+    lora_rank: int = option("Training", "rank of the LoRA adapter", 16, ge=1)
+    learning_rate: float | None = option(
         "Training", "peak learning rate (default: 5e-4 for LoRA, 2e-5 for full)", None, gt=0
     )
-    num_train_epochs: int = _option("Training", "passes over the rows selected so far", 1, ge=1)
-    batch_size: int = _option("Training", "rows in an optimizer step", 8, ge=1)
-    max_length: int = _option("Training", "longest conversation in tokens", 1024, ge=16)
+    num_train_epochs: int = option("Training", "passes over the rows selected so far", 1, ge=1)
+    batch_size: int = option("Training", "rows in an optimizer step", 8, ge=1)
+    max_length: int = option("Training", "longest conversation in tokens", 1024, ge=16)
 
-    system: Literal["error", "fold", "drop"] = _option(
+    system: Literal["error", "fold", "drop"] = option(
         "Training",
         "a system turn that the model's chat template refuses: an error, folded into the next "
         "user turn, or dropped",
         "error",
     )
 
-    scorer: Annotated[str, AfterValidator(SCORERS.check)] = _option(
+    scorer: Annotated[str, AfterValidator(SCORERS.check)] = option(
         "Scoring", "what a round's score is (with --target: target)", "sound-learnability"
     )
-    reward_model: str | None = _option(
+    reward_model: str | None = option(
         "Scoring", "sequence classifier that the scorer reward asks", None
     )
-    judge_url: Annotated[str, AfterValidator(check_url)] | None = _option(
+    judge_url: Annotated[str, AfterValidator(check_url)] | None = option(
         "Scoring", "OpenAI-compatible endpoint of the judge; key in OPENAI_API_KEY", None
     )
-    judge_model: str | None = _option("Scoring", "model at that endpoint", None)
-    judge_max_requests: int = _option(
-        "Scoring", "most requests to the judge in a run", 10_000, ge=1
-    )
-    probes_per_cluster: int = _option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
-    weight_update: Annotated[str, AfterValidator(WEIGHT_UPDATES.check)] = _option(
+    judge_model: str | None = option("Scoring", "model at that endpoint", None)
+    judge_max_requests: int = option("Scoring", "most requests to the judge in a run", 10_000, ge=1)
+    probes_per_cluster: int = option("Scoring", "unseen rows of a cluster scored a round", 8, ge=1)
+    weight_update: Annotated[str, AfterValidator(WEIGHT_UPDATES.check)] = option(
         "Scoring",
         "how scores change the cluster weights: exponential, linear, ucb, none",
         "exponential",
     )
-    temperature: float | None = _option(
+    temperature: float | None = option(
         "Scoring",
         "score that multiplies a weight by e (default: from the data)",
         None,
         gt=0,
     )
-    min_weight: float = _option(
+    min_weight: float = option(
         "Scoring", "smallest weight, as a share of an equal weight", 0.02, ge=0, lt=1
     )
 
-    engine: Literal["local", "ray"] = _option("Machine", "where shards are worked on", "local")
-    workers: int | None = _option(
+    engine: Literal["local", "ray"] = option("Machine", "where shards are worked on", "local")
+    workers: int | None = option(
         "Machine", "tasks at a time (default: 1; on ray the cluster's CPUs, or GPUs)", None, ge=1
     )
-    address: str | None = _option("Machine", "Ray cluster (default: RAY_ADDRESS, or here)", None)
-    threads: int | None = _option("Machine", "threads (default: every core)", None, ge=1)
-    max_memory: Bytes = _option(
+    address: str | None = option("Machine", "Ray cluster (default: RAY_ADDRESS, or here)", None)
+    threads: int | None = option("Machine", "threads (default: every core)", None, ge=1)
+    max_memory: Bytes = option(
         "Machine",
         "what clustering may take, as 4GB (default: a quarter of what is left)",
         None,
     )
-    device: str = _option(
+    device: str = option(
         "Machine", "auto, cpu or cuda", "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
-    dtype: Dtype = _option(
+    dtype: Dtype = option(
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = _option(
+    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = option(
         "Output", "run folder (default: runs/<name of the data>)", None
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _default_scorer(cls, options: Any) -> Any:
-        """With a target, what a round asks is what helps on it, unless another scorer is named."""
-        if isinstance(options, dict) and options.get("target"):
-            return {"scorer": TARGET_SCORER, **options}
-        return options
+    def _fill_in(cls, options: Any) -> Any:
+        """With a target, what a round asks is what helps on it, unless another scorer is named.
+
+        And a budget that names its unit, such as ``20M-tokens``, is taken apart.
+        """
+        if not isinstance(options, dict):
+            return options
+        scorer = {"scorer": TARGET_SCORER} if options.get("target") else {}
+        return {**scorer, **split_budget(options)}
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -282,6 +276,7 @@ class RunConfig(ExternalOptions):
                 f"budget {self.budget} is below the {self.rounds} rounds, which draw at least "
                 "one row each: raise --budget or lower --rounds"
             )
+        check_budget_options(self)
         for name in ("rating_half_width", "correct_ratings"):
             if getattr(self, name) and self.quality is None:
                 raise ValueError(f"--{name.replace('_', '-')} needs --quality: name one")
@@ -327,8 +322,13 @@ class RunConfig(ExternalOptions):
             return self.learning_rate
         return DEFAULT_LEARNING_RATES[self.finetuning_type]
 
+    @property
+    def unit(self) -> BudgetUnit:
+        """What the budget counts."""
+        return self.budget_unit or "rows"
+
     def budget_rows(self, n_rows: int) -> int:
-        """Rows to select out of `n_rows`.
+        """Rows to select out of `n_rows`, for a budget of rows.
 
         Raises
         ------
@@ -351,10 +351,17 @@ class RunConfig(ExternalOptions):
             )
         return budget
 
-    def cluster_count(self, n_rows: int) -> int:
+    def cluster_count(self, n_rows: int, budget_rows: int | None = None) -> int:
         """Clusters for `n_rows` rows: as asked, or sqrt(n / 2) with two rows a cluster and round.
 
         ``auto`` is not known before the rows are embedded; it counts as not asked here.
+
+        Parameters
+        ----------
+        n_rows
+            Rows of the pool.
+        budget_rows
+            Rows that the budget comes to; needed where it counts something else.
 
         Raises
         ------
@@ -367,7 +374,8 @@ class RunConfig(ExternalOptions):
                     f"clusters {self.clusters} is above the {n_rows} usable rows: lower --clusters"
                 )
             return self.clusters
-        drawable = self.budget_rows(n_rows) // (2 * self.rounds)
+        rows = self.budget_rows(n_rows) if budget_rows is None else budget_rows
+        drawable = rows // (2 * self.rounds)
         return max(1, min(round(math.sqrt(n_rows / 2)), drawable))
 
     def to_yaml(self) -> str:

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import shlex
 import string
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, model_validator
 
+from pyids.options import option
 from pyids.parsing import check_url
 from pyids.registry import TRAINERS
 
 # What stands in braces in a --train-command.
 PLACEHOLDERS = ("config", "data", "model", "output", "round", "seed")
-
-
-def option(group: str, help_text: str, default: Any = ..., **constraints: Any) -> Any:
-    """Declare a field with its help text and the group that the command line shows it in."""
-    return Field(default, description=help_text, json_schema_extra={"group": group}, **constraints)
 
 
 def parse_command(command: str) -> list[str]:

@@ -2,32 +2,131 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.format_map import check_format_map
 from pyids.errors import ConfigError
 
+_POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+# A whole number, or one with a power behind it: 20M, 1.5K.
+_NUMBER = re.compile(r"([+-]?\d+)|(\d+(?:\.\d+)?)([KMB])", re.IGNORECASE)
+
+
+_WITH_UNIT = re.compile(r"(.*\S)\s*-\s*(rows|response-tokens|tokens)")
+
 
 def parse_budget(value: object) -> object:
-    """Turn "500" into 500; keep "5%" as it is; refuse anything else."""
-    remedy = "give a number of rows (--budget 10000) or a share of the pool (--budget 5%)"
+    """Turn "500" into 500, "20M" into 20000000; keep "5%" as it is; refuse anything else."""
+    remedy = (
+        "give a number of rows (--budget 10000), a share of the pool (--budget 5%) or a number of "
+        "tokens (--budget 20M-tokens)"
+    )
     if isinstance(value, str):
         text = value.strip()
         if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
-            if not 0 < float(match[1]) <= 100:
+            if not 0 < Fraction(match[1]) <= 100:
                 raise ValueError(f"budget {text} is not above 0% and at most 100%: {remedy}")
             return f"{match[1]}%"
-        if not re.fullmatch(r"[+-]?\d+", text):
+        if (number := _whole(text)) is None:
             raise ValueError(f"budget {text!r} is not a number: {remedy}")
-        value = int(text)
+        value = number
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"budget {value!r} is not a whole number: {remedy}")
     if value < 1:
         raise ValueError(f"budget {value} is not positive: {remedy}")
     return value
+
+
+def _whole(text: str) -> int | None:
+    """Read a whole number, such as 500 or 1.5M; None where it is none."""
+    if not (match := _NUMBER.fullmatch(text)):
+        return None
+    if match[1]:
+        return int(match[1])
+    number = Fraction(match[2]) * _POWERS[match[3].upper()]
+    return int(number) if number.denominator == 1 else None
+
+
+def split_budget(options: dict[str, Any]) -> dict[str, Any]:
+    """Take a budget that names its unit apart: 20M-tokens are response tokens unless said.
+
+    Raises
+    ------
+    ValueError
+        The unit that is given beside it is another.
+    """
+    budget, unit = options.get("budget"), options.get("budget_unit")
+    if not isinstance(budget, str) or not (match := _WITH_UNIT.fullmatch(budget.strip())):
+        return options
+    fits = {"tokens": ("response-tokens", "tokens")}.get(match[2], (match[2],))
+    if unit not in (None, *fits):
+        raise ValueError(f"budget {budget} is not in {unit}: give one unit (--budget-unit)")
+    return {**options, "budget": match[1], "budget_unit": unit or fits[0]}
+
+
+def parse_amounts(value: object) -> object:
+    """Take ``["code=30%", "math=500"]`` or a mapping; give the amounts by name."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        pairs = [str(item).rpartition("=") for item in value]
+        if wrong := [item for item, pair in zip(value, pairs, strict=True) if not pair[0]]:
+            raise ValueError(f"{wrong[0]!r} is no NAME=AMOUNT: write it as code=30% or code=2000")
+        names = [name for name, _, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"group {twice[0]!r} is given twice: give it once")
+        value = {name: amount for name, _, amount in pairs}
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.40} holds no amounts of groups: write NAME=AMOUNT")
+    return {str(name): _amount(str(name), given) for name, given in value.items()}
+
+
+def _amount(name: str, given: object) -> int | str:
+    text = str(given).strip()
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
+        if Fraction(match[1]) <= 100:
+            return f"{match[1]}%"
+    elif not isinstance(given, bool) and (number := _whole(text)) is not None and number >= 0:
+        return number
+    raise ValueError(
+        f"{name}={text}: neither a share of the budget up to 100% (30%) nor a whole number (2000)"
+    )
+
+
+def parse_mix(value: object) -> object:
+    """Take a mapping of groups to numbers, or the YAML file that holds it."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        try:
+            read = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{value}: cannot be read as a YAML mix of groups: {reason}") from None
+        where = f"{value}: "
+    else:
+        read, where = value, ""
+    if not isinstance(read, dict) or not read:
+        raise ValueError(f"{where}no mapping of groups to numbers: write lines such as `code: 2`")
+    for name, number in read.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{where}group {name!r} has {number!r:.40}: give it a number")
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{where}group {name!r} has {number}: give it 0 or more")
+    if not any(read.values()):
+        raise ValueError(f"{where}every group has 0: give at least one more")
+    return {str(name): float(number) for name, number in read.items()}
 
 
 def parse_data(value: object) -> object:
@@ -144,25 +243,3 @@ def parse_bytes(value: object) -> object:
     if match is None or not float(match[1]) > 0:
         raise ValueError(f"max_memory {value!r} is no size: write it as 4GB or 512MiB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " "))
-
-
-def explain(problem: Any) -> str:
-    """Say in one line what pydantic finds wrong with an option."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    names = [str(part) for part in problem["loc"] if isinstance(part, str)]
-    option = names[0] if names else ""
-    if problem["type"] == "value_error" or not option:
-        return message
-    if problem["type"] == "missing" and option == "data":
-        return "data is missing: name it as DATA (`pyids ask`: --data), or as data in the config"
-    if problem["type"] == "missing":
-        return f"{option} is missing: give --{option.replace('_', '-')}"
-    if problem["type"] == "extra_forbidden":
-        return f"{option} is not an option: `pyids run --help` lists them"
-    return f"{option} = {_brief(problem['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def _brief(value: object) -> str:
-    """Show a value that was given, on one line, whatever its size."""
-    shown = " ".join(repr(value).split()) if isinstance(value, str | int | float | list) else ""
-    return shown if 0 < len(shown) <= 60 else f"a {type(value).__name__}"

@@ -22,6 +22,7 @@ from pyids.data.sources import open_sources
 from pyids.device import device
 from pyids.errors import ConfigError
 from pyids.models.hub import round_model
+from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
 from pyids.pipeline.identity import named, saved_config
@@ -88,7 +89,7 @@ class Selection:
         self.store = store
         self.config = config
         self.callbacks = Callbacks((LogRounds(), *callbacks))
-        self.budget = config.budget_rows(store.kept)
+        self.budget = budget_of(store, config).rows
         self.draws = open_draws(store, config)
         self.labels, self.rounds = self.draws.labels, self.draws.rounds
         self._named = True  # whether this user has named what the configuration names
@@ -188,7 +189,7 @@ class Selection:
                 selected = self._screen(n, quotas, config.oversample)
             else:
                 selected = self.draws.rows(n, quotas)
-            self.rounds.save_draw(n, quotas, selected)
+            self.rounds.save_draw(n, self.draws.settled(quotas, selected), selected)
             self.callbacks.on_draw(self, n)
         return True
 
@@ -336,8 +337,7 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        target = {} if self.draws.target is None else {"target": self.draws.target.metadata()}
-        self.store.write_manifest({**metadata(self.store, self.config), **target})
+        self.store.write_manifest({**metadata(self.store, self.config), **self.draws.metadata()})
         return path
 
     def result(self, path: str | Path) -> Result:

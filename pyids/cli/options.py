@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from pyids.config import RunConfig, group_of
+from pyids.options import REPEATED
 
 # The options that are shown first, in this order.
 FIRST = (
@@ -25,7 +26,10 @@ FIELDS = tuple(
         if name in RunConfig.model_fields
     )
 )
-GROUPS = tuple(dict.fromkeys(group_of(name) for name in FIELDS))
+# The others: these first, in this order.
+GROUPS = tuple(
+    dict.fromkeys(["Data", "Selection", "Budget", "Exclusion", "Target", *map(group_of, FIELDS)])
+)
 
 
 def shown_in(name: str) -> str:
@@ -70,7 +74,7 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
                 continue
             flag = f"--{name.replace('_', '-')}"
             text = field.description or ""
-            if name == "target":
+            if name in REPEATED:
                 option = click.option(flag, name, multiple=True, help=text)
             elif field.annotation is bool:
                 option = click.option(flag, name, is_flag=True, default=None, help=text)

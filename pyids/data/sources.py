@@ -155,6 +155,11 @@ def open_sources(
     ]
 
 
+def named_files(names: Sequence[str]) -> list[str]:
+    """Return the files that `names` stand for, whatever their rows hold; see `open_sources`."""
+    return [source.path for source in open_sources(names, format="text")] if names else []
+
+
 def _find(name: str) -> Iterator[Source]:
     path = Path(name)
     if is_remote(name):

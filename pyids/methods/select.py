@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from pyids.data.export import Selected, export
 from pyids.device import device
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
+from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
 from pyids.methods.pool import Influences
+from pyids.options import BudgetOptions, ExclusionOptions
 from pyids.pipeline import stages
 from pyids.pipeline.best_response import other_responses
+from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
+from pyids.pipeline.counts import count_beside, groups_of, tokens_of
+from pyids.pipeline.exclude import Excluded, exclude, excluded, stands
 from pyids.pipeline.identity import named, saved_config
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
@@ -38,6 +44,8 @@ _OF_A_JUDGE = (
 # What may differ from the configuration of the run folder that is selected from.
 _OF_A_SELECTION = {
     *("budget", "seed", "quality", "model", "threads", "device"),
+    *BudgetOptions.model_fields,
+    *ExclusionOptions.model_fields,
     *("target", "target_by", "target_embeddings_file"),
     *("rating_half_width", "correct_ratings", *_OF_A_JUDGE),
 }
@@ -120,10 +128,11 @@ def select_from_folder(
             "another --output-dir"
         )
     own = "model" in changes or config.model == DEFAULT_MODEL
-    if config.quality is not None and not own and not is_ours(Path(folder), named(folder_config)):
+    asked = config.quality is not None or config.unit != "rows"
+    if asked and not own and not is_ours(Path(folder), named(folder_config)):
         raise ConfigError(
             f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
-            "--model for the quality"
+            "--model for the quality, or for the tokens"
         )
 
     def open_folder(config: RunConfig, until: Stage) -> Store:
@@ -148,14 +157,18 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
     if until == "cluster":
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
-            of_the_draw -= {"budget", "rounds"}
+            of_the_draw -= {"budget", "budget_unit", "rounds"}
     saved = saved_config(config.output_path)
     return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
 
 
-def make_pool(store: Store, config: RunConfig, quality: Float64 | None) -> Pool:
-    """Make the pool less what no method selects: repeats of the target, worse answers."""
+def make_pool(
+    store: Store, config: RunConfig, quality: Float64 | None, never: Int64 | None = None
+) -> Pool:
+    """Make the pool less what no method selects: repeats of the target, worse answers, `never`."""
     others = other_responses(store, config)
+    if never is not None:
+        others = np.union1d(others, never)
     if config.target is None:
         pool = pool_from_store(store, quality=quality, threads=config.threads)
         return pool.without(others)
@@ -195,6 +208,57 @@ def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influenc
     return influences
 
 
+def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target: Path) -> Excluded:
+    """Find what must not be selected; listed beside `target` where it is not what the run excludes.
+
+    Raises
+    ------
+    ConfigError
+        The folder's configuration names files, and this user has not.
+    """
+    fields = ExclusionOptions.model_fields
+    if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
+        stem = target.stem.removeprefix("selected-")
+        listing = target.with_name(f"selected-{stem}-excluded.jsonl")
+        return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
+    if stands(store, config):
+        return excluded(store, config)
+    if not is_ours(store.path, named(folder_config)):
+        raise ConfigError(
+            f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
+        )
+    return exclude(store, config)
+
+
+def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) -> Int64:
+    """Select what the budget allows, in its unit and within the bounds of groups."""
+    if config.unit == "rows" and config.group_by is None:
+        budget = config.budget_rows(store.kept)
+        if budget > len(pool):
+            raise ConfigError(
+                f"budget {budget} is above the {len(pool)} rows that neither repeat the target nor "
+                "have a likelier answer: lower --budget"
+            )
+        return choose(pool, budget)
+    total = budget_of(store, config).total
+    places = np.searchsorted(_kept(store), pool.row_ids)
+    units = np.ones(len(pool), np.int64)
+    if config.unit != "rows":
+        units = np.concatenate([tokens_of(store, s) for s in store.shards])[places]
+    check_room(units, total, words(config.unit))
+    if config.group_by is None:
+        return choose_units(choose, pool, units, total, config.seed)
+    names = names_of(store, config)
+    groups = np.concatenate([groups_of(store, s, names) for s in store.shards])[places]
+    held = np.bincount(groups, weights=units, minlength=len(names)).astype(np.int64)
+    bounds = bounds_of(names, config, total, held)
+    return choose_groups(choose, pool, units, groups, bounds, total, config.seed)
+
+
+def _kept(store: Store) -> Int64:
+    return np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
+
+
 def _select(
     open_folder: Callable[[RunConfig, Stage], Store],
     folder_config: RunConfig,
@@ -219,22 +283,18 @@ def _select(
         )
     until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
+        count_beside(store, config)
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = stages.quality(store, config) if rated else None
-        pool = make_pool(store, config, quality)
-        budget = config.budget_rows(store.kept)
-        if budget > len(pool):
-            raise ConfigError(
-                f"budget {budget} is above the {len(pool)} rows that neither repeat the target nor "
-                "have a likelier answer: lower --budget"
-            )
-        row_ids = chosen(pool, budget, seed=config.seed, **settings)
+        name = method.replace(":", "-")
+        target = Path(path or store.path / f"selected-{name}.jsonl")
+        without = _excluded(store, config, folder_config, target)
+        pool = make_pool(store, config, quality, without.ids)
+        row_ids = _rows_within(store, config, pool, partial(chosen, seed=config.seed, **settings))
         clusters = None
         if until == "cluster":
             clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]
         logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
-        name = method.replace(":", "-")
-        target = path or store.path / f"selected-{name}.jsonl"
         selected = Selected(row_ids=row_ids, clusters=clusters)
         written = export(store, selected, target)
         chosen_rows = selected.sorted()

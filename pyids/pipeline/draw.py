@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -18,6 +19,8 @@ from pyids.config import RunConfig
 from pyids.data.export import Selected
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.best_response import other_responses
+from pyids.pipeline.budget import budget_of
+from pyids.pipeline.exclude import NOTHING, Excluded, excluded
 from pyids.pipeline.stages import row_weights
 from pyids.pipeline.target import PoolTarget
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
@@ -44,7 +47,9 @@ class Draws:
         What is selected for, if anything.
     left_out
         int64, ascending: ids of rows that are never drawn, because they repeat the target or have
-        a likelier answer beside them.
+        a likelier answer beside them, are excluded or trained on already.
+    excluded
+        Which of them are because of the last two.
     """
 
     store: Store
@@ -53,10 +58,16 @@ class Draws:
     labels: Labels
     target: PoolTarget | None = None
     left_out: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    excluded: Excluded = NOTHING
 
     def seed(self, purpose: bytes, n: int) -> int:
         """Return a seed for one purpose in round `n`."""
         return xxhash.xxh3_64_intdigest(b"%b of round %d" % (purpose, n), self.config.seed) >> 1
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the manifest says of the draws, JSON values."""
+        target = {} if self.target is None else {"target": self.target.metadata()}
+        return {**target, **self.excluded.facts}
 
     def quotas(self, n: int) -> Int64:
         """Share the budget of round `n` among the clusters, summing to it exactly; int64 (K,)."""
@@ -102,6 +113,10 @@ class Draws:
             allow_fewer=True,
             n_threads=self.config.threads,
         )
+
+    def settled(self, quotas: Int64, selected: Int64) -> Int64:
+        """Give the rows of each cluster, int64 (K,), that were drawn by these quotas."""
+        return quotas
 
     def probes(self, n: int) -> Int64:
         """Draw the unseen rows to score in round `n`, some of each cluster; ids, ascending."""
@@ -151,22 +166,32 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
     Raises
     ------
     ConfigError
-        The budget is above the rows that may be drawn.
+        The budget is above what may be drawn, or its groups have no quotas within their bounds.
     """
-    labels, budget = store.labels(), config.budget_rows(store.kept)
+    labels, budget = store.labels(), budget_of(store, config)
     target = PoolTarget.of_run(store, config) if config.target is not None else None
-    left_out = other_responses(store, config)
+    without = excluded(store, config)
+    left_out = np.union1d(other_responses(store, config), without.ids)
     if target is not None:
         left_out = np.union1d(left_out, target.copies)
     sizes = store.cluster_sizes
     sizes = sizes - np.bincount(clusters_of(store, labels, left_out), minlength=len(sizes))
-    if budget > sizes.sum():
+    counted = config.unit != "rows" or config.group_by is not None or len(without.already) > 0
+    if not counted and budget.rows > sizes.sum():
         raise ConfigError(
-            f"budget {budget} is above the {sizes.sum()} rows that neither repeat the target nor "
-            "have a likelier answer: lower --budget"
+            f"budget {budget.rows} is above the {sizes.sum()} rows that neither repeat the target "
+            f"nor {'are excluded or ' if config.exclude else ''}have a likelier answer: lower "
+            "--budget"
         )
-    first = None if target is None else target.cluster_weights(sizes, budget, left_out)
-    return Draws(store, config, Rounds(store, sizes, first), labels, target, left_out)
+    first = None if target is None else target.cluster_weights(sizes, budget.rows, left_out)
+    plain = Draws(store, config, Rounds(store, sizes, first), labels, target, left_out, without)
+    if not counted:
+        return plain
+    from pyids.pipeline.budgeted import BudgetedDraws
+
+    draws = BudgetedDraws.of(plain, budget, without.already)
+    draws.check()
+    return draws
 
 
 def draw_rows(

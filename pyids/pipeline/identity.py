@@ -13,7 +13,7 @@ import orjson
 from pyids.config import RunConfig, load_config, make_config
 from pyids.data.folders import parse_name
 from pyids.data.remote import is_remote
-from pyids.data.sources import Source, fingerprint_files, fingerprint_sources
+from pyids.data.sources import Source, fingerprint_files, fingerprint_sources, named_files
 from pyids.data.target import target_files
 from pyids.data.vector_files import vector_paths
 from pyids.errors import ConfigError, DamagedError
@@ -28,7 +28,9 @@ _MACHINE = {
 }
 
 # Known by what is in them, not by where they lie.
-_FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"}
+_FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"} | {
+    *("exclude", "exclude_embeddings_file", "already")
+}
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -42,12 +44,17 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             for name in config.data  # what is none of these is a name on the hub
         ]
     }
-    if config.target is not None:
-        paths["target"] = [
-            os.path.abspath(name) if Path(name).exists() or glob.has_magic(name) else name
-            for name in config.target
-        ]
-    for name in ("embeddings_file", "target_embeddings_file", "train_config"):
+    for several in ("target", "exclude", "already"):
+        if (names := getattr(config, several)) is not None:
+            paths[several] = [
+                os.path.abspath(name)
+                if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+                else name
+                for name in names
+            ]
+    for name in (
+        *("embeddings_file", "target_embeddings_file", "exclude_embeddings_file", "train_config"),
+    ):
         if (path := getattr(config, name)) is not None:
             paths[name] = os.path.abspath(path)
     return config.model_copy(update=paths)
@@ -73,6 +80,11 @@ def identity_of(
         # By its content alone: it may move, and have another name.
         [content] = fingerprint_files([config.train_config], store)
         identity["train_config"] = {k: v for k, v in content.items() if k != "name"}
+    for name in ("exclude", "already"):
+        if names := getattr(config, name):
+            identity[name] = fingerprint_files(named_files(names), store)
+    if (path := config.exclude_embeddings_file) is not None:
+        identity["exclude_embeddings_file"] = fingerprint_files([path], store)
     return identity
 
 

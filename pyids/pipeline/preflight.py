@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyids.chat.formats import list_columns
 from pyids.config import RunConfig
+from pyids.data.exclude import read_held_out
 from pyids.data.ingest import check, describe
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
@@ -21,7 +22,7 @@ from pyids.data.vector_files import open_vectors
 from pyids.data.zero_vectors import check_zero_vectors
 from pyids.device import device
 from pyids.engine import make_engine
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, DataError
 from pyids.models.raters import judge_endpoint
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.identity import identity_of
@@ -58,11 +59,38 @@ def check_inputs(config: RunConfig) -> list[Source]:
     )
     if config.target is not None:
         read_target(config)
+    _check_exclusion(config)
+    if config.unit != "rows":
+        _check_tokenizer(config)
     if config.quality == "judge":
         judge_endpoint(config)
     elif config.quality is not None:
         _check_quality(config.quality, config.model, sources)
     return sources
+
+
+def _check_exclusion(config: RunConfig) -> None:
+    """Read the held-out rows, and find what is trained on already."""
+    if config.exclude is not None:
+        rows = len(read_held_out(config.exclude))
+        if (path := config.exclude_embeddings_file) is not None and len(open_vectors(path)) != rows:
+            raise DataError(
+                f"{path}: {len(open_vectors(path))} vectors for {rows} held-out rows: row i of it "
+                "is the vector of held-out row i (--exclude-embeddings-file)"
+            )
+    if config.already is not None:
+        open_sources(config.already)
+
+
+def _check_tokenizer(config: RunConfig) -> None:
+    """Find the model whose tokens the budget counts."""
+    from pyids.models.hub import resolve_model
+
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "a budget in tokens needs the package transformers: pip install 'pyids-select[train]'"
+        )
+    resolve_model(config.model)
 
 
 def _check_quality(quality: str, default_model: str, sources: Sequence[Source]) -> None:

@@ -17,6 +17,8 @@ from pyids.data.vector_files import vector_paths
 from pyids.device import device
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError, DataError
+from pyids.pipeline.counts import count, counted
+from pyids.pipeline.exclude import exclude, stands
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.stages import cluster, drop_near, embed, rate, rated, read
@@ -69,6 +71,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
             if until == "cluster":
+                exclude(store, config, engine)
                 _after_vectors(store, config, engine)
         return store
 
@@ -164,6 +167,16 @@ def _after_vectors(
     store: Store, config: RunConfig, engine: Engine | None = None, *, ours: bool = True
 ) -> None:
     """Do the stages that need nothing but rows and vectors; by default in this process."""
+    if ours and not counted(store, config):
+        count(store, config, engine)
+    if not stands(store, config):
+        if not ours:
+            raise ConfigError(
+                f"{store.path}: what it excludes is not there, and what a folder's config.yaml "
+                "names is not used unless you have named it: repeat the command that began the "
+                "run, with all its options"
+            )
+        exclude(store, config, engine)
     cluster(store, config, engine)
     drop_near(store, config, engine)
     if not ours and not rated(store, config):

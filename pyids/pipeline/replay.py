@@ -115,14 +115,21 @@ class Replay:
     def derive(self, n: int, name: str) -> NDArray[Any]:
         """Derive ``quotas``, ``selected``, ``probes`` or ``weights`` of round `n`, from 0."""
         if name == "quotas":
-            return self.draws.quotas(n)
+            return self._quotas(n)
         if name == "probes":
             return self.draws.probes(n)
-        return self._selected(n) if name == "selected" else self._weights(n)
+        if name == "weights":
+            return self._weights(n)
+        return self._selected(n, self.draws.rounds.quotas(n))
 
-    def _selected(self, n: int) -> Int64:
+    def _quotas(self, n: int) -> Int64:
+        quotas = self.draws.quotas(n)
+        if not self.draws.rounds.stands(n, "candidates"):
+            return quotas
+        return self.draws.settled(quotas, self._selected(n, quotas))
+
+    def _selected(self, n: int, quotas: Int64) -> Int64:
         rounds = self.draws.rounds
-        quotas = rounds.quotas(n)
         if not rounds.stands(n, "candidates"):
             return self.draws.rows(n, quotas)
         table = rounds.candidates(n)

@@ -24,6 +24,8 @@ from pyids.data.sources import Source
 from pyids.device import device, find_device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
+from pyids.pipeline.budget import budget_of
+from pyids.pipeline.counts import count
 from pyids.pipeline.kmeans_plan import describe as describe_plan
 from pyids.pipeline.kmeans_plan import kmeans_plan
 from pyids.pipeline.streamed import Clusters, fit
@@ -72,8 +74,8 @@ def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Eng
         progress=lambda rows, done, total: report("read", done, total, "bytes"),
     )
     logger.info("%s", describe(intake))
-    config.budget_rows(intake.kept)
-    config.cluster_count(intake.kept)
+    count(store, config, engine)
+    config.cluster_count(intake.kept, budget_of(store, config).rows)
     return intake
 
 
@@ -300,7 +302,7 @@ def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -
 def choose_clusters(store: Store, config: RunConfig) -> int:
     """Return the number of clusters; for ``auto`` the best silhouette, kept in ``auto_k.json``."""
     if config.clusters != "auto":
-        return config.cluster_count(store.kept)
+        return config.cluster_count(store.kept, budget_of(store, config).rows)
     path = store.path / "auto_k.json"
     inputs = {
         "embeddings": _vectors_of(store),
@@ -340,7 +342,7 @@ def drop_near(store: Store, config: RunConfig, engine: Engine | None = None) -> 
         "dropped %d rows that are near one of their cluster (cosine at least %g): %d stay",
         *(gone, config.semdedup_threshold, store.kept),
     )
-    config.budget_rows(store.kept)
+    budget_of(store, config)
 
 
 def rate(store: Store, config: RunConfig) -> None:

@@ -1,0 +1,378 @@
+"""Rows that are never drawn: what held-out rows exclude, and what is trained on already.
+
+``excluded/`` holds their ids, and of each shard what was found; ``excluded.jsonl`` lists each row
+with the held-out row that it matches and why. Once made, a run folder needs the files no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from pyids._typing import Int64
+from pyids.config import RunConfig
+from pyids.data.exact_dedup import places
+from pyids.data.exclude import NGRAM, Held, HeldOut, Match, Options, read_held_out
+from pyids.data.ingest import ingest
+from pyids.data.sources import fingerprint_files, named_files, open_sources
+from pyids.data.vector_files import open_vectors
+from pyids.device import device
+from pyids.engine import Engine, LocalEngine
+from pyids.errors import DataError
+from pyids.progress import report
+from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
+from pyids.store.folder import Shard, Store
+from pyids.store.ledger import begin, checked, load_npy, load_sealed, read_entry, write_entry
+
+logger = logging.getLogger("pyids")
+
+# To be raised when the same rows would be excluded otherwise.
+_VERSION = 1
+_BLOCK_ROWS = 4096
+# How far a product of float32 vectors of unit length may be from the exact one, and more.
+_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Rows that are never drawn.
+
+    Attributes
+    ----------
+    rows
+        int64, ascending: what held-out rows exclude.
+    already
+        int64, ascending: what is trained on already.
+    facts
+        What the manifest says of them, JSON values.
+    """
+
+    rows: Int64
+    already: Int64
+    facts: dict[str, Any]
+
+    @property
+    def ids(self) -> Int64:
+        """All of them, ascending."""
+        return np.union1d(self.rows, self.already)
+
+
+NOTHING = Excluded(np.empty(0, np.int64), np.empty(0, np.int64), {})
+
+
+def exclude(
+    store: Store,
+    config: RunConfig,
+    engine: Engine | None = None,
+    *,
+    folder: Path | None = None,
+    listing: Path | None = None,
+) -> Excluded:
+    """Find the rows that must not be drawn, once.
+
+    Parameters
+    ----------
+    store
+        Its rows have been read and, for ``exclude_cosine``, embedded.
+    config
+        What excludes them.
+    engine
+        Where shards are worked on.
+    folder, listing
+        Where to; ``excluded/`` and ``excluded.jsonl`` of the run folder unless given.
+
+    Raises
+    ------
+    DataError
+        Held-out rows or their vectors cannot be read, or do not fit.
+    """
+    if config.exclude is None and config.already is None:
+        return NOTHING
+    folder = folder or store.path / "excluded"
+    listing = listing or store.path / "excluded.jsonl"
+    inputs = _inputs(store, config)
+    entry = folder / "index.json"
+    if read_entry(entry, inputs) is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        begin(entry)
+        matches = _matches(store, config, engine or LocalEngine(), folder, inputs)
+        already = _rows_with(store, _digests(config.already)) if config.already else []
+        _write(store, config, folder, listing, matches, already, inputs)
+    return excluded(store, config, folder)
+
+
+def excluded(store: Store, config: RunConfig, folder: Path | None = None) -> Excluded:
+    """Return what `exclude` has found, from the run folder alone.
+
+    Raises
+    ------
+    DamagedError
+        It is missing or damaged.
+    """
+    if config.exclude is None and config.already is None:
+        return NOTHING
+    folder = folder or store.path / "excluded"
+    facts = load_sealed(folder / "index.json")["facts"]
+    kept = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
+    rows, already = (load_npy(folder / f"{name}.npy") for name in ("rows", "already"))
+    return Excluded(np.intersect1d(kept, rows), np.intersect1d(kept, already), facts)
+
+
+def stands(store: Store, config: RunConfig) -> bool:
+    """Whether `exclude` has found the rows of a run folder, or has none to find."""
+    nothing = config.exclude is None and config.already is None
+    return nothing or (store.path / "excluded" / "index.json").exists()
+
+
+def _inputs(store: Store, config: RunConfig) -> dict[str, Any]:
+    """Collect what decides which rows go."""
+    inputs: dict[str, Any] = {
+        "version": _VERSION,
+        "rows": [store.fingerprint(shard) for shard in store.shards],
+        "exclude": fingerprint_files(named_files(config.exclude or []), store),
+        "already": fingerprint_files(named_files(config.already or []), store),
+        "ngram": config.exclude_ngram or NGRAM,
+        "overlap": config.exclude_overlap,
+    }
+    if config.exclude_cosine is not None:
+        entries = [store.artifact("embeddings", shard, ".json") for shard in store.shards]
+        inputs["cosine"] = config.exclude_cosine
+        inputs["vectors"] = fingerprint([load_sealed(entry)["files"] for entry in entries])
+    return inputs
+
+
+# ---- held-out rows -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What `_exclude_shard` needs: paths and numbers."""
+
+    folder: str
+    shard: Shard
+    out: str
+    held_out: str
+    vectors: str | None
+    cosine: float | None
+    n: int
+    overlap: float | None
+    inputs: dict[str, Any]
+
+
+def _matches(
+    store: Store, config: RunConfig, engine: Engine, folder: Path, inputs: dict[str, Any]
+) -> dict[Shard, list[Match]]:
+    """Compare every row with the held-out rows, shard by shard; give the matches."""
+    if config.exclude is None:
+        return {}
+    held = read_held_out(config.exclude)
+    store.scratch.mkdir(exist_ok=True)
+    path, vectors = store.scratch / "held-out.jsonl", None
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        for row in held:
+            file.write(orjson.dumps(_as_json(row)) + b"\n")
+    if config.exclude_cosine is not None:
+        vectors = store.scratch / "held-out.npy"
+        with atomic_write(vectors) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array(file, _vectors(store, config, held), allow_pickle=False)
+    shared = {key: value for key, value in inputs.items() if key not in ("rows", "already")}
+    tasks = [
+        _Task(
+            *(str(store.path), shard, str(folder / f"{shard.name}.json"), str(path)),
+            *(str(vectors) if vectors else None, config.exclude_cosine),
+            *(int(inputs["ngram"]), config.exclude_overlap),
+            {**shared, "rows": store.fingerprint(shard)},
+        )
+        for shard in store.shards
+    ]
+    found, done = {}, 0
+    for task, matches in zip(tasks, engine.map(_exclude_shard, tasks), strict=True):
+        found[task.shard] = [Match(row_id, number, *rest) for row_id, number, *rest in matches]
+        done += task.shard.rows
+        report("exclude", done, store.rows_read)
+    return found
+
+
+def _exclude_shard(task: _Task) -> list[list[Any]]:
+    """Compare the rows of one shard; idempotent."""
+    out = Path(task.out)
+    try:
+        done = read_sealed(out)
+        if done["made_of"] == task.inputs:
+            return list(done["matches"])
+    except (FileNotFoundError, DataError):
+        pass
+    store = Store(task.folder)
+    held = _held_out(task.held_out, task.n, task.overlap)
+    rows = ((row.row_id, row.messages) for row in store.iter_rows(task.shard))
+    matches = {match.row_id: match for match in held.find(rows)}
+    if task.vectors is not None:
+        assert task.cosine is not None
+        for match in _near(store, task.shard, np.load(task.vectors), task.cosine):
+            matches.setdefault(match.row_id, match)
+    found = [list(matches[row_id]) for row_id in sorted(matches)]
+    return list(write_sealed(out, {"made_of": task.inputs, "matches": found})["matches"])
+
+
+@lru_cache(maxsize=1)
+def _held_out(path: str, n: int, overlap: float | None) -> HeldOut:
+    """Make held-out rows ready, once a process."""
+    lines = Path(path).read_bytes().splitlines()
+    return HeldOut([_from_json(orjson.loads(line)) for line in lines], Options(n, overlap))
+
+
+def _as_json(row: Held) -> list[Any]:
+    key = None if row.digest is None else row.digest.hex()
+    return [row.place, key, *([text.decode() for text in texts] for texts in row[2:4])]
+
+
+def _from_json(row: list[Any]) -> Held:
+    place, key, prompts, texts = row
+    digest = None if key is None else bytes.fromhex(key)
+    return Held(place, digest, tuple(map(str.encode, prompts)), tuple(map(str.encode, texts)), [])
+
+
+def _vectors(store: Store, config: RunConfig, held: Sequence[Held]) -> NDArray[np.float64]:
+    """Give the vectors of held-out rows at unit length, float64 (Q, D)."""
+    if (path := config.exclude_embeddings_file) is not None:
+        given = open_vectors(path)
+        if len(given) != len(held):
+            raise DataError(
+                f"{path}: {len(given)} vectors for {len(held)} held-out rows: row i of it is the "
+                "vector of held-out row i (--exclude-embeddings-file)"
+            )
+        vectors = np.asarray(given.take(np.arange(len(given))), np.float64)
+    elif config.has_vectors:
+        raise DataError(
+            "the vectors of the pool are given, so those of the held-out rows must be, too: name "
+            "them with --exclude-embeddings-file, or leave --exclude-cosine out"
+        )
+    else:
+        from pyids.chat.template import text_of
+        from pyids.pipeline.stages import find_encoder
+
+        encoder = find_encoder(
+            config.encoder, config.encoder_max_length, config.long_text, device(config),
+            config.dtype,
+        )  # fmt: skip
+        made = encoder.encode([text_of(row.messages) for row in held])
+        vectors = made.astype(np.float16).astype(np.float64)
+    dim = load_npy(store.artifact("embeddings", store.shards[0])).shape[1]
+    if vectors.shape[1] != dim:
+        raise DataError(
+            f"held-out vectors of {vectors.shape[1]} dimensions, those of the pool have {dim}: "
+            "embed both with the same encoder"
+        )
+    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    if len(bad := np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))):
+        raise DataError(f"{held[bad[0]].place}: its vector is zero or not finite: embed it again")
+    return np.asarray(vectors / lengths)
+
+
+def _near(
+    store: Store, shard: Shard, held: NDArray[np.float64], threshold: float
+) -> Iterator[Match]:
+    """Find rows whose vector has a cosine of at least the threshold to a held-out row's.
+
+    Products of float32 say which pairs may; these are computed in float64, which decides.
+    """
+    vectors, ids = load_npy(store.artifact("embeddings", shard)), store.row_ids(shard)
+    small = np.ascontiguousarray(held.astype(np.float32).T)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = np.asarray(vectors[start : start + _BLOCK_ROWS], np.float32)
+        lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
+        units = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
+        products = units @ small
+        for row in np.flatnonzero(products.max(axis=1, initial=-1) >= threshold - _SLACK).tolist():
+            exact = np.asarray(vectors[start + row], np.float64)
+            exact = exact / np.sqrt(np.square(exact).sum())
+            pairs = np.flatnonzero(products[row] >= threshold - _SLACK)
+            cosines = np.array([(exact * held[pair]).sum() for pair in pairs])
+            best = int(cosines.argmax())
+            if cosines[best] >= threshold:
+                share = float(min(1.0, cosines[best]))
+                yield Match(int(ids[start + row]), int(pairs[best]), "vector", 0, share)
+
+
+# ---- what is trained on already ------------------------------------------------------------------
+
+
+def _digests(names: Sequence[str]) -> set[bytes]:
+    """Read rows that are trained on already; their digests."""
+    import tempfile
+
+    import pyarrow.parquet as pq
+
+    found: set[bytes] = set()
+    with (
+        tempfile.TemporaryDirectory(prefix="pyids-already-") as folder,
+        Store.open(folder) as store,
+    ):
+        ingest(store, open_sources(names), keep_duplicates=True)
+        for shard in store.shards:
+            path = checked(store.artifact("rows", shard, ".parquet"))
+            column = pq.read_table(path, columns=["digest"])["digest"]
+            found.update(key for key in column.to_pylist() if key is not None)
+    return found
+
+
+def _rows_with(store: Store, digests: set[bytes]) -> list[int]:
+    """Find the rows with one of these digests; ids, ascending."""
+    import pyarrow.parquet as pq
+
+    found = []
+    for shard in store.shards:
+        path = checked(store.artifact("rows", shard, ".parquet"))
+        column = pq.read_table(path, columns=["digest"])["digest"].to_pylist()
+        found += [shard.first_row_id + n for n, key in enumerate(column) if key in digests]
+    return found
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _write(
+    store: Store,
+    config: RunConfig,
+    folder: Path,
+    listing: Path,
+    matches: dict[Shard, list[Match]],
+    already: Sequence[int],
+    inputs: dict[str, Any],
+) -> None:
+    """Write the ids and the list of them, then the entry that vouches for both."""
+    held = [] if config.exclude is None else read_held_out(config.exclude)
+    counts = Counter(match.why for found in matches.values() for match in found)
+    with atomic_write(listing) as temporary, temporary.open("wb") as file:
+        for shard, found in matches.items():
+            at = np.array([match.row_id for match in found], np.intp) - shard.first_row_id
+            for place, match in zip(places(store, shard, at), found, strict=True):
+                line = {**place, "why": match.why, "held_out": held[match.held].place}
+                if match.why == "n-gram":
+                    line |= {"shared": match.shared, "share": match.share, "ngram": match.text}
+                elif match.why == "vector":
+                    line["cosine"] = match.share
+                file.write(orjson.dumps(line) + b"\n")
+    kept = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
+    rows = np.array([m.row_id for found in matches.values() for m in found], np.int64)
+    trained = np.intersect1d(kept, np.array(already, np.int64))
+    for name, ids in (("rows", rows), ("already", trained)):
+        with atomic_write(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array(file, ids, allow_pickle=False)
+    facts = {"excluded": dict(sorted(counts.items())), "already": len(trained)}
+    files = [folder / "rows.npy", folder / "already.npy", listing]
+    write_entry(folder / "index.json", files, inputs, facts=facts)
+    if config.exclude is not None:
+        shown = ", ".join(f"{n} {why}" for why, n in sorted(counts.items())) or "none"
+        logger.info("excluded %d rows that match held-out rows (%s)", len(rows), shown)
+    if config.already is not None:
+        logger.info("found %d rows of the pool that are trained on already", len(trained))

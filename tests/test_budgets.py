@@ -1,0 +1,300 @@
+"""Budgets in tokens and quotas of groups: in draws, in rounds, by one method."""
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pyids
+from pyids.errors import ConfigError, DataError
+from pyids.pipeline import token_draw
+from pyids.pipeline.budgeted import level
+from pyids.pipeline.token_draw import Part, draw_tokens
+from pyids.sampling import allocate
+
+NOBODY = np.empty(0, np.int64)
+
+
+def hostile(seed, n_rows, n_cells, tail):
+    """Rows of one token, of 100,000, and of a heavy tail between; cells of very unequal sizes."""
+    rng = np.random.default_rng(seed)
+    tokens = np.maximum(1, (rng.pareto(tail, n_rows) * 20)).astype(np.int64)
+    tokens[rng.random(n_rows) < 0.1] = 1
+    tokens[rng.random(n_rows) < 0.01] = 100_000
+    cells = (rng.random(n_rows) ** 3 * n_cells).astype(np.int32)
+    return np.minimum(tokens, 100_000), cells
+
+
+def draw(tokens, cells, n_cells, budget, *, cuts=(), seed=0, threads=1, log_weights=None):
+    units = np.bincount(cells, weights=tokens, minlength=n_cells).astype(np.int64)
+    quotas = allocate(budget, units, units, seed=seed)
+    ids = np.arange(len(tokens))
+
+    def parts():
+        for part in np.split(ids, cuts):
+            weights = None if log_weights is None else log_weights[part]
+            yield Part(part, cells[part], tokens[part], weights)
+
+    groups = np.zeros(n_cells, np.int64)
+    return draw_tokens(parts, quotas, groups, [budget], exclude=NOBODY, seed=seed, threads=threads)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 400),
+    st.integers(1, 30),
+    st.floats(0.5, 3),
+    st.floats(0, 1),
+)
+def test_a_draw_ends_less_than_a_row_below_its_budget(seed, n_rows, n_cells, tail, part):
+    tokens, cells = hostile(seed, n_rows, n_cells, tail)
+    budget = max(1, int(part * tokens.sum()))
+    drawn = draw(tokens, cells, n_cells, budget)
+    assert len(set(drawn.tolist())) == len(drawn)
+    assert budget - tokens.max() < tokens[drawn].sum() <= budget
+
+
+@pytest.mark.parametrize("held", [1, 1 << 16])
+def test_shards_threads_and_memory_change_nothing(held, monkeypatch):
+    """Also where rows must be let go meanwhile, and where that was too early."""
+    monkeypatch.setattr(token_draw, "_MIN_HELD", held)
+    rng = np.random.default_rng(1)
+    tokens, cells = hostile(5, 3000, 40, 1.0)
+    weights = rng.normal(size=3000)
+    for budget in (50, 3000, int(tokens.sum()) // 2, int(tokens.sum())):
+        whole = draw(tokens, cells, 40, budget, log_weights=weights, threads=2)
+        cut = draw(tokens, cells, 40, budget, cuts=(1, 700, 701, 2900), log_weights=weights)
+        np.testing.assert_array_equal(whole, cut)
+    assert len(whole) == 3000
+
+
+def test_clusters_whose_part_is_less_than_a_row_are_drawn_from_as_often_as_it_says():
+    """200 clusters of rows of 1,000 tokens, each with a part of 300, beside one of short rows."""
+    tokens = np.r_[np.full(12_000, 10), np.full(400, 1000)]
+    cells = np.r_[np.zeros(12_000), 1 + np.arange(400) // 2].astype(np.int32)
+    shares = np.r_[60_000, np.full(200, 300)]
+    ids, parts = np.arange(len(tokens)), []
+    for seed in range(30):
+        drawn = draw_tokens(
+            lambda: [Part(ids, cells, tokens, None)],
+            shares,
+            np.zeros(201, np.int64),
+            [120_000],
+            exclude=NOBODY,
+            seed=seed,
+        )
+        assert np.bincount(cells[drawn])[1:].max() <= 1
+        parts.append(tokens[drawn][cells[drawn] > 0].sum())
+    # A draw's deviation is at most that of 200 draws of 0.3; four errors, and the last row.
+    assert abs(np.mean(parts) - 60_000) < 4 * 1000 * np.sqrt(200 * 0.21 / 30) + 1000
+
+
+def test_a_row_beyond_the_budget_does_not_end_the_draw():
+    tokens = np.r_[[100_000] * 5, [10] * 95]
+    cells = np.zeros(100, np.int32)
+    for seed in range(20):
+        drawn = draw(tokens, cells, 1, 500, seed=seed)
+        assert tokens[drawn].sum() == 500
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(0, 2000))
+def test_what_is_had_already_is_charged_by_a_level(seed, n, target):
+    rng = np.random.default_rng(seed)
+    shares, charge = rng.random(n) * (rng.random(n) < 0.8), rng.integers(0, 300, n) * 1.0
+    t = level(shares, charge, target)
+    if shares.any():
+        assert np.maximum(0, t * shares - charge)[shares > 0].sum() == pytest.approx(target)
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sized(pool, tmp_path):
+    """The pool with answers of 1 to 400 words, and with sources."""
+    rng = np.random.default_rng(3)
+    words = np.minimum(400, 1 + (rng.pareto(1.1, len(pool.rows)) * 5)).astype(int)
+    for n, row in enumerate(pool.rows):
+        row["messages"][1]["content"] = " ".join(["word"] * words[n]) + f" {n}"
+        row["source"] = ("code", "math", "chat", "chat", "chat")[n % 5]
+    pool.write()
+    return pool
+
+
+def tokens_of_folder(folder):
+    counts = {}
+    for path in sorted((folder / "tokens").glob("*.npy")):
+        ids = np.load(folder / "keep" / path.name)
+        counts |= dict(zip(ids.tolist(), np.load(path).tolist(), strict=True))
+    return counts
+
+
+def drive(folder, **options):
+    """Ask and tell to the end; give the ids of each round."""
+    with pyids.Selection.open(folder, **options) as selection:
+        drawn = []
+        while selection.draw():
+            drawn.append(selection.rounds.selected(selection.round).tolist())
+            selection.tell({int(row): float(row % 7) for row in selection.probes()})
+        selection.finish()
+    return drawn
+
+
+def read(path):
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("unit", ["response-tokens", "tokens"])
+def test_a_run_by_tokens(sized, tiny, tmp_path, unit):
+    from pyids.chat.template import encode
+    from pyids.models.load import load_tokenizer
+
+    options = sized.options(model=tiny, budget="3K-tokens", budget_unit=unit)
+    drawn = drive(tmp_path / "run", **options)
+    counts = tokens_of_folder(tmp_path / "run")
+    tokenizer = load_tokenizer(tiny)
+    for row in (0, 7, 399):
+        encoded = encode(sized.rows[row]["messages"], tokenizer)
+        whole = unit == "tokens"
+        assert counts[row] == (len(encoded.input_ids) if whole else encoded.response_mask.sum())
+    spent = 0
+    for n, ids in enumerate(drawn):
+        spent += sum(counts[row] for row in ids)
+        assert 1000 * (n + 1) - max(counts.values()) < spent <= 1000 * (n + 1)
+    manifest = orjson.loads((tmp_path / "run" / "manifest.json").read_bytes())
+    assert manifest["budget"] == {"unit": unit, "total": 3000, "drawn": spent}
+    from pyids.pipeline.replay import replay_rounds
+
+    assert replay_rounds(tmp_path / "run") == []
+    again = drive(tmp_path / "two", **options, workers=2, threads=1)
+    assert again == drawn
+    assert (tmp_path / "two" / "selected.jsonl").read_bytes() == (
+        tmp_path / "run" / "selected.jsonl"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["quotas.npy", "selected.npy"])
+def test_a_damaged_draw_by_tokens_is_made_again(sized, tiny, tmp_path, name):
+    drive(tmp_path / "run", **sized.options(model=tiny, budget="3K-tokens"))
+    path = tmp_path / "run" / "rounds" / "2" / name
+    before = path.read_bytes()
+    path.write_bytes(before[:-1])
+    pyids.Selection.open(tmp_path / "run").close()
+    assert path.read_bytes() == before
+
+
+def test_groups_keep_their_bounds_in_every_unit(sized, tiny, tmp_path):
+    bounds = {"group_by": "source", "cap": ["chat=40%"], "floor": ["code=35%"]}
+    drawn = drive(tmp_path / "rows", **sized.options(budget=100, **bounds))
+    sources = [sized.rows[row]["source"] for ids in drawn for row in ids]
+    assert len(sources) == 100
+    assert sources.count("chat") == 40
+    assert sources.count("code") >= 35
+    manifest = orjson.loads((tmp_path / "rows" / "manifest.json").read_bytes())
+    assert manifest["budget"]["groups"]["chat"] == {
+        "drawn": 40, "held": 240, "floor": 0, "cap": 40
+    }  # fmt: skip
+    drawn = drive(tmp_path / "run", **sized.options(model=tiny, budget="4K-tokens", **bounds))
+    counts = tokens_of_folder(tmp_path / "run")
+    longest = max(counts.values())
+    chosen = [row for ids in drawn for row in ids]
+    assert 4000 - longest < sum(counts[row] for row in chosen) <= 4000
+    of = {"chat": 0, "code": 0, "math": 0}
+    for row in chosen:
+        of[sized.rows[row]["source"]] += counts[row]
+    assert of["chat"] < 1600 + longest
+    assert of["code"] > 1400 - longest
+
+
+def test_without_a_bound_that_binds_groups_change_no_totals(sized, tmp_path):
+    drawn = drive(tmp_path / "run", **sized.options(group_by="source", cap=["chat=100%"]))
+    sources = [sized.rows[row]["source"] for ids in drawn for row in ids]
+    assert 30 <= sources.count("chat") <= 42  # 36 of 60 expected
+
+
+def test_a_mix_is_kept(sized, tmp_path):
+    mix = tmp_path / "mix.yaml"
+    mix.write_text("code: 2\nmath: 1\n")
+    options = sized.options(group_by="source", proportional_to=str(mix))
+    drawn = drive(tmp_path / "run", **options)
+    sources = [sized.rows[row]["source"] for ids in drawn for row in ids]
+    assert sources.count("code") == 40
+    assert sources.count("math") == 20
+    mix.write_text("code: 1\nmath: 1\n")  # the folder holds the mix itself
+    with pytest.raises(ConfigError, match="proportional_to was"):
+        pyids.Selection.open(tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"floor": ["code=70%", "math=50%"]}, "= 72 rows, 12 above the budget of 60"),
+        ({"cap": ["chat=10%", "code=10%", "math=10%"]}, "= 18 rows, 42 below the budget of 60"),
+        ({"floor": ["code=81"], "budget": 100}, "the pool has 80 that may be drawn"),
+        ({"cap": ["cod=10%"]}, "which is no value of 'source' in the pool (it has: chat, code"),
+    ],
+)
+def test_bounds_that_no_selection_keeps_are_answered_with_numbers(sized, tmp_path, options, words):
+    with pytest.raises(ConfigError) as caught:
+        pyids.Selection.open(tmp_path / "run", **sized.options(group_by="source") | options)
+    assert words in str(caught.value)
+
+
+def test_a_row_without_a_group_is_named(sized, tmp_path):
+    del sized.rows[17]["source"]
+    sized.write()
+    with pytest.raises(DataError, match=r"pool\.jsonl line 18: there is no group in column"):
+        pyids.Selection.open(tmp_path / "run", **sized.options(group_by="source", cap=["chat=10%"]))
+
+
+def test_token_budgets_that_cannot_be_drawn_are_answered_with_numbers(sized, tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"is above the \d+ of the pool's 400 rows"):
+        pyids.Selection.open(tmp_path / "a", **sized.options(model=tiny, budget="1M-tokens"))
+    with pytest.raises(ConfigError, match="and the shortest row has"):
+        pyids.Selection.open(tmp_path / "b", **sized.options(model=tiny, budget="6-tokens"))
+
+
+# ---- one method ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["random", "length-stratified", "k-center", "km-random"])
+def test_a_method_by_tokens(sized, tiny, tmp_path, method):
+    options = sized.options(model=tiny, budget="2K-tokens", output_dir=str(tmp_path / "run"))
+    result = pyids.select(method, **options)
+    counts = tokens_of_folder(tmp_path / "run")
+    spent = sum(counts[row] for row in result.ids.tolist())
+    assert 2000 - max(counts.values()) < spent <= 2000
+    assert len(set(result.ids.tolist())) == len(result.ids)
+    again = pyids.select(method, **options | {"workers": 2, "threads": 1})
+    np.testing.assert_array_equal(again.ids, result.ids)
+
+
+def test_a_method_within_bounds(sized, tiny, tmp_path):
+    options = sized.options(group_by="source", output_dir=str(tmp_path / "run"))
+    result = pyids.select("random", **options, cap=["chat=40%"], floor=["math=20"])
+    sources = [sized.rows[row]["source"] for row in result.ids]
+    assert len(sources) == 60
+    assert sources.count("chat") == 24
+    assert sources.count("math") >= 20
+    # A bound that binds nothing changes nothing.
+    free = pyids.select("random", **sized.options(output_dir=str(tmp_path / "run")))
+    loose = pyids.select("random", **options, cap=["chat=90%"])
+    np.testing.assert_array_equal(free.ids, loose.ids)
+    mixed = pyids.select("k-center", **options, proportional_to={"code": 1, "math": 2})
+    sources = [sized.rows[row]["source"] for row in mixed.ids]
+    assert (sources.count("code"), sources.count("math")) == (20, 40)
+    with pytest.raises(ConfigError, match="12 above the budget of 60"):
+        pyids.select("random", **options, floor=["code=70%", "math=50%"])
+
+
+def test_a_selection_by_other_tokens_leaves_those_of_the_run(sized, tiny, tmp_path):
+    drive(tmp_path / "run", **sized.options(model=tiny, budget="2K-tokens"))
+    before = tokens_of_folder(tmp_path / "run")
+    from pyids.methods.select import select_from_folder
+    from pyids.store.manifest import verify
+
+    select_from_folder(tmp_path / "run", "random", budget=2000, budget_unit="tokens")
+    assert tokens_of_folder(tmp_path / "run") == before
+    assert verify(tmp_path / "run") == []

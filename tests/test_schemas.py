@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+import pyids
 from pyids.chat.digest import digest
 from pyids.chat.format_map import PREFIX, check_format_map
 from pyids.chat.formats import (
@@ -425,3 +427,28 @@ def test_a_map_that_is_none_is_one_line(given):
     with pytest.raises(ValueError, match="format map") as caught:
         check_format_map(given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_over_all_of_them_ends_with_their_conversations(tiny, tmp_path):
+    rows = [(row, expected) for _, _, row, expected in PUBLISHED]
+    data = tmp_path / "published.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row, _ in rows))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(len(rows), 8)))
+    result = pyids.run(
+        data=str(data),
+        embeddings_file=str(tmp_path / "x.npy"),
+        model=tiny,
+        budget=len(rows),
+        rounds=1,
+        clusters=2,
+        keep_duplicates=True,
+        max_length=64,
+        output_dir=str(tmp_path / "run"),
+    )
+    selected = [json.loads(line) for line in result.path.read_text().splitlines()]
+    assert [row["_pyids_id"] for row in selected] == list(range(len(rows)))
+    for row, (given, expected) in zip(selected, rows, strict=True):
+        assert row["messages"] == expected, given
+        assert {name: row[name] for name in given if name != "messages"} == {
+            name: value for name, value in given.items() if name != "messages"
+        }

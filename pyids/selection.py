@@ -324,8 +324,10 @@ class Selection:
         row_ids, columns, clusters = check_told(
             self.rounds, n, scores, *columns_of(scores, self.rounds.probes(n)), self.clusters_of
         )
-        temperature = None if isinstance(scores, Mapping) else scores.temperature
-        told = reweight(self.rounds.weights(n), columns, clusters, self.config, temperature)
+        terms: dict[str, Any] = {}
+        if not isinstance(scores, Mapping):
+            terms = {"temperature": scores.temperature, "pooled_noise": scores.pooled_noise}
+        told = reweight(self.rounds.weights(n), columns, clusters, self.config, **terms)
         table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}
         # A `run` may have ended here, whose last round scores nothing: now the selection goes on.
         (self.store.path / "manifest.json").unlink(missing_ok=True)

@@ -45,9 +45,10 @@ floors = st.floats(0, 1)
     shrinkage=shrinkages,
     with_variances=st.booleans(),
     temperature=st.one_of(st.none(), st.floats(1e-300, 1e300)),
+    pooled_noise=st.booleans(),
 )
 def test_the_result_is_a_distribution_above_the_least(
-    rule, given_round, min_weight, shrinkage, with_variances, temperature
+    rule, given_round, min_weight, shrinkage, with_variances, temperature, pooled_noise
 ):
     old, scores, counts, variances = given_round
     update = update_weights(
@@ -58,6 +59,7 @@ def test_the_result_is_a_distribution_above_the_least(
         rule=rule,
         min_weight=min_weight,
         shrinkage=shrinkage,
+        pooled_noise=pooled_noise,
         temperature=temperature if rule in ("exponential", "ucb") else None,
     )
     new = update.weights

@@ -119,12 +119,14 @@ class Experiment:
     def config(self, trial: Trial, output: Path) -> RunConfig:
         """Return the configuration of a run over the trial's pool."""
         pool = self.folder / f"{trial.pool}.jsonl"
+        # The options of other methods are their own.
+        options = trial.options if trial.method == "iterative" else {}
         return make_config(**{
             "data": str(pool), "embeddings_file": str(pool.with_suffix(".npy")),
             "output_dir": str(output),
             "budget": trial.budget, "seed": trial.seed, "clusters": self.clusters,
             "keep_duplicates": True, "model": self.model, "device": self.device,
-            "dtype": self.dtype, "threads": self.threads, **self.training, **trial.options,
+            "dtype": self.dtype, "threads": self.threads, **self.training, **options,
         })  # fmt: skip
 
 

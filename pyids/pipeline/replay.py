@@ -151,5 +151,6 @@ class Replay:
             variances=variances,
             rule=config.weight_update,
             temperature=summary["temperature"],
+            pooled_noise=summary.get("pooled_noise", True),
             min_weight=config.min_weight,
         ).weights

@@ -12,6 +12,7 @@ from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.errors import DataError
 from pyids.registry import WEIGHT_UPDATES
+from pyids.scoring.shrinkage import by_own_noise, by_pooled_noise
 from pyids.scoring.statistics import (
     between_cluster_z,
     cluster_moments,
@@ -97,6 +98,7 @@ def update_weights(
     temperature: float | None = None,
     min_weight: float = 0.02,
     shrinkage: float | None = None,
+    pooled_noise: bool = True,
 ) -> WeightUpdate:
     """Re-weight the clusters by their scores: ``w'[j] ~ w[j] * gain(shrunk score of j)``.
 
@@ -140,6 +142,12 @@ def update_weights(
         How many scored rows the global mean is worth, at least 0 (0: none). Unless given: noise
         variance over signal variance, both estimated by the analysis of variance, where
         `variances` are given, else 1. May be infinite: all clusters score alike.
+    pooled_noise : bool
+        Whether the rows of all clusters are equally noisy. If not, and `shrinkage` is to be
+        estimated, each score has its own noise ``e[j] = v[j] / counts[j]``, and
+        ``b[j] = e[j] / (e[j] + signal variance)``. v is between `variances` and what is usual, as
+        far as they differ by more than chance (Smyth); the signal's variance is Paule and
+        Mandel's.
 
     Returns
     -------
@@ -158,6 +166,8 @@ def update_weights(
     References
     ----------
     Yu et al., arXiv 2409.11378, Eq. 5 and 6. Bandits over clusters: arXiv 2505.07437, 2506.10288.
+    Paule and Mandel, "Consensus values and weighting factors", J. Res. NBS 87, 1982; Smyth, Stat.
+    Appl. Genet. Mol. Biol. 3, 2004 (variances of few rows).
 
     Examples
     --------
@@ -188,12 +198,10 @@ def update_weights(
     s, n = scores_[scored] / unit, counts_[scored].astype(np.float64)
     with np.errstate(over="ignore"):  # an infinite variance: all is noise
         v = None if variances_ is None else variances_[scored] / unit / unit
-    if shrinkage is None:
-        shrinkage = _estimate_shrinkage(s, n, v)
-    b = np.ones(len(s)) if np.isinf(shrinkage) else shrinkage / (shrinkage + n)
-    # The precision of s[j] as an estimate of the mean is n (1 - b) / shrinkage up to a constant.
-    precision = n if np.isinf(shrinkage) else n / (n + shrinkage)
-    mean = float(np.average(s, weights=precision))
+    if shrinkage is None and v is not None and not pooled_noise and (n >= 2).any():
+        mean, b, signal = by_own_noise(s, n, v)
+    else:
+        mean, b, signal = by_pooled_noise(s, n, v, shrinkage)
     t = mean + (1 - b) * (s - mean)
 
     shrunk = np.full(len(weights_), mean * unit)
@@ -201,7 +209,7 @@ def update_weights(
     towards_mean = np.ones(len(weights_))
     towards_mean[scored] = b
     scaled = None if temperature is None else temperature / unit
-    deviations = np.sqrt(_signal_variance(s, n, shrinkage) * b)
+    deviations = np.sqrt(signal * b)
     log_gain = log_gain_of(ShrunkScores(t, deviations, counts_[scored]), scaled)
     if log_gain is None:
         return WeightUpdate(weights_, shrunk, towards_mean)
@@ -218,27 +226,6 @@ def update_weights(
             weights_[scored] = mass * gained / gained.sum()
             weights_[scored] = raise_to(weights_[scored], min_weight / len(weights_))
     return WeightUpdate(weights_ / weights_.sum(), shrunk, towards_mean)
-
-
-def _estimate_shrinkage(s: Float64, n: Float64, v: Float64 | None) -> float:
-    """Noise variance over signal variance, by the analysis of variance; 1 if it tells nothing."""
-    if v is None or not (n >= 2).any() or len(s) < 2:
-        return 1.0
-    several = n >= 2
-    noise = float(np.average(v[several], weights=n[several] - 1))
-    total = float(n.sum())
-    mean = float(np.average(s, weights=n))
-    # E sum n (s - mean)^2 = (J - 1) noise + (total - sum n^2 / total) signal
-    between = float((n * (s - mean) ** 2).sum()) - (len(s) - 1) * noise
-    signal = between / (total - float((n * n).sum()) / total)
-    if noise == 0:
-        return 0.0
-    return noise / signal if signal > 0 else np.inf
-
-
-def _signal_variance(s: Float64, n: Float64, shrinkage: float) -> float:
-    """Variance of the clusters' true scores, given noise over signal: var(s) less the noise."""
-    return 0.0 if np.isinf(shrinkage) else float(s.var() / (1 + shrinkage * (1 / n).mean()))
 
 
 def _exponents(t: Float64, temperature: float | None) -> Float64:
@@ -369,6 +356,7 @@ def reweight(
     clusters: NDArray[np.int32],
     config: RunConfig,
     temperature: float | None = None,
+    pooled_noise: bool = True,
 ) -> Told:
     """Re-weight the clusters by a round's scores, unless these are noise.
 
@@ -385,6 +373,8 @@ def reweight(
         Says how (``weight_update``, ``min_weight``, ``temperature``).
     temperature
         What the scorer wants where the configuration names none.
+    pooled_noise
+        See `update_weights`.
     """
     means, counts, variances = cluster_moments(columns["score"], clusters, len(weights))
     if config.temperature is not None or config.weight_update in ("linear", "none"):
@@ -397,12 +387,14 @@ def reweight(
         rule=config.weight_update,
         temperature=temperature,
         min_weight=config.min_weight,
+        pooled_noise=pooled_noise,
     )
     learnt, differs = paired_t(columns), between_cluster_z(columns, clusters)
     is_noise = not_significant(learnt, differs)
     summary = {
         "scored_rows": len(clusters),
         "temperature": temperature,
+        "pooled_noise": pooled_noise,
         "scored_clusters": int(np.count_nonzero(counts)),
         "paired_t": learnt,
         "between_cluster_z": differs,

@@ -89,11 +89,15 @@ class Scores:
         What the values were made of, float64 (B,) each, to be kept beside them.
     temperature
         The score that multiplies a weight by e; None: to be taken from the spread of the scores.
+    pooled_noise
+        Whether rows of all clusters are equally noisy: their variances are pooled then. Not so for
+        pseudovalues of a score that is steep in places (`pyids.scoring.statistics.pseudovalues`).
     """
 
     values: Float64
     columns: dict[str, Float64] = field(default_factory=dict)
     temperature: float | None = None
+    pooled_noise: bool = True
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,8 @@ def sound_learnability(probes: Probes) -> Scores:
         return np.asarray(_LEARNT * np.clip(d, -1, 4) - noise - form - _HELP * m * unhelped)
 
     columns = {**probes.columns, "response_nll": alone, "response_tokens": tokens}
-    return Scores(pseudovalues(score, measured, probes.clusters), columns, temperature=1.0)
+    values = pseudovalues(score, measured, probes.clusters)
+    return Scores(values, columns, temperature=1.0, pooled_noise=False)
 
 
 def _saved(means: Float64) -> Float64:

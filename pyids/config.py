@@ -27,7 +27,7 @@ from pyids.external import ExternalOptions
 from pyids.external import option as _option
 from pyids.parsing import (
     check_encoder,
-    check_on_disk,
+    check_output_dir,
     check_url,
     parse_budget,
     parse_clusters,
@@ -37,7 +37,6 @@ from pyids.parsing import (
 from pyids.registry import SCORERS, WEIGHT_UPDATES
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -52,18 +51,13 @@ TARGET_SCORER = "target"
 
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
-
 LongText: TypeAlias = Literal["truncate", "chunk"]
-
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
-
 Budget = Annotated[int | str, BeforeValidator(parse_budget)]
 
-
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_clusters)]
-
 
 Target = Annotated[list[str] | None, BeforeValidator(parse_data)]
 
@@ -243,8 +237,8 @@ class RunConfig(ExternalOptions):
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = _option(
-        "Output", "run folder (default: runs/<name of the data>)", None
+    output_dir: Annotated[str, AfterValidator(check_output_dir)] | None = _option(
+        "Output", "run folder, or s3://bucket/folder (default: runs/<name of the data>)", None
     )
 
     @model_validator(mode="before")
@@ -297,6 +291,10 @@ class RunConfig(ExternalOptions):
     def output_path(self) -> Path:
         """The run folder."""
         if self.output_dir is not None:
+            if self.output_dir.startswith("s3://"):
+                raise ConfigError(
+                    f"{self.output_dir}: open it by pyids.run, pyids.select or a command"
+                )
             return Path(self.output_dir)
         name = re.sub(r"[^\w.-]+", "-", Path(self.data[0].rstrip("/")).name).strip("-.")
         return Path("runs") / (name.split(".")[0] or "pyids")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyids.callbacks import Callback
 from pyids.config import RunConfig
-from pyids.pipeline.inputs import config_of
+from pyids.pipeline.inputs import config_of, working
 from pyids.progress import Progress, listening
 from pyids.result import Result
 
@@ -50,8 +50,7 @@ def run(
     from pyids.selection import Selection
     from pyids.selection import run as run_selection
 
-    with listening(progress):
-        made = config_of(config, fields)
+    with listening(progress), working(config_of(config, fields)) as made:
         path = run_selection(made, callbacks)
         with Selection.open(made.output_path) as selection:
             return selection.result(path)
@@ -90,6 +89,5 @@ def select(
     """
     from pyids.methods.select import select_rows
 
-    with listening(progress):
-        made = config_of(config, {"rounds": 1, **fields})
+    with listening(progress), working(config_of(config, {"rounds": 1, **fields})) as made:
         return select_rows(made, method, to, settings=options)

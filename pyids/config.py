@@ -35,7 +35,7 @@ from pyids.options import (
 )
 from pyids.parsing import (
     check_encoder,
-    check_on_disk,
+    check_output_dir,
     check_url,
     parse_budget,
     parse_bytes,
@@ -242,8 +242,8 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
         "Machine", "arithmetic of encoder and language model; part of what is selected", "float32"
     )
 
-    output_dir: Annotated[str, AfterValidator(check_on_disk)] | None = option(
-        "Output", "run folder (default: runs/<name of the data>)", None
+    output_dir: Annotated[str, AfterValidator(check_output_dir)] | None = option(
+        "Output", "run folder, or s3://bucket/folder (default: runs/<name of the data>)", None
     )
 
     @model_validator(mode="before")
@@ -301,6 +301,10 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
     def output_path(self) -> Path:
         """The run folder."""
         if self.output_dir is not None:
+            if self.output_dir.startswith("s3://"):
+                raise ConfigError(
+                    f"{self.output_dir}: open it by pyids.run, pyids.select or a command"
+                )
             return Path(self.output_dir)
         name = re.sub(r"[^\w.-]+", "-", Path(self.data[0].rstrip("/")).name).strip("-.")
         return Path("runs") / (name.split(".")[0] or "pyids")

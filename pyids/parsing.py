@@ -181,10 +181,15 @@ def check_on_disk(path: str | Path) -> str:
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", str(path)):
         shown = re.sub(r"//[^/@]*@", "//", f"{match[1]}://{str(path)[match.end() :]}")
         raise ValueError(
-            f"{shown.partition('?')[0]}: nothing can be written to {match[1]}:// yet: name a "
-            "folder or file of this machine, and copy it there afterwards"
+            f"{shown.partition('?')[0]}: nothing can be written there yet: name a folder or file "
+            "of this machine, and copy it there afterwards"
         )
     return str(path)
+
+
+def check_output_dir(path: str) -> str:
+    """Return the run folder, if it lies on a disk or in a bucket that can be written to."""
+    return path if path.startswith("s3://") and not set("@?#*") & set(path) else check_on_disk(path)
 
 
 def parse_format_map(given: str | None) -> str | None:

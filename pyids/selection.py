@@ -7,6 +7,7 @@ out, for trainers of any kind: `ask` gives the rows selected so far, `tell` take
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +35,7 @@ from pyids.progress import reporter
 from pyids.result import Result
 from pyids.scoring.cluster_weights import columns_of, reweight
 from pyids.scoring.told import check_told
+from pyids.store.bucket import is_bucket, working_in
 from pyids.store.folder import Store
 from pyids.store.place import is_ours
 
@@ -92,6 +94,7 @@ class Selection:
         self.budget = budget_of(store, config).rows
         self.draws = open_draws(store, config)
         self.labels, self.rounds = self.draws.labels, self.draws.rounds
+        self._place = ExitStack()  # what keeps its folder in a bucket
         self._named = True  # whether this user has named what the configuration names
 
     @classmethod
@@ -125,6 +128,12 @@ class Selection:
         ConfigError
             The folder holds no selection, or another one.
         """
+        if is_bucket(path):
+            with ExitStack() as place:
+                folder = place.enter_context(working_in(str(path)))
+                selection = cls.open(folder, config, callbacks=callbacks, **fields)
+                selection._place = place.pop_all()
+                return selection
         if config is None and not fields:
             saved = saved_config(Path(path))
             selection = cls(reopen(saved), saved, callbacks)
@@ -136,6 +145,7 @@ class Selection:
     def close(self) -> None:
         """Give the run folder back."""
         self.store.close()
+        self._place.close()
 
     def __enter__(self) -> Self:
         return self

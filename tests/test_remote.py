@@ -1,15 +1,19 @@
 """Remote data: a real object store on this machine, read by ranges, tried again, in one line."""
 
 import gzip
+import io
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pyids
 from pyids.data import remote
 from pyids.data.ingest import ingest
 from pyids.data.sources import fingerprint_files, open_sources
+from pyids.data.vector_files import open_vectors
 from pyids.errors import DataError
 from pyids.store.folder import Store
 
@@ -122,3 +126,84 @@ def test_a_broken_connection_is_tried_again_and_then_one_line(bucket, monkeypatc
 def test_what_is_not_there_is_one_line(bucket):
     with pytest.raises(DataError, match="no such remote file: check its name and your access"):
         open_sources(["s3://pool/nothing.jsonl"])
+
+
+# ---- vectors -------------------------------------------------------------------------------------
+
+
+def npy(array):
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def vectors_table(array, rows=70):
+    sink = pa.BufferOutputStream()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), array.shape[1])
+    pq.write_table(pa.table({"v": lists, "n": range(len(array))}), sink, row_group_size=rows)
+    return sink.getvalue().to_pybytes()
+
+
+MATRIX = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet", "folder", "pattern", "column"])
+def test_vectors_in_a_bucket_are_read_by_ranges(kind, bucket, monkeypatch, tmp_path):
+    if kind in ("folder", "pattern"):
+        bucket(f"vectors-{kind}/0.npy", npy(MATRIX[:100]))
+        bucket(f"vectors-{kind}/1.npy", npy(MATRIX[100:]))
+        bucket(f"vectors-{kind}/README.md", b"not these")
+        name = f"s3://pool/vectors-{kind}" + ("/*.npy" if kind == "pattern" else "")
+    elif kind == "npy":
+        name = bucket("v.npy", npy(MATRIX))
+    else:
+        name = bucket("v.parquet", vectors_table(MATRIX)) + (":v" if kind == "column" else "")
+    (tmp_path / "pool.jsonl").write_bytes(LINES)
+    np.save(tmp_path / "v.npy", MATRIX)
+    runs = []
+    for number, vectors in enumerate([str(tmp_path / "v.npy"), name]):
+        folder = tmp_path / f"run {number}"
+        given = {"data": str(tmp_path / "pool.jsonl"), "budget": 20, "output_dir": str(folder)}
+        runs.append(pyids.select("km-random", given, embeddings_file=vectors))
+        files = sorted(folder.glob("embeddings/*.npy"))
+        runs.append([file.read_bytes() for file in files])
+    assert runs[0].ids.tolist() == runs[2].ids.tolist()
+    assert runs[1] == runs[3]
+
+
+def test_few_rows_of_a_matrix_take_few_bytes(bucket, monkeypatch):
+    asked = []
+    whole = remote._range
+
+    def counting(system, name, start, stop):
+        asked.append(stop - start)
+        return whole(system, name, start, stop)
+
+    monkeypatch.setattr(remote, "_range", counting)
+    monkeypatch.setattr(remote, "_RANGE_BYTES", 1000)
+    monkeypatch.setattr(remote, "_BUFFER_BYTES", 1000)
+    vectors = open_vectors(bucket("few.npy", npy(MATRIX)), 300)
+    rows = np.array([3, 4, 40, 250])
+    np.testing.assert_array_equal(vectors.take(rows), MATRIX[rows])
+    assert sum(asked) < MATRIX.nbytes / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("cut.npy", npy(MATRIX)[:-7], "it ends too early"),
+        ("text.npy", b"x" * 500, "no .npy file of numbers"),
+        ("columns.npy", npy(np.asfortranarray(MATRIX)), "save it in C order"),
+        ("objects.npy", npy(np.array([[None]])), "it holds objects"),
+        ("whole.npy", npy(np.ones((3, 4), int)), "vectors are float16 or float32"),
+        ("text.parquet", b"x" * 500, "no parquet file"),
+        ("text.txt", b"x", "no file of vectors there"),
+        ("", b"", "no such remote file"),
+    ],
+)
+def test_vectors_of_a_bucket_that_cannot_be_read_are_one_line(name, content, words, bucket):
+    url = bucket(name, content) if name else "s3://pool/nothing.npy"
+    with pytest.raises(DataError, match=words) as caught:
+        open_vectors(url)
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from pyids.cli import look
+from pyids.cli.buckets import destination, in_folder
 from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
@@ -115,19 +116,21 @@ def run(
 
     A run that was stopped goes on where it was when the same command is given again.
     """
-    config = _gather(data, config_file, options)
-    if dry_run:
-        from pyids.pipeline.preflight import plan
+    from pyids.pipeline.inputs import working
 
-        _say(plan(config))
-    else:
-        from pyids.bars import RoundTable
-        from pyids.selection import run as run_selection
+    with working(_gather(data, config_file, options)) as config:
+        if dry_run:
+            from pyids.pipeline.preflight import plan
 
-        trackers = look.trackers_of(report_to, config)
-        _say(run_selection(config, [RoundTable(), *trackers]))
-        if with_report:
-            look.write(config.output_path)
+            _say(plan(config))
+        else:
+            from pyids.bars import RoundTable
+            from pyids.selection import run as run_selection
+
+            trackers = look.trackers_of(report_to, config)
+            _say(run_selection(config, [RoundTable(), *trackers]))
+            if with_report:
+                look.write(config.output_path)
 
 
 @cli.command(cls=GroupedCommand)
@@ -148,6 +151,7 @@ def select(
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
     from pyids.methods import select as select_module
     from pyids.methods.select import select_from_folder
+    from pyids.pipeline.inputs import working
 
     parsed = _parse_settings(settings)
     if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
@@ -156,10 +160,12 @@ def select(
         for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
-        _say(select_from_folder(data[0], method, path, settings=parsed, **changes))
+        with destination(path) as to:
+            to.say(select_from_folder(data[0], method, to.path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
-        _say(select_module.select(config, method, path, settings=parsed))
+        with destination(path) as to, working(config) as made:
+            to.say(select_module.select(made, method, to.path, settings=parsed))
 
 
 @cli.command(cls=GroupedCommand)
@@ -189,6 +195,7 @@ def methods() -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path())
+@in_folder
 @click.option(
     "--format", "form", default="jsonl", help="jsonl, parquet, indices or a trainer's name"
 )
@@ -201,11 +208,8 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
     from pyids.pipeline.identity import saved_config
     from pyids.pipeline.prepare import reopen
     from pyids.selection import Selection
-    from pyids.store.place import check_writable_place
     from pyids.store.rounds import has_drawn
 
-    if path is not None:
-        check_writable_place(path)
     config = saved_config(Path(folder))
     if not has_drawn(Path(folder)):
         raise ConfigError(
@@ -213,12 +217,18 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
             "`pyids select` has selected it has written)"
         )
     manifest = Path(folder) / "manifest.json"
-    with Selection(reopen(config, finish=True), config) as selection:
+    with (
+        destination(path) as to,
+        Selection(reopen(config, finish=True), config) as selection,
+    ):
         ended = selection.round == config.rounds and not manifest.exists()
         if ended and not selection.store.read_only:
             selection.finish()  # the last `tell` was stopped before this
-        written = selection.export(path, format=form)
-    _say(push_to_hub(written, hub_name) if hub_name else written)
+        written = selection.export(to.path, format=form)
+        if hub_name:
+            _say(push_to_hub(written, hub_name))
+        else:
+            to.say(written)
 
 
 @cli.command(cls=GroupedCommand)
@@ -247,6 +257,7 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 
 @cli.command()
 @click.argument("folder", type=click.Path())
+@in_folder
 @click.argument("scores", type=click.Path())
 def tell(folder: str, scores: str) -> None:
     """Tell this round's scores: a JSON object {"_pyids_id": 7, "score": 0.5} a line of SCORES."""
@@ -377,6 +388,7 @@ def compare(
 
 @cli.command()
 @click.argument("folder", type=click.Path())
+@in_folder
 @click.option("--replay", is_flag=True, help="derive every draw and weight again, and compare")
 def verify(folder: str, replay: bool) -> None:
     """Hash every file of a run folder again and compare with its manifest and ledgers."""
@@ -393,6 +405,7 @@ def verify(folder: str, replay: bool) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path())
+@in_folder
 @click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
 @click.option(
     "--from",

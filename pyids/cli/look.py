@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyids.cli.buckets import in_folder
 from pyids.config import RunConfig
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def write_comparison(comparison: dict[str, Any], path: str) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path())
+@in_folder
 @click.option("--to", "path", type=click.Path(), help="page [default: report.html of the folder]")
 @click.option(
     "--projection",

@@ -18,6 +18,10 @@ _REMOTE = re.compile(r"(s3|gs|gcs|hf|https?)://")
 _RANGE_BYTES = 8 << 20
 
 
+# Bytes that are kept for small reads.
+_BUFFER_BYTES = 1 << 20
+
+
 # Seconds between tries after a broken connection.
 _PAUSES = (0.5, 2.0, 5.0)
 
@@ -122,7 +126,7 @@ def remote_facts(path: str) -> tuple[int, str]:
 
 def open_remote(path: str) -> BinaryIO:
     """Open a remote file for reading by ranges."""
-    return io.BufferedReader(_Ranges(path), 1 << 20)
+    return io.BufferedReader(_Ranges(path), _BUFFER_BYTES)
 
 
 class _Ranges(io.RawIOBase):

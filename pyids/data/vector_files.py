@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pyids.data.remote import is_remote, open_remote, remote_facts, remote_files
+from pyids.data.remote_vectors import RemoteArray
 from pyids.errors import DataError
 from pyids.store.arrays import map_npy
 
@@ -46,6 +48,8 @@ def vector_paths(name: str) -> tuple[list[str], str | None]:
         There are none.
     """
     column = None
+    if is_remote(name):
+        return _remote_paths(name)
     if not Path(name).exists() and not glob.glob(name) and ":" in name:
         name, _, column = name.rpartition(":")
     path = Path(name)
@@ -63,6 +67,22 @@ def vector_paths(name: str) -> tuple[list[str], str | None]:
     return [str(file) for file in found], column
 
 
+def _remote_paths(name: str) -> tuple[list[str], str | None]:
+    """Find the files of a bucket that a name of vectors stands for, and the column."""
+    before, _, last = name.rpartition("/")
+    file, colon, column = last.partition(":")
+    address = f"{before}/{file}"
+    found = remote_files(address)
+    # Of a folder those that hold vectors, as on a disk.
+    chosen = found if found == [address] else [f for f in found if f.endswith((".npy", ".parquet"))]
+    if not chosen or not all(f.endswith((".npy", ".parquet")) for f in chosen):
+        raise DataError(
+            f"{address}: no file of vectors there that can be read by ranges: name a file, a "
+            "folder or a pattern of .npy or .parquet"
+        )
+    return chosen, column if colon else None
+
+
 @dataclass(frozen=True)
 class VectorFiles:
     """Vectors of one or many files: row i of them all is the vector of row i of the data."""
@@ -72,7 +92,7 @@ class VectorFiles:
 
     @cached_property
     def _parts(self) -> list[_Part]:
-        return [_open(path, self.column, os.stat(path).st_mtime_ns) for path in self.paths]
+        return [_open(path, self.column, _changed(path)) for path in self.paths]
 
     @cached_property
     def shape(self) -> tuple[int, int]:
@@ -158,7 +178,7 @@ class _Part:
             lists = table.column(self.column).combine_chunks()
             return matrix_of_lists(lists, self.path, self.column)
         blocks, end = [], 0
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+        with pq.ParquetFile(_readable(self.path), pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 start, end = end, end + file.metadata.row_group(group).num_rows
                 low, high = np.searchsorted(positions, [start, end])
@@ -177,15 +197,25 @@ class _Part:
         return np.concatenate(blocks)
 
 
+def _changed(path: str) -> int | str:
+    """Return what changes when a file does."""
+    return remote_facts(path)[1] if is_remote(path) else os.stat(path).st_mtime_ns
+
+
+def _readable(path: str) -> Any:
+    """Give parquet's reader a file on a disk, or one of a bucket that is read by ranges."""
+    return open_remote(path) if is_remote(path) else path
+
+
 @lru_cache(maxsize=4096)
-def _open(path: str, column: str | None, changed_ns: int) -> _Part:
+def _open(path: str, column: str | None, changed: int | str) -> _Part:
     """Open a file, once in a process for as long as it does not change."""
     if path.endswith(".lance"):
         dataset = _lance(path)
         return _of_table(path, dataset.schema, dataset.count_rows(), column)
     if path.endswith(".parquet"):
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(_readable(path), pre_buffer=False) as file:
                 return _of_table(path, file.schema_arrow, file.metadata.num_rows, column)
         except (OSError, pa.ArrowInvalid) as error:
             reason = str(error).partition("\n")[0]
@@ -195,7 +225,11 @@ def _open(path: str, column: str | None, changed_ns: int) -> _Part:
 
 def _of_npy(path: str) -> _Part:
     try:
-        vectors: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors: Any = (
+            RemoteArray.open(path)
+            if is_remote(path)
+            else np.load(path, mmap_mode="r", allow_pickle=False)
+        )
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path}: no .npy file of numbers ({error}): save it with np.save"
@@ -238,7 +272,7 @@ def _first_width(path: str, column: str) -> int:
     if path.endswith(".lance"):
         first = _lance(path).take([0], columns=[column]).column(0).combine_chunks()
         return int(matrix_of_lists(first, path, column).shape[1])
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(_readable(path), pre_buffer=False) as file:
         for batch in file.iter_batches(1, columns=[column]):
             return int(matrix_of_lists(batch.column(0), path, column).shape[1])
     raise DataError(f"{path}: the file holds no rows: leave it out, or get it again")

@@ -55,7 +55,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     for name in (
         *("embeddings_file", "target_embeddings_file", "exclude_embeddings_file", "train_config"),
     ):
-        if (path := getattr(config, name)) is not None:
+        if (path := getattr(config, name)) is not None and not is_remote(path):
             paths[name] = os.path.abspath(path)
     return config.model_copy(update=paths)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,27 @@ from numpy.typing import NDArray
 
 from pyids.config import RunConfig, load_config, make_config
 from pyids.errors import ConfigError
+from pyids.store.bucket import is_bucket, working_in
+
+
+@contextmanager
+def working(config: RunConfig) -> Iterator[RunConfig]:
+    """Give a configuration whose run folder lies on this machine; see `pyids.store.bucket`."""
+    if config.output_dir is None or not is_bucket(config.output_dir):
+        yield config
+        return
+    with working_in(config.output_dir) as folder:
+        yield config.model_copy(update={"output_dir": str(folder)})
+
+
+@contextmanager
+def folder_here(folder: str | Path) -> Iterator[Path]:
+    """Give a run folder on this machine, be it in a bucket."""
+    if is_bucket(folder):
+        with working_in(str(folder)) as path:
+            yield path
+    else:
+        yield Path(folder)
 
 
 def config_of(
@@ -71,6 +93,11 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
     from pyids.store.folder import Store
     from pyids.store.place import check_writable_place
 
+    if is_bucket(fields["output_dir"]):
+        raise ConfigError(
+            f"{', '.join(in_memory)} in memory and a run folder in a bucket: write it to a file, "
+            "or to a bucket, first"
+        )
     check_writable_place(fields["output_dir"])
     with Store.open(fields["output_dir"]) as store:
         folder = store.path / "input"

@@ -1,0 +1,519 @@
+"""A run folder in a bucket: a folder here to work in, and the bucket as what counts.
+
+Files go to the bucket as they are finished; of a ledger entry and its files, the files first, so
+that a bucket holds no entry whose files it lacks, whenever the process is killed. An object that is
+put on a condition is the lock. For S3, and whatever speaks its language (extra ``remote``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from pyids.errors import ConfigError
+from pyids.store.files import stamp, write_json
+
+logger = logging.getLogger("pyids")
+
+_LOCK = ".bucket-lock"
+
+_ADDRESS = "the address of a place in a bucket is written s3://bucket/name, and no more"
+
+# Seconds between signs of life, and after which a lock without one counts as left behind.
+BEAT_S, STALE_S = 15.0, 60.0
+
+# Seconds between looks for files that are finished.
+PUSH_S = 5.0
+
+# What belongs to the process that works here.
+_OURS_ALONE = re.compile(
+    r"(.*/)?(\.lock.*|\.scratch|\.scratch/.*|\..*\.tmp|\.training\.lock)|.*/training/.*"
+    r"|.*/\.checkpoint\.[0-9a-f]{32}/.*"
+)
+
+
+def is_bucket(path: str | Path) -> bool:
+    """Whether a name is the address of a bucket that can be written to."""
+    return str(path).startswith("s3://")
+
+
+# How much the clock of a file system may lag behind that of the machine.
+_TICK_S = 0.05
+
+
+class _Changes(NamedTuple):
+    """Files by name: finished and yet to be pushed, younger ones, contents of entries, the gone."""
+
+    ripe: dict[str, tuple[int, ...]]
+    young: dict[str, tuple[int, ...]]
+    entries: dict[str, bytes]
+    gone: set[str]
+
+
+class _Object(NamedTuple):
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder of a bucket.
+
+    Attributes
+    ----------
+    url
+        ``s3://bucket/folder``.
+    """
+
+    url: str
+
+    @cached_property
+    def _place(self) -> tuple[str, str]:
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        prefix = prefix.strip("/")
+        if not bucket or set("@?#*") & set(self.url):
+            raise ConfigError(_ADDRESS)
+        return bucket, prefix and prefix + "/"
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError:
+            raise ConfigError(
+                f"{self.url}: writing to a bucket needs boto3: pip install 'pyids-select[remote]'"
+            ) from None
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        retries: Any = {"max_attempts": 5, "mode": "standard"}
+        config = Config(retries=retries, connect_timeout=10, read_timeout=60)
+        with self._one_line("cannot be used"):
+            return boto3.client("s3", region_name=region or "us-east-1", config=config)
+
+    @contextlib.contextmanager
+    def _one_line(self, what: str) -> Iterator[None]:
+        """Make an error of the store's client one line."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "unknown")
+            raise ConfigError(
+                f"{self.url}: {what} (the store answers {str(code)[:60]!r}): check the bucket's "
+                "name, your key and its rights"
+            ) from None
+        except (BotoCoreError, Boto3Error) as error:
+            raise ConfigError(
+                f"{self.url}: {what} ({type(error).__name__}): check the connection and your key; "
+                "the same command goes on where it was"
+            ) from None
+
+    def list(self) -> dict[str, _Object]:
+        """Give the objects of the folder by their names inside it."""
+        bucket, prefix = self._place
+        with self._one_line("cannot be read"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=prefix
+            )
+            return {
+                found["Key"].removeprefix(prefix): _Object(found["Size"], found["ETag"])
+                for page in pages
+                for found in page.get("Contents", ())
+            }
+
+    def get(self, name: str, path: Path) -> None:
+        """Write an object to a file."""
+        bucket, prefix = self._place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._one_line(f"{name} cannot be read"):
+            self._client.download_file(bucket, prefix + name, str(path))
+
+    def put(self, name: str, content: bytes | Path) -> None:
+        """Write an object, whole or not at all.
+
+        Raises
+        ------
+        FileNotFoundError
+            The file of its content is gone.
+        """
+        bucket, prefix = self._place
+        with self._one_line(f"{name} cannot be written"):
+            if isinstance(content, bytes):
+                self._client.put_object(Bucket=bucket, Key=prefix + name, Body=content)
+            else:
+                with content.open("rb") as file:
+                    self._client.upload_fileobj(file, bucket, prefix + name)
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        bucket, prefix = self._place
+        with self._one_line(f"{name} cannot be removed"):
+            self._client.delete_object(Bucket=bucket, Key=prefix + name)
+
+    def put_if(self, name: str, content: bytes, etag: str | None) -> str | None:
+        """Write an object if it is as it was, or (None) is not there; return its ETag, or None."""
+        from botocore.exceptions import ClientError
+
+        bucket, prefix = self._place
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with self._one_line(f"{name} cannot be written"):
+            try:
+                done = self._client.put_object(
+                    Bucket=bucket, Key=prefix + name, Body=content, **condition
+                )
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                if code not in ("NoSuchKey", "PreconditionFailed", "ConditionalRequestConflict"):
+                    raise
+                return self._as_sent(prefix + name, content)
+            return str(done["ETag"])
+
+    def _as_sent(self, key: str, content: bytes) -> str | None:
+        """Give the ETag of an object if it is `content`: the answer to a put may get lost."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._client.get_object(Bucket=self._place[0], Key=key)
+        except ClientError:
+            return None
+        return str(found["ETag"]) if found["Body"].read(len(content) + 1) == content else None
+
+    def age(self, name: str) -> tuple[float, str] | None:
+        """Give how old an object is by the store's own clock, in seconds, and its ETag."""
+        from botocore.exceptions import ClientError
+
+        bucket, prefix = self._place
+        with self._one_line(f"{name} cannot be read"):
+            try:
+                found = self._client.head_object(Bucket=bucket, Key=prefix + name)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    return None
+                raise
+        headers = found["ResponseMetadata"]["HTTPHeaders"]
+        written: datetime = found["LastModified"]
+        now = parsedate_to_datetime(headers["date"])
+        return (now - written).total_seconds(), str(found["ETag"])
+
+
+@dataclass
+class Lease:
+    """The lock of a folder of a bucket: held as long as its object shows signs of life.
+
+    Attributes
+    ----------
+    bucket
+        The folder.
+    lost
+        Set when another process has taken it, which it may after `STALE_S` without a sign.
+    """
+
+    bucket: Bucket
+    lost: threading.Event = field(default_factory=threading.Event, init=False)
+    _etag: str = field(default="", init=False)
+    _holder: str = field(default_factory=lambda: uuid.uuid4().hex, init=False)
+    _beats: int = field(default=0, init=False)
+    _signed: float = field(default=0.0, init=False)
+    _busy: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def take(self) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        ConfigError
+            Another process holds it.
+        """
+        etag = self.bucket.put_if(_LOCK, self._sign(), None)
+        if etag is None and (found := self.bucket.age(_LOCK)) is not None:
+            age, old = found
+            if age > STALE_S:
+                etag = self.bucket.put_if(_LOCK, self._sign(), old)
+        if etag is None:
+            raise ConfigError(
+                f"{self.bucket.url}: another process works in this run folder, or was killed less "
+                f"than {STALE_S:.0f} s ago: wait for it, or choose another --output-dir"
+            )
+        self._etag = etag
+
+    def _sign(self) -> bytes:
+        self._beats += 1
+        self._signed = time.time()
+        return orjson.dumps({"holder": self._holder, "beat": self._beats})
+
+    def beat(self) -> None:
+        """Give a sign of life, unless the last is younger than `BEAT_S`.
+
+        The clock is the one that goes on while a machine sleeps.
+        """
+        with self._busy:
+            if not self.lost.is_set() and not 0 <= time.time() - self._signed < BEAT_S:
+                etag = self.bucket.put_if(_LOCK, self._sign(), self._etag)
+                self._etag = etag or ""
+                if etag is None:
+                    self.lost.set()
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        if not self.lost.is_set():
+            self.bucket.delete(_LOCK)
+
+
+@dataclass
+class Mirror:
+    """A folder here that is kept equal to one in a bucket.
+
+    Attributes
+    ----------
+    bucket, folder
+        The two.
+    lease
+        The lock, which is held.
+    """
+
+    bucket: Bucket
+    folder: Path
+    lease: Lease
+    _there: dict[str, str] = field(default_factory=dict, init=False)  # name -> ETag or ""
+    _pushed: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
+    _ended: threading.Event = field(default_factory=threading.Event, init=False)
+    _busy: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    @property
+    def _notes(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    def pull(self) -> None:
+        """Make the folder here as the one in the bucket; what is equal is not fetched again."""
+        there = self.bucket.list()
+        there.pop(_LOCK, None)
+        try:
+            known = orjson.loads(self._notes.read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            known = {}
+        self._notes.unlink(missing_ok=True)
+        for name in there:
+            _check_name(self.bucket, name)
+        for path in self._files():
+            if str(path.relative_to(self.folder)) not in there:
+                path.unlink()
+        for name, found in sorted(there.items()):
+            path = self.folder / name
+            had = known.get(name)
+            if not (path.is_file() and had == [found.etag, list(stamp(path))]):
+                self.bucket.get(name, path)
+            self._there[name], self._pushed[name] = found.etag, stamp(path)
+
+    def _files(self) -> Iterator[Path]:
+        for root, _, names in os.walk(self.folder):
+            for name in names:
+                path = Path(root, name)
+                if not _OURS_ALONE.fullmatch(str(path.relative_to(self.folder))):
+                    yield path
+
+    def push(self) -> None:
+        """Bring to the bucket what has changed here, files before the entries that speak of them.
+
+        A killed process leaves the bucket as the folder stood at some moment, but for files that
+        no entry speaks of yet.
+
+        Raises
+        ------
+        ConfigError
+            Another process has taken the lock, or the bucket cannot be written.
+        """
+        with self._busy:
+            self._check_lease()
+            self._push(self._changes())
+
+    def _check_lease(self) -> None:
+        self.lease.beat()
+        if self.lease.lost.is_set():
+            raise ConfigError(
+                f"{self.bucket.url}: another process has taken this run folder, for this one gave "
+                "no sign of life: what was not yet there is lost; give the command again"
+            )
+
+    def _changes(self) -> _Changes:
+        """Find what has changed here, as it stood at one moment.
+
+        What was finished before a moment is seen by a look that begins after it; so whatever a
+        file that is seen rests on is seen as well. What is younger waits for the next look.
+        """
+        before = time.time_ns() - int(_TICK_S * 1e9)
+        found = _Changes({}, {}, {}, set())
+        for path in self._files():
+            name = str(path.relative_to(self.folder))
+            try:
+                now = stamp(path)
+                found.gone.add(name)  # for now: what is here
+                if self._pushed.get(name) == now:
+                    continue
+                if path.suffix == ".json":
+                    found.entries[name] = path.read_bytes()
+                ripe = now[-1] < before and stamp(path) == now
+            except FileNotFoundError:
+                found.young[name] = ()
+                continue
+            (found.ripe if ripe else found.young)[name] = now
+        return found._replace(gone=set(self._there) - found.gone)
+
+    def _push(self, found: _Changes) -> None:
+        changed = {name for name in (*found.ripe, *found.young) if name not in found.entries}
+        # An entry whose files are about to change holds no longer.
+        stale = {
+            name
+            for name, content in found.entries.items()
+            if name in self._there and _speaks_of(name, content) & changed
+        }
+        for name in sorted(found.gone | stale, key=lambda name: not name.endswith(".json")):
+            self._check_lease()
+            self.bucket.delete(name)
+            self._there.pop(name, None)
+            self._pushed.pop(name, None)
+        # Files, then entries as they came about: each rests on those before it.
+        in_order = sorted(
+            (name in found.entries, now[-1], name) for name, now in found.ripe.items()
+        )
+        for is_entry, _, name in in_order:
+            self._check_lease()
+            with contextlib.suppress(FileNotFoundError):
+                content = found.entries[name] if is_entry else self.folder / name
+                self.bucket.put(name, content)
+                self._there[name], self._pushed[name] = "", found.ripe[name]
+
+    def keep_pushing(self) -> None:
+        """Push until `end`; what fails is tried again."""
+        warned = False
+        while not self._ended.wait(PUSH_S):
+            try:
+                self.push()
+                warned = False
+            except (ConfigError, OSError) as error:
+                if not warned:
+                    logger.warning("%s; the work goes on, and it will be tried again", error)
+                warned = True
+
+    def keep_beating(self) -> None:
+        """Give signs of life until `end`, also while a large file is on its way."""
+        while not self._ended.wait(BEAT_S / 4):
+            with contextlib.suppress(ConfigError):  # the push will say so
+                self.lease.beat()
+
+    def end(self) -> None:
+        """Let `keep_pushing` end."""
+        self._ended.set()
+
+    def note(self) -> None:
+        """Note what is equal, so that the next `pull` need not fetch it."""
+        there = self.bucket.list()
+        notes = {
+            name: [there[name].etag, list(now)]
+            for name, now in self._pushed.items()
+            if name in there
+        }
+        write_json(self._notes, notes)
+
+
+def _speaks_of(name: str, content: bytes) -> set[str]:
+    """Return the files that a ledger entry speaks of."""
+    try:
+        files = orjson.loads(content).get("files", {})
+    except (orjson.JSONDecodeError, AttributeError):
+        return set()
+    return {os.path.normpath(os.path.join(os.path.dirname(name), file)) for file in files}
+
+
+def _check_name(bucket: Bucket, name: str) -> None:
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ConfigError(f"{bucket.url}: holds an object {name!r:.80}, which no run has made")
+
+
+def work_folder(url: str) -> Path:
+    """Return the folder here that a run folder in a bucket is worked in."""
+    base = os.environ.get("PYIDS_WORK_DIR") or os.path.expanduser("~/.cache/pyids/work")
+    digest = hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    return Path(base, f"{url.rstrip('/').rpartition('/')[2]}-{digest}")
+
+
+@contextlib.contextmanager
+def working_in(url: str) -> Iterator[Path]:
+    """Give a folder to work in that is the one in the bucket: before, meanwhile and afterwards.
+
+    Raises
+    ------
+    ConfigError
+        The bucket cannot be read or written, or another process works in that folder.
+    """
+    bucket = Bucket(url)
+    if not url.removeprefix("s3://").rstrip("/").partition("/")[2]:
+        raise ConfigError(_ADDRESS)
+    folder = work_folder(url)
+    lease = Lease(bucket)
+    lease.take()
+    mirror = Mirror(bucket, folder, lease)
+    threads = [
+        threading.Thread(target=target, name="bucket", daemon=True)
+        for target in (mirror.keep_beating, mirror.keep_pushing)
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        threads[0].start()
+        mirror.pull()
+        threads[1].start()
+        try:
+            yield folder
+        finally:
+            mirror.end()
+            threads[1].join()
+            time.sleep(2 * _TICK_S)  # until all is old enough
+            mirror.push()
+        mirror.note()
+    finally:
+        mirror.end()
+        threads[0].join()
+        lease.release()
+
+
+@contextlib.contextmanager
+def written_to(url: str) -> Iterator[Path]:
+    """Give a path to write a file or folder to, which is then in the bucket.
+
+    Raises
+    ------
+    ConfigError
+        The bucket cannot be written: told before anything is.
+    """
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if parent in ("s3:", "s3:/"):
+        raise ConfigError(_ADDRESS)
+    bucket = Bucket(parent)
+    probe = f".pyids-{uuid.uuid4().hex}"
+    bucket.put(probe, b"")
+    bucket.delete(probe)
+    place = work_folder(url).with_name(probe[1:])
+    place.mkdir(parents=True)
+    try:
+        yield place / name
+        for file in sorted(path for path in place.rglob("*") if path.is_file()):
+            bucket.put(str(file.relative_to(place)), file)
+    finally:
+        shutil.rmtree(place)

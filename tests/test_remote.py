@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pyids.data import remote
+from pyids.data.fingerprints import fingerprint_files
 from pyids.data.ingest import ingest
-from pyids.data.sources import fingerprint_files, open_sources
+from pyids.data.sources import open_sources
 from pyids.errors import DataError
 from pyids.store.folder import Store
 

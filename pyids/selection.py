@@ -21,6 +21,7 @@ from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
 from pyids.device import device
+from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
@@ -349,7 +350,11 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        self.store.write_manifest({**metadata(self.store, self.config), **self.draws.metadata()})
+        described = {**metadata(self.store, self.config), **self.draws.metadata()}
+        # Worker processes of this machine take longer to begin than the hashes of most folders.
+        workers = self.config.workers if self.config.engine == "ray" else 1
+        with make_engine(self.config.engine, workers, address=self.config.address) as engine:
+            self.store.write_manifest(described, engine)
         return path
 
     def result(self, path: str | Path) -> Result:

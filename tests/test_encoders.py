@@ -253,6 +253,38 @@ def test_a_model2vec_folder_is_the_mean_of_its_known_tokens(model2vec):
     np.testing.assert_allclose(unit, [[0.5, 1] / np.sqrt(1.25)], rtol=1e-6)
 
 
+def test_a_stream_of_texts_has_the_vectors_of_each_text(model2vec, monkeypatch):
+    monkeypatch.setattr("pyids.encoders.static._BLOCK_ROWS", 3)
+    encoder = model2vec(normalize=False)
+    texts = ["red", "green red", "", "pink", "blue", "blue green", "red red", "green"]
+    taken = []
+
+    def stream():
+        for text in texts:
+            taken.append(text)
+            yield text
+
+    blocks = encoder.encode_stream(stream())
+    first = next(blocks)
+    assert (len(first), len(taken)) == (3, 6)  # one block is tokenized meanwhile, no more
+    whole = np.concatenate([first, *blocks])
+    assert np.array_equal(whole, encoder.encode(texts))
+    assert np.array_equal(whole, np.concatenate([encoder.encode([text]) for text in texts]))
+    seen = []
+    encoder.encode(texts, lambda done, total: seen.append((done, total)))
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+    assert encoder.encode([]).shape == (0, 2)
+
+
+def test_an_error_in_a_stream_of_texts_arrives_as_it_was(model2vec):
+    def broken():
+        yield "red"
+        raise LookupError("a row that cannot be read")
+
+    with pytest.raises(LookupError, match="cannot be read"):
+        list(model2vec(normalize=False).encode_stream(broken()))
+
+
 def test_model2vecs_token_weights_and_mapping(model2vec):
     encoder = model2vec(
         normalize=False,

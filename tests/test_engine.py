@@ -20,7 +20,10 @@ from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.pipeline.prepare import prepare
+from pyids.selection import Selection
+from pyids.store.files import hash_file, known_hash
 from pyids.store.folder import Store
+from pyids.store.reading import hash_ahead
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -289,7 +292,25 @@ def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypat
             engine=engine,
             output_dir=str(tmp_path / engine),
         )
-        prepare(config).close()
+        with Selection(prepare(config), config) as selection:
+            selection.draw()
+            selection.finish()
         found.append(folder_bytes(tmp_path / engine))
+        manifest = orjson.loads(found[-1].pop("manifest.json"))
+        names = {name for name in found[-1] if not name.endswith("README.md")}
+        assert manifest["files"].keys() - {"config.yaml"} == names
     assert found[0] == found[1]
     assert any(name.startswith("distinct/") for name in found[0])
+
+
+def test_files_are_hashed_by_the_workers(engine, tmp_path):
+    files = [tmp_path / f"{n}.bin" for n in range(70)]
+    for n, file in enumerate(files):
+        file.write_bytes(bytes([n]) * 1000)
+    hash_ahead(engine, files)
+    if engine.workers == 1:
+        assert all(known_hash(file) is None for file in files)  # it waits until somebody asks
+        return
+    assert [known_hash(file) for file in files] == [hash_file(file) for file in files]
+    files[3].write_bytes(b"other")
+    assert known_hash(files[3]) is None

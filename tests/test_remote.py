@@ -11,8 +11,9 @@ import pytest
 
 import pyids
 from pyids.data import remote
+from pyids.data.fingerprints import fingerprint_files
 from pyids.data.ingest import ingest
-from pyids.data.sources import fingerprint_files, open_sources
+from pyids.data.sources import open_sources
 from pyids.data.vector_files import open_vectors
 from pyids.errors import DataError
 from pyids.store.folder import Store

@@ -17,10 +17,11 @@ from typing import Any
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.exact_dedup import drop_duplicates
+from pyids.data.fingerprints import fingerprint_sources
 from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
 from pyids.data.shard_writer import ShardWriter, split_name
-from pyids.data.sources import Source, Split, fingerprint_sources, plan_splits
+from pyids.data.sources import Source, Split, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.store.files import write_sealed

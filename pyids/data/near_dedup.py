@@ -32,6 +32,7 @@ from pyids.store.arrays import ShardArrays, join
 from pyids.store.files import atomic_write, create_mapped, fingerprint
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, load_sealed, read_entry, write_entry
+from pyids.store.reading import store_of
 
 # Vectors that a task looks through, unless one cluster has more; and rows copied at a time.
 _TASK_BYTES = 64 << 20
@@ -140,7 +141,7 @@ def _tasks(store: Store, ends: list[int], threshold: float) -> Iterator[_Task]:
 
 def find_repeats(task: _Task) -> bytes:
     """Find the near-duplicates in some clusters: for each member which one it repeats, int64."""
-    store = Store(task.folder)
+    store = store_of(task.folder)
     start, stop = task.ends[0], task.ends[-1]
     file = store.scratch / "members.i8"
     members = np.fromfile(file, np.int64, stop - start, offset=8 * start)

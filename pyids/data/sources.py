@@ -24,10 +24,9 @@ from pyids.data.readers import (
     open_arrow,
     open_parquet,
 )
-from pyids.data.remote import is_remote, remote_facts, remote_files
+from pyids.data.remote import is_remote, remote_files
 from pyids.errors import ConfigError, DataError
-from pyids.store.files import fingerprint, hash_file, read_json, remembered, write_sealed
-from pyids.store.folder import Store
+from pyids.store.files import read_json
 
 logger = logging.getLogger("pyids")
 
@@ -37,9 +36,6 @@ Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
 # The size of a split is a function of the data alone: never of the workers, so that shards, and
 # with them every later file, are the same on any machine.
 SPLIT_BYTES = 32 << 20
-
-# With a limit only the beginning of the data matters, and of a huge file only this much is hashed.
-LIMITED_HASH_BYTES = 256 << 20
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -387,60 +383,3 @@ def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
         if collected >= SPLIT_BYTES or unit == len(sizes) - 1:
             yield start, unit + 1, round(size * collected / max(1, sum(sizes)))
             start, collected = unit + 1, 0
-
-
-def fingerprint_sources(
-    sources: Sequence[Source], store: Store | None = None, *, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Give the data set's identity: what `fingerprint_files` says of each source."""
-    return fingerprint_files([source.path for source in sources], store, limit=limit)
-
-
-def fingerprint_files(
-    paths: Sequence[str], store: Store | None = None, *, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """Give name, size and content hash of input files.
-
-    The files are read once; a file whose path, size and time of change are those that the run
-    folder remembers is not read again.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        The files.
-    store : Store, optional
-        The run folder that remembers.
-    limit : int, optional
-        Rows that will be read. With a limit, of each file only the first `LIMITED_HASH_BYTES` are
-        hashed.
-
-    Returns
-    -------
-    list of dict
-        ``name`` (without its folder: data may move), ``bytes``, ``xxh3``.
-    """
-    limit_bytes = None if limit is None else LIMITED_HASH_BYTES
-    memory = store.path / ".inputs.json" if store is not None else None
-    known = remembered(memory, dict) if memory is not None else {}
-    found = []
-    for name in paths:
-        if is_remote(name):
-            size, mark = remote_facts(name)
-            # Without a mark of its own the beginning stands for the content.
-            xxh3 = fingerprint([size, mark or head_of(name).hex()])
-            found.append({"name": Path(name).name, "bytes": size, "xxh3": xxh3})
-            continue
-        path = Path(name).resolve()
-        # A table of Lance is a folder: all of its files are it.
-        parts = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
-        stats = [part.stat() for part in parts or [path]]
-        size = sum(stat.st_size for stat in stats)
-        stamp = [size, max(stat.st_mtime_ns for stat in stats), limit_bytes]
-        if known.get(str(path), {}).get("stamp") != stamp:
-            hashes = [hash_file(part, limit_bytes) for part in parts or [path]]
-            whole = fingerprint(hashes) if parts else hashes[0]
-            known[str(path)] = {"stamp": stamp, "xxh3": whole}
-        found.append({"name": path.name, "bytes": size, "xxh3": known[str(path)]["xxh3"]})
-    if memory is not None:
-        write_sealed(memory, known)
-    return found

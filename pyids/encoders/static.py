@@ -6,10 +6,12 @@ The way to embed millions of rows on a CPU: reading the text into tokens is most
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +25,8 @@ from pyids.models.hf import one_line
 from pyids.models.hub import ModelRef
 
 Float32 = NDArray[np.float32]
-# Texts tokenized at a time: bounds the memory that their tokens take.
-_BLOCK_ROWS = 8192
+# Texts tokenized at a time: a few blocks a shard, so that the work on them overlaps.
+_BLOCK_ROWS = 2048
 
 
 class Table(NamedTuple):
@@ -117,30 +119,52 @@ class StaticEncoder:
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         """Return the vectors of N texts, (N, D) float32; progress counts texts."""
+        vectors, done = np.zeros((len(texts), self.dim), np.float32), 0
+        for block in self.encode_stream(texts):
+            vectors[done : done + len(block)] = block
+            done += len(block)
+            if progress is not None:
+                progress(done, len(texts))
+        return vectors
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[Float32]:
+        """Yield the vectors of texts, some at a time.
+
+        The tokenizer works on every core and needs no interpreter: while it has a block, the texts
+        of the next are taken from `texts`, and the vectors of the one before are made.
+        """
+        _ = self._loaded  # here, not in the thread, so that its errors are the caller's
+        waiting: deque[Future[list[Any]]] = deque()
+        iterator = iter(texts)
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as thread:
+            while block := list(islice(iterator, _BLOCK_ROWS)):
+                waiting.append(thread.submit(self._tokenize, block))
+                if len(waiting) > 1:
+                    yield self._mean(waiting.popleft().result())
+            while waiting:
+                yield self._mean(waiting.popleft().result())
+
+    def _tokenize(self, block: list[str]) -> list[Any]:
+        encodings: list[Any] = self._loaded[1].encode_batch_fast(block, add_special_tokens=False)
+        return encodings
+
+    def _mean(self, encodings: list[Any]) -> Float32:
         import torch
 
-        table, tokenizer, unknown = self._loaded
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-        for start in range(0, len(texts), _BLOCK_ROWS):
-            block = list(texts[start : start + _BLOCK_ROWS])
-            rows = [
-                encoding.ids[: self.max_length]
-                for encoding in tokenizer.encode_batch_fast(block, add_special_tokens=False)
-            ]
-            ids = np.fromiter(chain.from_iterable(rows), np.int64)
-            lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-            if unknown is not None and (known := ids != unknown).sum() < len(ids):
-                owner = np.repeat(np.arange(len(rows)), lengths)[known]
-                ids, lengths = ids[known], np.bincount(owner, minlength=len(rows))
-            pooled = torch.nn.functional.embedding_bag(
-                torch.from_numpy(ids),
-                table,
-                torch.from_numpy(np.cumsum(lengths) - lengths),
-                mode="mean",
-            )
-            if self.table.normalize:
-                pooled = torch.nn.functional.normalize(pooled, dim=1)
-            vectors[start : start + len(block)] = pooled.numpy()
-            if progress is not None:
-                progress(start + len(block), len(texts))
+        table, _, unknown = self._loaded
+        rows = [encoding.ids[: self.max_length] for encoding in encodings]
+        ids = np.fromiter(chain.from_iterable(rows), np.int64)
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        if unknown is not None and (known := ids != unknown).sum() < len(ids):
+            owner = np.repeat(np.arange(len(rows)), lengths)[known]
+            ids, lengths = ids[known], np.bincount(owner, minlength=len(rows))
+        pooled = torch.nn.functional.embedding_bag(
+            torch.from_numpy(ids),
+            table,
+            torch.from_numpy(np.cumsum(lengths) - lengths),
+            mode="mean",
+        )
+        if self.table.normalize:
+            pooled = torch.nn.functional.normalize(pooled, dim=1)
+        vectors: Float32 = pooled.numpy()
         return vectors

@@ -22,8 +22,9 @@ from pyids._typing import Int64
 from pyids.config import RunConfig
 from pyids.data.exact_dedup import places
 from pyids.data.exclude import NGRAM, Held, HeldOut, Match, Options, read_held_out
+from pyids.data.fingerprints import fingerprint_files
 from pyids.data.ingest import ingest
-from pyids.data.sources import fingerprint_files, named_files, open_sources
+from pyids.data.sources import named_files, open_sources
 from pyids.data.vector_files import open_vectors
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine

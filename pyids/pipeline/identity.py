@@ -11,11 +11,13 @@ from typing import Any
 import orjson
 
 from pyids.config import RunConfig, load_config, make_config
+from pyids.data.fingerprints import fingerprint_files, fingerprint_sources
 from pyids.data.folders import parse_name
 from pyids.data.remote import is_remote
-from pyids.data.sources import Source, fingerprint_files, fingerprint_sources, named_files
+from pyids.data.sources import Source, named_files
 from pyids.data.target import target_files
 from pyids.data.vector_files import vector_paths
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
@@ -61,16 +63,19 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def identity_of(
-    config: RunConfig, sources: Sequence[Source], store: Store | None = None
+    config: RunConfig,
+    sources: Sequence[Source],
+    store: Store | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Collect what two runs in one folder must share: the options and the content of the input."""
     identity = {
         **config.model_dump(exclude=_MACHINE),
-        "inputs": fingerprint_sources(sources, store, limit=config.limit),
+        "inputs": fingerprint_sources(sources, store, limit=config.limit, engine=engine),
     }
     if (path := config.embeddings_file) is not None:
         # What is in the file, not where it lies: vectors may move, as data may.
-        found = fingerprint_files(vector_paths(path)[0], store)
+        found = fingerprint_files(vector_paths(path)[0], store, engine=engine)
         identity["embeddings_file"] = found[0] if len(found) == 1 else found
     if config.target is not None:
         files = [str(file) for file in target_files(config)]

@@ -46,11 +46,11 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """
     sources = check_inputs(config)
     with _opened(config) as store:
-        identity = identity_of(config, sources, store)
-        store.check_claim(identity)
-        check_decided(store.path, config)
         with make_engine(config.engine, config.workers, address=config.address) as engine:
             engine.check(store.path, _local_files(config, sources))
+            identity = identity_of(config, sources, store, engine)
+            store.check_claim(identity)
+            check_decided(store.path, config)
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
                 take_vectors(

@@ -49,6 +49,7 @@ from pyids.store.ledger import (
     save_npy,
     write_entry,
 )
+from pyids.store.reading import store_of
 from pyids.store.rounds import has_drawn
 
 if TYPE_CHECKING:
@@ -135,13 +136,12 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
 
 def _embed_shard(task: _EmbedTask) -> int:
     """Embed the rows of one shard; return their number."""
-    store = Store(task.folder)
+    store = store_of(task.folder)
     path = store.artifact("embeddings", task.shard)
     if (entry := read_entry(path.with_suffix(".json"), task.inputs)) is not None:
         return int(entry["rows"])
     from pyids.chat.template import text_of
 
-    texts = [text_of(messages) for messages in store.iter_messages(task.shard)]
     encoder = find_encoder(
         *(task.encoder, task.max_length, task.long_text, find_device(task.device), task.dtype)
     )
@@ -150,12 +150,23 @@ def _embed_shard(task: _EmbedTask) -> int:
 
         torch.set_num_threads(task.threads)
 
+    n_rows = len(store.row_ids(task.shard))
+    texts = (text_of(messages) for messages in store.iter_messages(task.shard))
+
     def progress(done: int, total: int) -> None:  # in tokens or texts, by the encoder
         share = done / max(total, 1)
-        report("embed", task.rows_before + int(share * len(texts)), task.rows_in_all)
+        report("embed", task.rows_before + int(share * n_rows), task.rows_in_all)
 
-    save_npy(path, encoder.encode(texts, progress).astype(np.float16), task.inputs)
-    return len(texts)
+    if (stream := getattr(encoder, "encode_stream", None)) is not None:
+        vectors, done = np.empty((n_rows, encoder.dim), np.float16), 0
+        for block in stream(texts):
+            vectors[done : done + len(block)] = block
+            done += len(block)
+            progress(done, n_rows)
+    else:
+        vectors = encoder.encode(list(texts), progress).astype(np.float16)
+    save_npy(path, vectors, task.inputs)
+    return n_rows
 
 
 @lru_cache(maxsize=1)

@@ -151,6 +151,17 @@ def hash_once(path: Path) -> str:
     return known[1]
 
 
+def known_hash(path: Path) -> str | None:
+    """Give the hash of a file if this process knows it and the file has not changed since."""
+    known = _hashed.get(str(path))
+    return known[1] if known is not None and known[0] == stamp(path) else None
+
+
+def remember_hash(path: Path, made: tuple[int, ...], xxh3: str) -> None:
+    """Take the hash of a file that another process has read, and what `stamp` said of it then."""
+    _hashed[str(path)] = (made, xxh3)
+
+
 def fingerprint(value: object) -> str:
     """xxh3-128 of a JSON value, keys sorted, in hex."""
     return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from pyids._typing import Int64
 from pyids.chat.formats import Message, to_messages
 from pyids.chat.rawjson import parse
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.arrays import ShardArrays, map_npy
 from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
@@ -46,7 +47,6 @@ from pyids.store.remedies import remedy
 
 # What a folder answers that may be read and not written.
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
-
 # Who holds which folder in this process: a notebook's cell that is run twice opens a folder twice.
 _held: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
 
@@ -439,9 +439,9 @@ class Store:
 
     # -- proof --
 
-    def write_manifest(self, metadata: Mapping[str, Any]) -> None:
+    def write_manifest(self, metadata: Mapping[str, Any], engine: Engine | None = None) -> None:
         """Write ``manifest.json`` (`pyids.store.manifest.write_manifest`)."""
-        write_manifest(self.path, metadata)
+        write_manifest(self.path, metadata, engine)
 
 
 def brief(value: object) -> str:

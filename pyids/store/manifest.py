@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import hash_once, read_sealed, write_sealed
 from pyids.store.ledger import damaged_files, difference
@@ -23,7 +24,7 @@ _FREE = ("config.yaml", "judge.jsonl", "serve.jsonl", "quality/cache/")
 _DOTFILES = (".inputs.json",)
 
 
-def write_manifest(path: Path, metadata: Mapping[str, Any]) -> None:
+def write_manifest(path: Path, metadata: Mapping[str, Any], engine: Engine | None = None) -> None:
     """Write ``manifest.json``: `metadata`, the environment, and the hash of every file.
 
     Parameters
@@ -32,6 +33,8 @@ def write_manifest(path: Path, metadata: Mapping[str, Any]) -> None:
         The run folder.
     metadata : mapping
         JSON values of the run: configuration, seeds, device, threads, timings, inputs.
+    engine : Engine, optional
+        Where the files are hashed.
 
     Raises
     ------
@@ -39,6 +42,10 @@ def write_manifest(path: Path, metadata: Mapping[str, Any]) -> None:
         A file is not what its ledger entry says, or not what it was when the run ended before: what
         is damaged is not approved.
     """
+    if engine is not None:
+        from pyids.store.reading import hash_ahead
+
+        hash_ahead(engine, artifacts(path))
     for file, problem in _unlike_ledgers(path):
         raise DamagedError(f"{file}: damaged ({problem}): {remedy(file)}")
     manifest = path / "manifest.json"

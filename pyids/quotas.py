@@ -143,7 +143,7 @@ def check_bounds(
     """
     floors, caps = said.get("floor", {}), said.get("cap", {})
     for name, low, up, holds in zip(names, lower, upper, capacity, strict=True):
-        if low > up:
+        if low > up and name in caps:
             raise ConfigError(
                 f"group {name!r}: the floor {floors[name]} ({low} {unit}) is above the cap "
                 f"{caps[name]} ({up} {unit}): raise --cap or lower --floor"

@@ -25,6 +25,7 @@ from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, draw_rows, selected_rows
+from pyids.pipeline.grow import carried_over
 from pyids.pipeline.identity import saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
@@ -331,7 +332,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        self.store.write_manifest({**metadata(self.store, self.config), **self.draws.metadata()})
+        facts = {**self.draws.metadata(), **carried_over(self.store)}
+        self.store.write_manifest({**metadata(self.store, self.config), **facts})
         return path
 
     def result(self, path: str | Path) -> Result:

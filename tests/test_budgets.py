@@ -298,3 +298,49 @@ def test_a_selection_by_other_tokens_leaves_those_of_the_run(sized, tiny, tmp_pa
     select_from_folder(tmp_path / "run", "random", budget=2000, budget_unit="tokens")
     assert tokens_of_folder(tmp_path / "run") == before
     assert verify(tmp_path / "run") == []
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_quotas_and_exclusions(sized, tiny, tmp_path):
+    """The quotas that it shows are the bounds of the run that follows; nothing is written."""
+    from pyids.pipeline.preflight import plan
+
+    held = tmp_path / "held-out.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sized.rows[:7]))
+    options = sized.options(
+        model=tiny,
+        budget="1.2K-tokens",
+        group_by="source",
+        cap=["chat=40%"],
+        floor=["code=10%"],
+        exclude=str(held),
+        exclude_ngram=450,  # answers are one word again and again
+        already=str(held),
+        output_dir=str(tmp_path / "run"),
+    )
+    shown = plan(pyids.RunConfig(**options))
+    assert "budget    1,200 response tokens (about " in shown
+    assert "chat 480 of " in shown
+    assert "excluded  7 rows that match held-out rows (7 exact)" in shown
+    assert "already   7 rows of the pool are trained on" in shown
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="the floor 1000000 is 1000000 of 1200 response tok"):
+        plan(pyids.RunConfig(**options | {"floor": ["code=1M"]}))
+
+
+def test_the_report_says_what_was_capped_and_excluded(sized, tmp_path):
+    from pyids.report.collect import collect
+
+    held = tmp_path / "held-out.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sized.rows[:7]))
+    options = sized.options(group_by="source", cap=["chat=10%"], exclude=str(held))
+    options["exclude_ngram"] = 450
+    drive(tmp_path / "run", **options)
+    data = collect(tmp_path / "run").data
+    assert ["budget", "60 of 60 rows"] in data["provenance"]
+    assert ["group chat", "6 of 236 rows (floor 0, cap 6)"] in data["provenance"]
+    assert {
+        "name": "excluded: exact", "rows": 7, "kind": "note", "file": "excluded.jsonl"
+    } in data["funnel"]  # fmt: skip

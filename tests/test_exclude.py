@@ -251,7 +251,7 @@ def test_a_method_never_selects_what_is_excluded(pool, with_held_out, tmp_path):
     pyids.select("random", **plain)
     result = pyids.select("random", **{**plain, "budget": 398}, **with_held_out)
     assert set(range(400)) - set(result.ids.tolist()) == {10, 20}
-    listed = (tmp_path / "plain" / "selected-random-excluded.jsonl").read_bytes()
+    listed = (tmp_path / "plain" / "excluded-random.jsonl").read_bytes()
     assert [orjson.loads(line)["row_id"] for line in listed.splitlines()] == [10, 20]
 
 

@@ -216,7 +216,7 @@ def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target:
     fields = ExclusionOptions.model_fields
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
         stem = target.stem.removeprefix("selected-")
-        listing = target.with_name(f"selected-{stem}-excluded.jsonl")
+        listing = target.with_name(f"excluded-{stem}.jsonl")
         return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
     if stands(store, config):
         return excluded(store, config)

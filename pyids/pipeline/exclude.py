@@ -184,13 +184,14 @@ def _matches(
         vectors = store.scratch / "held-out.npy"
         with atomic_write(vectors) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array(file, _vectors(store, config, held), allow_pickle=False)
-    shared = {key: value for key, value in inputs.items() if key not in ("rows", "already")}
+    whole = ("rows", "already", "vectors")
+    shared = {key: value for key, value in inputs.items() if key not in whole}
     tasks = [
         _Task(
             *(str(store.path), shard, str(folder / f"{shard.name}.json"), str(path)),
             *(str(vectors) if vectors else None, config.exclude_cosine),
             *(int(inputs["ngram"]), config.exclude_overlap),
-            {**shared, "rows": store.fingerprint(shard)},
+            {**shared, **_inputs_of(store, config, shard)},
         )
         for shard in store.shards
     ]
@@ -200,6 +201,14 @@ def _matches(
         done += task.shard.rows
         report("exclude", done, store.rows_read)
     return found
+
+
+def _inputs_of(store: Store, config: RunConfig, shard: Shard) -> dict[str, Any]:
+    """Collect what decides which rows of one shard go, beside the held-out rows."""
+    if config.exclude_cosine is None:
+        return {"rows": store.fingerprint(shard)}
+    vectors = load_sealed(store.artifact("embeddings", shard, ".json"))["files"]
+    return {"rows": store.fingerprint(shard), "vectors": vectors}
 
 
 def _exclude_shard(task: _Task) -> list[list[Any]]:

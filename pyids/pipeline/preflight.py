@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -23,8 +22,10 @@ from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.models.raters import judge_endpoint
+from pyids.pipeline.budget import Budget
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.identity import identity_of
+from pyids.pipeline.planned import needs_rows, plan_budget
 from pyids.pipeline.stages import find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
 from pyids.store.folder import Store
@@ -142,6 +143,13 @@ def plan(config: RunConfig) -> str:
     folder.check_place()
     if (folder.path / "identity.json").exists():
         folder.check_claim(identity_of(config, sources))
+    planned, lines = Budget("rows", 0, 0), list[str]()
+
+    def look(store: Store) -> None:
+        nonlocal planned, lines
+        _check_vectors(store, config)
+        planned, lines = plan_budget(store, config)
+
     with make_engine(config.engine, config.workers) as engine:
         intake = check(
             sources,
@@ -149,9 +157,10 @@ def plan(config: RunConfig) -> str:
             limit=config.limit,
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
-            look=partial(_check_vectors, config=config),
+            look=look,
+            records=needs_rows(config),
         )
-    budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
+    n_clusters = config.cluster_count(intake.kept, planned.rows)
     probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
     screened = ""
@@ -176,8 +185,10 @@ def plan(config: RunConfig) -> str:
             describe(intake),
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
+            *lines,
             *near,
-            f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})"
+            f"rounds    {config.rounds}; draw {planned.rows} rows in all "
+            f"({planned.rows / intake.kept:.2%})"
             f"{screened}",
             f"train     {config.round_model} {models}, {config.finetuning_type}, "
             f"{config.num_train_epochs} epochs a round on everything drawn so far",

@@ -15,6 +15,7 @@ from pyids.engine import make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.counts import count, counted
 from pyids.pipeline.exclude import exclude, stands
+from pyids.pipeline.grow import extend, known_first, new_inputs
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.stages import cluster, drop_near, embed, rate, rated, read
@@ -39,8 +40,10 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """
     sources = check_inputs(config)
     with _opened(config) as store:
+        sources = known_first(store, sources, config.limit)
         identity = identity_of(config, sources, store)
-        store.check_claim(identity)
+        if not (new := new_inputs(store, identity)):
+            store.check_claim(identity)
         check_decided(store.path, config)
         with make_engine(config.engine, config.workers) as engine:
             read(store, config, sources, engine)
@@ -54,6 +57,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                     metric=config.metric,
                     zero_vectors=config.zero_vectors,
                 )
+            if new:
+                extend(store, new, identity)
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as temporary:

@@ -24,10 +24,10 @@ from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
+from pyids.pipeline.grow import assign_new, base_shards, check_base, growth_of, vectors_of
 from pyids.progress import report
 from pyids.store.files import (
     atomic_write,
-    fingerprint,
     read_sealed,
     remembered,
     write_sealed,
@@ -37,7 +37,6 @@ from pyids.store.ledger import (
     begin,
     hash_npy,
     load_npy,
-    load_sealed,
     read_entry,
     save_npy,
     write_entry,
@@ -168,19 +167,36 @@ def find_encoder(
 
 def cluster(store: Store, config: RunConfig) -> None:
     """Cluster the vectors: ``labels/``, one file a shard, and ``centroids.safetensors``."""
-    n_clusters = choose_clusters(store, config)
+    growth = growth_of(store)
+    base = base_shards(store, growth)
+    n_clusters = growth["clusters"] if growth is not None else choose_clusters(store, config)
     inputs = {
-        "embeddings": _vectors_of(store),
+        "embeddings": vectors_of(store, base),
         "clusters": n_clusters,
         "iterations": config.kmeans_max_iter,
         "metric": config.metric,
         "seed": config.seed,
     }
+    if growth is not None:
+        check_base(store, base)
     entry = store.path / "centroids.json"
-    labels = [store.artifact("labels", shard, ".json") for shard in store.shards]
-    if all(read_entry(each, inputs) is not None for each in (entry, *labels)):
-        return
-    before = _drawn_from(store, [entry, *labels], inputs)
+    labels = [store.artifact("labels", shard, ".json") for shard in base]
+    if not all(read_entry(each, inputs) is not None for each in (entry, *labels)):
+        _make_clusters(store, config, base, n_clusters, inputs)
+    if growth is not None:
+        assign_new(store, base, inputs, metric=config.metric, threads=config.threads)
+
+
+def _make_clusters(
+    store: Store,
+    config: RunConfig,
+    base: Sequence[Shard],
+    n_clusters: int,
+    inputs: dict[str, Any],
+) -> None:
+    """Do the k-means of `cluster` on the rows of some shards."""
+    entries = [store.artifact("labels", shard, ".json") for shard in base]
+    before = drawn_from(store, [store.path / "centroids.json", *entries], inputs)
     from pyids.clustering.kmeans import KMeans
 
     # By the cosine there is k-means on the CPU alone.
@@ -194,17 +210,50 @@ def cluster(store: Store, config: RunConfig) -> None:
         n_threads=config.threads,
         max_memory=_CLUSTERING_BYTES,
     )
-    kmeans.fit(store.embeddings())
-    _write_clusters(store, kmeans.labels_, kmeans.cluster_centers_, kmeans.inertia_, inputs, before)
+    kmeans.fit([load_npy(store.artifact("embeddings", shard)) for shard in base])
+    labels = _by_shard(store, base, kmeans.labels_)
+    _write_clusters(store, labels, kmeans.cluster_centers_, kmeans.inertia_, inputs, before)
     logger.info(
         "clustered %d rows into %d clusters in %d iterations, inertia %.4g",
-        *(store.kept, n_clusters, kmeans.n_iter_, kmeans.inertia_),
+        *(len(kmeans.labels_), n_clusters, kmeans.n_iter_, kmeans.inertia_),
     )
+
+
+def _by_shard(
+    store: Store, shards: Sequence[Shard], labels: NDArray[np.int32]
+) -> dict[Shard, NDArray[np.int32]]:
+    ends = np.cumsum([len(store.row_ids(shard)) for shard in shards])
+    return dict(zip(shards, np.split(labels, ends[:-1]), strict=True))
+
+
+def write_labels(
+    path: Path,
+    labels: NDArray[np.int32],
+    inputs: dict[str, Any],
+    before: dict[str, str],
+    **metadata: Any,
+) -> dict[str, Any]:
+    """Write the labels of a shard, if they are what the rounds drew from; give the entry."""
+    _check_drawn(path, labels, before)
+    entry = path.with_suffix(".json")
+    begin(entry)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(labels), allow_pickle=False)
+    return write_entry(entry, [path], inputs, rows=len(labels), **metadata)
+
+
+def _check_drawn(path: Path, labels: NDArray[np.int32], before: dict[str, str]) -> None:
+    if before.get(path.name, made := hash_npy(labels)) != made:
+        folder = path.parent.parent
+        raise DamagedError(
+            f"{path}: made again, it is not what the rounds drew from (another device or "
+            f"version?): go on where it was made, or `pyids clean {folder} --stage rounds`"
+        )
 
 
 def _write_clusters(
     store: Store,
-    labels: NDArray[np.int32],
+    parts: dict[Shard, NDArray[np.int32]],
     centroids: NDArray[Any],
     inertia: float,
     inputs: dict[str, Any],
@@ -212,27 +261,23 @@ def _write_clusters(
 ) -> None:
     from safetensors.numpy import save
 
-    ends = np.cumsum([len(store.row_ids(shard)) for shard in store.shards])
-    parts = dict(zip(store.shards, np.split(labels, ends[:-1]), strict=True))
     for shard, part in parts.items():
-        path = store.artifact("labels", shard)
-        if before.get(path.name, made := hash_npy(part)) != made:
-            raise DamagedError(
-                f"{path}: made again, it is not what the rounds drew from (another device or "
-                f"version?): go on where it was made, or `pyids clean {store.path} --stage rounds`"
-            )
+        _check_drawn(store.artifact("labels", shard), part, before)
     path = store.path / "centroids.safetensors"
     begin(path.with_suffix(".json"))
     for shard, part in parts.items():
         save_npy(store.artifact("labels", shard), part, inputs)
-    sizes = np.bincount(labels, minlength=len(centroids)).astype(np.int64)
+    sizes = sum(
+        (np.bincount(part, minlength=len(centroids)) for part in parts.values()),
+        np.zeros(len(centroids), np.int64),
+    )
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"centroids": centroids, "sizes": sizes}))
     metadata = {"sizes": sizes.tolist(), "inertia": inertia}
     write_entry(path.with_suffix(".json"), [path], inputs, **metadata)
 
 
-def _drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -> dict[str, str]:
+def drawn_from(store: Store, entries: Sequence[Path], inputs: dict[str, Any]) -> dict[str, str]:
     """Give the hashes of the files that the rounds drew from, as far as their entries stand.
 
     Raises
@@ -267,7 +312,7 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
         return config.cluster_count(store.kept, budget_of(store, config).rows)
     path = store.path / "auto_k.json"
     inputs = {
-        "embeddings": _vectors_of(store),
+        "embeddings": vectors_of(store, store.shards),
         "metric": config.metric,
         "seed": config.seed,
     }
@@ -284,12 +329,6 @@ def choose_clusters(store: Store, config: RunConfig) -> int:
     if remembered(path, choose)["inputs"] != inputs:
         path.unlink()
     return int(remembered(path, choose)["clusters"])
-
-
-def _vectors_of(store: Store) -> str:
-    """Stands for all vectors in what is made of them."""
-    entries = [store.artifact("embeddings", shard, ".json") for shard in store.shards]
-    return fingerprint([load_sealed(entry)["files"] for entry in entries])
 
 
 def drop_near(store: Store, config: RunConfig) -> None:

@@ -127,12 +127,8 @@ def check_bounds(
     ----------
     budget, unit
         What is handed out, and what it counts.
-    names
-        The groups.
-    lower, upper
-        Floors and caps in that unit, by group.
-    capacity
-        What each group holds.
+    names, lower, upper, capacity
+        The groups; in that unit their floors, their caps, and what they hold.
     said
         ``cap`` and ``floor`` as they were given, by group.
 

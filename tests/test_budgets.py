@@ -340,7 +340,7 @@ def test_the_report_says_what_was_capped_and_excluded(sized, tmp_path):
     drive(tmp_path / "run", **options)
     data = collect(tmp_path / "run").data
     assert ["budget", "60 of 60 rows"] in data["provenance"]
-    assert ["group chat", "6 of 236 rows (floor 0, cap 6)"] in data["provenance"]
+    assert ["group chat", "6 of 237 rows (floor 0, cap 6)"] in data["provenance"]
     assert {
         "name": "excluded: exact", "rows": 7, "kind": "note", "file": "excluded.jsonl"
     } in data["funnel"]  # fmt: skip

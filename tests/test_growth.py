@@ -198,6 +198,19 @@ def test_what_is_trained_on_by_now_may_be_named_when_data_is_added(weekly, tmp_p
     assert sum(map(len, second)) == 60
 
 
+def test_a_dry_run_says_by_what_a_folder_grows(weekly, tiny, tmp_path):
+    from pyids.pipeline.preflight import plan
+
+    run = {"output_dir": str(tmp_path / "run"), "model": tiny}
+    drive(tmp_path / "run", **weekly.options(0, model=tiny))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert "grows" not in plan(pyids.RunConfig(**weekly.options(0, **run)))
+    shown = plan(pyids.RunConfig(**weekly.options(0, 2, **run)))
+    assert "grows     by week-2.jsonl; the rounds begin anew on all rows" in shown
+    assert "of messages (280): 280 stay" in shown
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
 @pytest.mark.parametrize("change", ["content", "missing", "seed", "vectors"])
 def test_another_run_is_none_that_grows(weekly, tmp_path, change):
     drive(tmp_path / "run", **weekly.options(0, 1))

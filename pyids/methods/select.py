@@ -24,7 +24,7 @@ from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
 from pyids.pipeline.exclude import Excluded, exclude, excluded, stands
-from pyids.pipeline.identity import named, saved_config
+from pyids.pipeline.identity import named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
@@ -220,7 +220,7 @@ def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target:
         return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
     if stands(store, config):
         return excluded(store, config)
-    if not is_ours(store.path, named(folder_config)):
+    if not is_ours(store.path, named(with_absolute_paths(folder_config))):
         raise ConfigError(
             f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
         )

@@ -32,14 +32,20 @@ _MAY_CHANGE = {"inputs", "embeddings_file", "already"}
 _OF_ROUNDS = ("selected.jsonl", "README.md", "probes.jsonl", "mismatch.json", "manifest.json")
 
 
-def known_first(store: Store, sources: Sequence[Source], limit: int | None) -> list[Source]:
-    """Put the files that a run folder knows first, in its order, and new ones behind them."""
+def known_first(
+    store: Store, sources: Sequence[Source], limit: int | None, *, remember: bool = True
+) -> list[Source]:
+    """Put the files that a run folder knows first, in its order, and new ones behind them.
+
+    The folder remembers the hashes of the files, unless nothing may be written there.
+    """
     if (had := store.identity()) is None:
         return list(sources)
-    left = list(zip(fingerprint_sources(sources, store, limit=limit), sources, strict=True))
+    found = fingerprint_sources(sources, store if remember else None, limit=limit)
+    left = list(zip(found, sources, strict=True))
     known = []
     for facts in had["inputs"]:
-        at = next((n for n, (found, _) in enumerate(left) if found == facts), None)
+        at = next((n for n, (one, _) in enumerate(left) if one == facts), None)
         if at is not None:
             known.append(left.pop(at)[1])
     return [*known, *(source for _, source in left)]

@@ -24,6 +24,7 @@ from pyids.errors import ConfigError, DataError
 from pyids.models.raters import judge_endpoint
 from pyids.pipeline.budget import Budget
 from pyids.pipeline.conversations import check_conversations
+from pyids.pipeline.grow import known_first, new_inputs
 from pyids.pipeline.identity import identity_of
 from pyids.pipeline.planned import needs_rows, plan_budget
 from pyids.pipeline.stages import find_encoder
@@ -141,8 +142,8 @@ def plan(config: RunConfig) -> str:
     check_writable(config.output_path)
     folder = Store(config.output_path)
     folder.check_place()
-    if (folder.path / "identity.json").exists():
-        folder.check_claim(identity_of(config, sources))
+    sources = known_first(folder, sources, config.limit, remember=False)
+    grows = _check_growth(folder, config, sources)
     planned, lines = Budget("rows", 0, 0), list[str]()
 
     def look(store: Store) -> None:
@@ -163,33 +164,18 @@ def plan(config: RunConfig) -> str:
     n_clusters = config.cluster_count(intake.kept, planned.rows)
     probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
-    screened = ""
-    if config.oversample != 1:
-        screened = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
-    if config.oversample is None:
-        screened += " if answers look mismatched"
     vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
-    near = []
-    if config.target is not None:
-        near = [
-            f"target    {len(read_target(config))} rows of {', '.join(config.target)}; they and "
-            "near copies of them are left out"
-        ]
-    if config.semdedup_threshold is not None:
-        near += [
-            f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
-            "go before the draw: how many is not known yet"
-        ]
     return "\n".join(
         [
             describe(intake),
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
+            *grows,
             *lines,
-            *near,
+            *_left_out(config),
             f"rounds    {config.rounds}; draw {planned.rows} rows in all "
             f"({planned.rows / intake.kept:.2%})"
-            f"{screened}",
+            f"{_screened(config)}",
             f"train     {config.round_model} {models}, {config.finetuning_type}, "
             f"{config.num_train_epochs} epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
@@ -197,6 +183,41 @@ def plan(config: RunConfig) -> str:
             f"output    {config.output_path}",
         ]
     )
+
+
+def _check_growth(folder: Store, config: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """Check that the folder is this run's, or is extended by it; say so."""
+    if not (folder.path / "identity.json").exists():
+        return []
+    identity = identity_of(config, sources)
+    if not (new := new_inputs(folder, identity)):
+        folder.check_claim(identity)
+        return []
+    names = ", ".join(str(one["name"]) for one in new)
+    return [f"grows     by {names}; the rounds begin anew on all rows"]
+
+
+def _screened(config: RunConfig) -> str:
+    screened = ""
+    if config.oversample != 1:
+        screened = f", each of {config.oversample or SCREENING_OVERSAMPLE} candidates"
+    return screened + (" if answers look mismatched" if config.oversample is None else "")
+
+
+def _left_out(config: RunConfig) -> list[str]:
+    """Say which rows of the pool go for their likeness to others."""
+    lines = []
+    if config.target is not None:
+        lines = [
+            f"target    {len(read_target(config))} rows of {', '.join(config.target)}; they and "
+            "near copies of them are left out"
+        ]
+    if config.semdedup_threshold is not None:
+        lines += [
+            f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
+            "go before the draw: how many is not known yet"
+        ]
+    return lines
 
 
 def _check_vectors(store: Store, config: RunConfig) -> None:

@@ -344,3 +344,47 @@ def test_the_report_says_what_was_capped_and_excluded(sized, tmp_path):
     assert {
         "name": "excluded: exact", "rows": 7, "kind": "note", "file": "excluded.jsonl"
     } in data["funnel"]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", ["2K-tokens", 90])
+def test_screened_candidates_keep_the_budget_and_the_bounds(
+    sized, tiny, tmp_path, monkeypatch, budget
+):
+    from pyids.pipeline.replay import replay_rounds
+    from pyids.scoring import screening
+
+    def scores(rows, clusters, config, device):
+        said = np.array([int(row[1]["content"].split()[-1]) for row in rows])
+        return {"outlier_score": (said % 5 == 0) * 1.0}
+
+    monkeypatch.setattr(screening, "screen", scores)
+    options = sized.options(
+        model=tiny, budget=budget, oversample=3, group_by="source", cap=["chat=40%"]
+    )
+    drawn = [row for rows in drive(tmp_path / "run", **options) for row in rows]
+    assert (tmp_path / "run" / "rounds" / "1" / "candidates.parquet").exists()
+    chat = [row for row in drawn if sized.rows[row]["source"] == "chat"]
+    if budget == 90:
+        assert len(drawn) == 90
+        assert len(chat) == 36
+    else:
+        counts = tokens_of_folder(tmp_path / "run")
+        longest = max(counts.values())
+        assert 2000 - longest < sum(counts[row] for row in drawn) <= 2000
+        assert sum(counts[row] for row in chat) < 800 + longest
+    assert replay_rounds(tmp_path / "run") == []
+
+
+def test_bounds_stand_in_a_file_of_options(tmp_path):
+    from pyids.config import load_config, make_config
+
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: pool.jsonl\nbudget: 20M-tokens\ngroup-by: source\n"
+        "cap: {code: 30%, chat: 2M}\nfloor: {math: 5%}\nproportional-to: {code: 2, math: 1}\n"
+    )
+    config = make_config(**load_config(path))
+    assert config.cap == {"code": "30%", "chat": 2_000_000}
+    assert config.proportional_to == {"code": 2.0, "math": 1.0}
+    path.write_text(config.to_yaml())
+    assert make_config(**load_config(path)) == config

@@ -143,7 +143,8 @@ def _needed(method: Method, config: RunConfig) -> Stage:
     of_clusters = (config.semdedup_threshold, config.rating_half_width, config.correct_ratings)
     if {"labels", "centroids"} & set(method.needs) or any(of_clusters):
         return "cluster"
-    return "embed" if "embeddings" in method.needs else "read"
+    vectors = "embeddings" in method.needs or config.exclude_cosine is not None
+    return "embed" if vectors else "read"
 
 
 def _for_folder(config: RunConfig, until: Stage) -> RunConfig:

@@ -27,8 +27,8 @@ _WITH_UNIT = re.compile(r"(.*\S)\s*-\s*(rows|response-tokens|tokens)")
 def parse_budget(value: object) -> object:
     """Turn "500" into 500, "20M" into 20000000; keep "5%" as it is; refuse anything else."""
     remedy = (
-        "give a number of rows (--budget 10000), a share of the pool (--budget 5%) or a number of "
-        "tokens (--budget 20M-tokens)"
+        "give a number of rows (--budget 10000) or tokens (--budget 20M-tokens), or a share of the "
+        "pool (--budget 5%)"
     )
     if isinstance(value, str):
         text = value.strip()

@@ -127,12 +127,8 @@ def check_bounds(
     ----------
     budget, unit
         What is handed out, and what it counts.
-    names
-        The groups.
-    lower, upper
-        Floors and caps in that unit, by group.
-    capacity
-        What each group holds.
+    names, lower, upper, capacity
+        The groups; in that unit their floors, their caps, and what they hold.
     said
         ``cap`` and ``floor`` as they were given, by group.
 
@@ -143,7 +139,7 @@ def check_bounds(
     """
     floors, caps = said.get("floor", {}), said.get("cap", {})
     for name, low, up, holds in zip(names, lower, upper, capacity, strict=True):
-        if low > up:
+        if low > up and name in caps:
             raise ConfigError(
                 f"group {name!r}: the floor {floors[name]} ({low} {unit}) is above the cap "
                 f"{caps[name]} ({up} {unit}): raise --cap or lower --floor"

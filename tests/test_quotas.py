@@ -86,6 +86,10 @@ def test_shares_are_exact():
             "group 'a': the floor 20% is 20 of 100 rows, and the pool has 10",
         ),
         (
+            [200, 0], [100, 100], [500, 400], {"floor": {"a": 200}},
+            "the floors come to 200 (a 200) = 200 rows, 100 above the budget of 100",
+        ),
+        (
             [20, 0], [10, 100], [100, 400], {"floor": {"a": "20%"}, "cap": {"a": 10}},
             "the floor 20% (20 rows) is above the cap 10 (10 rows)",
         ),

@@ -11,7 +11,7 @@ import pytest
 import pyids
 from pyids.config import make_config
 from pyids.errors import ConfigError, DataError
-from pyids.pipeline import prepare, stages
+from pyids.pipeline import clusters, prepare
 from pyids.scoring.probes import Scores
 
 NOISE = 3  # the topic that the made-up scores call useless
@@ -217,17 +217,17 @@ def test_other_vectors_are_refused_as_other_data_are(pool, tmp_path):
 def test_rows_that_were_drawn_keep_their_clusters(pool, tmp_path):
     config = make_config(**pool.options(output_dir=str(tmp_path / "run")))
     with pyids.Selection.open(tmp_path / "run", config) as selection:
-        stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
-        stages.cluster(selection.store, config)
+        clusters.cluster(selection.store, config.model_copy(update={"seed": 1}))
+        clusters.cluster(selection.store, config)
         selection.draw()
         with pytest.raises(ConfigError, match="drew from clusters made with other"):
-            stages.cluster(selection.store, config.model_copy(update={"seed": 1}))
+            clusters.cluster(selection.store, config.model_copy(update={"seed": 1}))
 
 
 def test_clusters_by_the_cosine_are_found_on_the_cpu(pool, tmp_path):
     config = make_config(**pool.options(output_dir=str(tmp_path / "run"), metric="cosine"))
     with prepare.prepare(config, "embed") as store:
-        stages.cluster(store, config.model_copy(update={"device": "cuda"}))
+        clusters.cluster(store, config.model_copy(update={"device": "cuda"}))
         assert store.cluster_sizes.sum() == 400
 
 
@@ -238,7 +238,7 @@ def test_the_number_of_clusters_is_chosen_anew_for_other_vectors(pool, tmp_path)
         choice = orjson.loads(path.read_bytes())
         stale = {**choice["inputs"], "embeddings": "others"}
         path.write_bytes(orjson.dumps({**choice, "inputs": stale, "clusters": 7}))
-        assert stages.choose_clusters(store, config) == choice["clusters"]
+        assert clusters.choose_clusters(store, config) == choice["clusters"]
 
 
 def test_a_folder_without_a_selection_is_refused(tmp_path):

@@ -45,9 +45,9 @@ _SHOWN = 12
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 # Options that say how rows were chosen.
 _OPTIONS = (
-    "budget", "rounds", "seed", "clusters", "metric", "semdedup_threshold", "encoder", "quality",
-    "model", "proxy_model", "scorer", "weight_update", "allocation", "oversample",
-    "probes_per_cluster", "keep_duplicates",
+    "budget", "budget_unit", "group_by", "rounds", "seed", "clusters", "metric",
+    "semdedup_threshold", "encoder", "quality", "model", "proxy_model", "scorer", "weight_update",
+    "allocation", "oversample", "probes_per_cluster", "keep_duplicates",
 )  # fmt: skip
 
 

@@ -148,14 +148,15 @@ def check(
     keep_duplicates: bool = False,
     progress: Progress | None = None,
     look: Callable[[Store], None] | None = None,
+    records: bool = False,
 ) -> Intake:
     """Do all that `ingest` checks and counts, and leave nothing behind.
 
-    The digests of the rows, 16 bytes each, stand in a temporary folder meanwhile; `look` may look
-    at which rows stay.
+    The digests of the rows, 16 bytes each, stand in a temporary folder meanwhile, with `records`
+    the rows, too; `look` may look at which rows stay.
     """
     with tempfile.TemporaryDirectory(prefix="pyids-check-") as folder, Store.open(folder) as store:
-        _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=False)
+        _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=records)
         intake = _after_reading(store, keep_duplicates)
         if look is not None:
             look(store)

@@ -19,12 +19,12 @@ from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
 from pyids.methods.pool import Influences
 from pyids.options import BudgetOptions, ExclusionOptions
-from pyids.pipeline import stages
+from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
 from pyids.pipeline.exclude import Excluded, exclude, excluded, stands
-from pyids.pipeline.identity import named, saved_config
+from pyids.pipeline.identity import named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
@@ -146,7 +146,8 @@ def _needed(method: Method, config: RunConfig) -> Stage:
     of_clusters = (config.semdedup_threshold, config.rating_half_width, config.correct_ratings)
     if {"labels", "centroids"} & set(method.needs) or any(of_clusters):
         return "cluster"
-    return "embed" if "embeddings" in method.needs else "read"
+    vectors = "embeddings" in method.needs or config.exclude_cosine is not None
+    return "embed" if vectors else "read"
 
 
 def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
@@ -219,11 +220,11 @@ def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target:
     fields = ExclusionOptions.model_fields
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
         stem = target.stem.removeprefix("selected-")
-        listing = target.with_name(f"selected-{stem}-excluded.jsonl")
+        listing = target.with_name(f"excluded-{stem}.jsonl")
         return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
     if stands(store, config):
         return excluded(store, config)
-    if not is_ours(store.path, named(folder_config)):
+    if not is_ours(store.path, named(with_absolute_paths(folder_config))):
         raise ConfigError(
             f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
         )
@@ -272,7 +273,7 @@ def _select(
     chosen = get_method(method)
     if "quality" in chosen.needs and config.quality is None:
         raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
-    if config.serve_url is not None and not stages.served_quality(config):
+    if config.serve_url is not None and not rate.served_quality(config):
         raise ConfigError(
             "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
             "leave it out"
@@ -285,7 +286,7 @@ def _select(
     with open_folder(folder_config, until) as store:
         count_beside(store, config)
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
-        quality = stages.quality(store, config) if rated else None
+        quality = rate.quality(store, config) if rated else None
         name = method.replace(":", "-")
         target = Path(path or store.path / f"selected-{name}.jsonl")
         without = _excluded(store, config, folder_config, target)

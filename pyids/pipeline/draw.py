@@ -21,7 +21,7 @@ from pyids.errors import ConfigError, DataError
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.exclude import NOTHING, Excluded, excluded
-from pyids.pipeline.stages import row_weights
+from pyids.pipeline.rate import row_weights
 from pyids.pipeline.target import PoolTarget
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
 from pyids.store.folder import Shard, Store

@@ -39,6 +39,7 @@ logger = logging.getLogger("pyids")
 # To be raised when the same rows would be excluded otherwise.
 _VERSION = 1
 _BLOCK_ROWS = 4096
+_BLOCK_PRODUCTS = 1 << 24
 # How far a product of float32 vectors of unit length may be from the exact one, and more.
 _SLACK = 1e-3
 
@@ -185,13 +186,14 @@ def _matches(
         vectors = store.scratch / "held-out.npy"
         with atomic_write(vectors) as temporary, temporary.open("wb") as file:
             np.lib.format.write_array(file, _vectors(store, config, held), allow_pickle=False)
-    shared = {key: value for key, value in inputs.items() if key not in ("rows", "already")}
+    whole = ("rows", "already", "vectors")
+    shared = {key: value for key, value in inputs.items() if key not in whole}
     tasks = [
         _Task(
             *(str(store.path), shard, str(folder / f"{shard.name}.json"), str(path)),
             *(str(vectors) if vectors else None, config.exclude_cosine),
             *(int(inputs["ngram"]), config.exclude_overlap),
-            {**shared, "rows": store.fingerprint(shard)},
+            {**shared, **_inputs_of(store, config, shard)},
         )
         for shard in store.shards
     ]
@@ -201,6 +203,14 @@ def _matches(
         done += task.shard.rows
         report("exclude", done, store.rows_read)
     return found
+
+
+def _inputs_of(store: Store, config: RunConfig, shard: Shard) -> dict[str, Any]:
+    """Collect what decides which rows of one shard go, beside the held-out rows."""
+    if config.exclude_cosine is None:
+        return {"rows": store.fingerprint(shard)}
+    vectors = load_sealed(store.artifact("embeddings", shard, ".json"))["files"]
+    return {"rows": store.fingerprint(shard), "vectors": vectors}
 
 
 def _exclude_shard(task: _Task) -> list[list[Any]]:
@@ -288,8 +298,9 @@ def _near(
     """
     vectors, ids = load_npy(store.artifact("embeddings", shard)), store.row_ids(shard)
     small = np.ascontiguousarray(held.astype(np.float32).T)
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = np.asarray(vectors[start : start + _BLOCK_ROWS], np.float32)
+    rows_at_a_time = min(_BLOCK_ROWS, max(16, _BLOCK_PRODUCTS // len(held)))
+    for start in range(0, len(vectors), rows_at_a_time):
+        block = np.asarray(vectors[start : start + rows_at_a_time], np.float32)
         lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
         units = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
         products = units @ small
@@ -376,4 +387,8 @@ def _write(
         shown = ", ".join(f"{n} {why}" for why, n in sorted(counts.items())) or "none"
         logger.info("excluded %d rows that match held-out rows (%s)", len(rows), shown)
     if config.already is not None:
-        logger.info("found %d rows of the pool that are trained on already", len(trained))
+        logger.info(
+            "found %d rows of the pool among those that are trained on already; the others charge "
+            "no cluster",
+            len(trained),
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -24,8 +23,11 @@ from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.models.raters import judge_endpoint
+from pyids.pipeline.budget import Budget
 from pyids.pipeline.conversations import check_conversations
+from pyids.pipeline.grow import known_first, new_inputs
 from pyids.pipeline.identity import identity_of
+from pyids.pipeline.planned import needs_rows, plan_budget
 from pyids.pipeline.stages import find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
 from pyids.store.folder import Store
@@ -168,8 +170,15 @@ def plan(config: RunConfig) -> str:
     check_writable(config.output_path)
     folder = Store(config.output_path)
     folder.check_place()
-    if (folder.path / "identity.json").exists():
-        folder.check_claim(identity_of(config, sources))
+    sources = known_first(folder, sources, config.limit, remember=False)
+    grows = _check_growth(folder, config, sources)
+    planned, lines = Budget("rows", 0, 0), list[str]()
+
+    def look(store: Store) -> None:
+        nonlocal planned, lines
+        _check_vectors(store, config)
+        planned, lines = plan_budget(store, config)
+
     with make_engine(config.engine, config.workers, address=config.address) as engine:
         intake = check(
             sources,
@@ -177,34 +186,24 @@ def plan(config: RunConfig) -> str:
             limit=config.limit,
             strict=config.strict,
             keep_duplicates=config.keep_duplicates,
-            look=partial(_check_vectors, config=config),
+            look=look,
+            records=needs_rows(config),
         )
-    budget, n_clusters = config.budget_rows(intake.kept), config.cluster_count(intake.kept)
+    n_clusters = config.cluster_count(intake.kept, planned.rows)
     probes = min(config.probes_per_cluster * n_clusters, intake.kept)
     models = f"on {device(config)} in {config.dtype}"
-    screened = ""
-    if config.oversample != 1:
-        screened = f", each of {config.oversample} candidates"
     vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
-    near = []
-    if config.target is not None:
-        near = [
-            f"target    {len(read_target(config))} rows of {', '.join(config.target)}; they and "
-            "near copies of them are left out"
-        ]
-    if config.semdedup_threshold is not None:
-        near += [
-            f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
-            "go before the draw: how many is not known yet"
-        ]
     return "\n".join(
         [
             describe(intake),
             f"vectors   {vectors}",
             f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
-            *near,
-            f"rounds    {config.rounds}; draw {budget} rows in all ({budget / intake.kept:.2%})"
-            f"{screened}",
+            *grows,
+            *lines,
+            *_left_out(config),
+            f"rounds    {config.rounds}; draw {planned.rows} rows in all "
+            f"({planned.rows / intake.kept:.2%})"
+            f"{_screened(config)}",
             f"train     {config.round_model} {models}, {config.finetuning_type}, "
             f"{config.num_train_epochs} epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
@@ -212,6 +211,38 @@ def plan(config: RunConfig) -> str:
             f"output    {config.output_path}",
         ]
     )
+
+
+def _check_growth(folder: Store, config: RunConfig, sources: Sequence[Source]) -> list[str]:
+    """Check that the folder is this run's, or is extended by it; say so."""
+    if not (folder.path / "identity.json").exists():
+        return []
+    identity = identity_of(config, sources)
+    if not (new := new_inputs(folder, identity)):
+        folder.check_claim(identity)
+        return []
+    names = ", ".join(str(one["name"]) for one in new)
+    return [f"grows     by {names}; the rounds begin anew on all rows"]
+
+
+def _screened(config: RunConfig) -> str:
+    return "" if config.oversample == 1 else f", each of {config.oversample} candidates"
+
+
+def _left_out(config: RunConfig) -> list[str]:
+    """Say which rows of the pool go for their likeness to others."""
+    lines = []
+    if config.target is not None:
+        lines = [
+            f"target    {len(read_target(config))} rows of {', '.join(config.target)}; they and "
+            "near copies of them are left out"
+        ]
+    if config.semdedup_threshold is not None:
+        lines += [
+            f"near      rows of cosine {config.semdedup_threshold:g} to another of their cluster "
+            "go before the draw: how many is not known yet"
+        ]
+    return lines
 
 
 def _check_vectors(store: Store, config: RunConfig) -> None:

@@ -17,11 +17,14 @@ from pyids.data.vector_files import vector_paths
 from pyids.device import device
 from pyids.engine import Engine, make_engine
 from pyids.errors import ConfigError, DataError
+from pyids.pipeline.clusters import cluster
 from pyids.pipeline.counts import count, counted
 from pyids.pipeline.exclude import exclude, stands
+from pyids.pipeline.grow import extend, known_first, new_inputs
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
-from pyids.pipeline.stages import cluster, drop_near, embed, rate, rated, read
+from pyids.pipeline.rate import rate, rated
+from pyids.pipeline.stages import drop_near, embed, read
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
@@ -48,8 +51,10 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     with _opened(config) as store:
         with make_engine(config.engine, config.workers, address=config.address) as engine:
             engine.check(store.path, _local_files(config, sources))
+            sources = known_first(store, sources, config.limit, engine=engine)
             identity = identity_of(config, sources, store, engine)
-            store.check_claim(identity)
+            if not (new := new_inputs(store, identity)):
+                store.check_claim(identity)
             check_decided(store.path, config)
             read(store, config, sources, engine)
             if config.has_vectors and until != "read":
@@ -62,6 +67,8 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                     metric=config.metric,
                     zero_vectors=config.zero_vectors,
                 )
+            if new:
+                extend(store, new, identity)
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
             with atomic_write(store.path / "config.yaml") as temporary:

@@ -88,6 +88,7 @@ def funnel(store: Store, rounds: Rounds | None, selected: int) -> list[dict[str,
         near = {"name": "near-duplicates", "rows": store.near_duplicates, "kind": "drop"}
         steps.append({**near, "file": "near_duplicates.jsonl"})
     steps.append({"name": "pool", "rows": store.kept, "kind": "stay"})
+    steps += _never_drawn(store)
     if rounds is not None:
         screened = 0
         for n in range(rounds.drawn):
@@ -96,6 +97,25 @@ def funnel(store: Store, rounds: Rounds | None, selected: int) -> list[dict[str,
         if screened:
             steps.append({"name": "candidates screened out", "rows": screened, "kind": "note"})
     return [*steps, {"name": "selected", "rows": selected, "kind": "stay"}]
+
+
+def _never_drawn(store: Store) -> list[dict[str, Any]]:
+    """Count rows of the pool that held-out rows exclude, and those that are trained on already."""
+    path = store.path / "excluded" / "index.json"
+    if not path.exists():
+        return []
+    facts = read_json(path)["facts"]
+    found = {**facts["excluded"], "trained on already": facts["already"]}
+    return [
+        {
+            "name": why if why == "trained on already" else f"excluded: {why}",
+            "rows": rows,
+            "kind": "note",
+            **({} if why == "trained on already" else {"file": "excluded.jsonl"}),
+        }
+        for why, rows in found.items()
+        if rows
+    ]
 
 
 def reasons(folder: Path) -> list[dict[str, Any]]:

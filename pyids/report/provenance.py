@@ -38,6 +38,7 @@ def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, 
                 f"{len(manifest.get('files', {})):,}, each with its xxh3-128",
             ],
         ]
+        facts += _budget(manifest.get("budget"))
     else:
         facts.append(["manifest", "none yet: the run has not ended"])
     for source in sources[:_SHOWN_SOURCES]:
@@ -49,6 +50,18 @@ def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, 
         "provenance": [[name, cut(str(value), _VALUE_BYTES)] for name, value in facts],
         "config": cut(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), 20_000),
     }
+
+
+def _budget(budget: dict[str, Any] | None) -> list[list[str]]:
+    """Say what was drawn of a budget that counts tokens or is shared by groups."""
+    if budget is None:
+        return []
+    unit = str(budget["unit"]).replace("-", " ")
+    facts = [["budget", f"{budget['drawn']:,} of {budget['total']:,} {unit}"]]
+    for name, group in list(budget.get("groups", {}).items())[:_SHOWN_SOURCES]:
+        said = f"{group['drawn']:,} of {group['held']:,} {unit}"
+        facts.append([f"group {name}", f"{said} (floor {group['floor']:,}, cap {group['cap']:,})"])
+    return facts
 
 
 def _without_folder(value: Any) -> Any:

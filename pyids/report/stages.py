@@ -57,7 +57,13 @@ def stages_of(folder: Path) -> list[Stage]:
     entries = [path for path in (folder / "rows").glob("*.json") if path != index]
     read = _stage("read", entries, len(entries) if shards is not None else None, last=index)
     embedded = (path for path in (folder / "embeddings").glob("*.json"))
-    stages = [read, _stage("embed", embedded, shards)]
+    stages = [read]
+    if config.get("budget_unit") not in (None, "rows"):
+        stages.append(_stage("count tokens", (folder / "tokens").glob("*.json"), shards))
+    stages.append(_stage("embed", embedded, shards))
+    if config.get("exclude"):
+        found = (folder / "excluded").glob("*-*.json")
+        stages.append(_stage("exclude", found, shards))
     centroids = folder / "centroids.json"
     stages.append(_stage("cluster", [centroids], 1, first=folder / "labels"))
     if (near := folder / "distinct").is_dir():

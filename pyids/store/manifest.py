@@ -147,8 +147,9 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
 def artifacts(path: Path) -> list[Path]:
     """Every file of the run folder that the manifest vouches for, sorted.
 
-    Not ``selected-...``, ``probes.jsonl``, the report and the cards: what `pyids export`, `pyids
-    select`, `pyids ask` and `pyids report` write there may come and change after the run.
+    Not ``selected-...``, ``excluded-...``, ``probes.jsonl``, the report and the cards: what `pyids
+    export`, `pyids select`, `pyids ask` and `pyids report` write there may come and change after
+    the run.
     """
     return sorted(
         file
@@ -171,7 +172,7 @@ def _comes_after(parts: tuple[str, ...]) -> bool:
         "selected.parquet",
         "selected.txt",
     ) or top.endswith("README.md")
-    return (len(parts) == 1 and ours) or top.startswith("selected-")
+    return (len(parts) == 1 and ours) or top.startswith(("selected-", "excluded-"))
 
 
 def environment() -> dict[str, Any]:

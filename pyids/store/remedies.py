@@ -9,7 +9,7 @@ STAGES = {
     "read": ("rows", "keep", "skipped.jsonl", "duplicates.jsonl"),
     "count": ("tokens", "groups"),
     "embed": ("embeddings",),
-    "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json"),
+    "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json", "growth.json"),
     "near-duplicates": ("distinct", "near_duplicates.jsonl"),
     "quality": ("quality",),
     "exclude": ("excluded", "excluded.jsonl"),

@@ -19,6 +19,14 @@ import numpy as np
 import orjson
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:
+    pass
+else:  # how long an example takes says more of the machine than of the code
+    settings.register_profile("pyids", deadline=None)
+    settings.load_profile("pyids")
+
 TOPICS = ("sums", "colors", "cities", "noise")
 
 

@@ -12,7 +12,17 @@ import pytest
 
 from pyids.chat.template import encode
 from pyids.errors import ModelError
-from pyids.models import adapter, batching, finetune, hub, lm_head, load, nll, take_apart
+from pyids.models import (
+    adapter,
+    batching,
+    checkpoints,
+    finetune,
+    hub,
+    lm_head,
+    load,
+    nll,
+    take_apart,
+)
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
@@ -84,9 +94,9 @@ def step(model, encoded):
 
 
 def saved(model, tokenizer, folder, method, base):
-    record = finetune.Checkpoint(folder, method, base, 8, 0, 0, (), 1, 0.0, 0.0)
-    finetune._save(model, tokenizer, record)
-    return finetune.load_checkpoint(folder, base)[0]
+    record = checkpoints.Checkpoint(folder, method, base, 8, 0, 0, (), 1, 0.0, 0.0)
+    checkpoints.save_checkpoint(model, tokenizer, record)
+    return checkpoints.load_checkpoint(folder, base)[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

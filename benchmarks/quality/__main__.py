@@ -83,7 +83,9 @@ def main() -> None:
         show_file(results_path(file_name(arguments)))
         return
     if arguments.what in ("prepare", "all"):
-        prepare(arguments.folder, arguments.rows, small_model=arguments.model is None)
+        small = arguments.model is None
+        dtype = "bfloat16" if small or has_bfloat16() else "float32"
+        prepare(arguments.folder, arguments.rows, small_model=small, dtype=dtype)
     if arguments.what == "near":
         print(json.dumps(semdedup_threshold(arguments.folder), indent=1))
         return

@@ -24,6 +24,7 @@ from pyids.store.place import is_run_folder
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {
     *("data", "engine", "workers", "threads", "device", "output_dir", "judge_max_requests"),
+    *("num_processes", "gradient_checkpointing"),
     *("serve_url", "serve_model", "serve_max_requests"),
 }
 

@@ -77,6 +77,13 @@ class ExternalOptions(BaseModel):
         "Training", "YAML file of that trainer, to which model, data and output are added", None
     )
 
+    gradient_checkpointing: bool = option(
+        "Training", "compute activations twice instead of keeping them: slower, less memory", False
+    )
+    num_processes: int = option(
+        "Machine", "processes that train together, each on a GPU of its own", 1, ge=1, le=1024
+    )
+
     serve_url: Annotated[str, AfterValidator(check_url)] | None = option(
         "Scoring",
         "OpenAI-compatible server (vLLM, SGLang) that scores rows and answers instead of the local "
@@ -94,6 +101,8 @@ class ExternalOptions(BaseModel):
     def _check_trainer(self) -> ExternalOptions:
         if self.trainer is not None and self.train_command is not None:
             raise ValueError("--trainer and --train-command both say who trains: give one")
+        if self.num_processes > 1 and self.has_own_trainer:
+            raise ValueError("--num-processes is for the trainer of pyids: tell your own yourself")
         if self.train_config is not None and not self.has_own_trainer:
             raise ValueError("--train-config belongs to --train-command or --trainer: name one")
         for name in ("serve_model", "serve_max_requests"):

@@ -60,7 +60,7 @@ class Checkpoint:
         Mean NLL per response token in nats over the last epoch, as training met the rows; None as
         for `steps`.
     seconds
-        Wall-clock time of the training alone.
+        Wall-clock time of loading the base model and training it.
     """
 
     path: Path
@@ -147,7 +147,10 @@ def save_checkpoint(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:
 
 
 def take_checkpoint(
-    output: Path, ref: ModelRef, record: Checkpoint, check: Callable[[Path], None]
+    output: Path,
+    ref: ModelRef,
+    record: Checkpoint,
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> Checkpoint:
     """Take what a trainer of the user's own has left: a LoRA adapter or a whole model.
 

@@ -16,7 +16,6 @@ from pyids import device as device_module
 from pyids.chat.template import Conversation, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
-from pyids.models.adapter import add_adapter
 from pyids.models.batching import Progress, default_batch_tokens, plan_steps
 from pyids.models.checkpoints import (
     Checkpoint,
@@ -25,9 +24,10 @@ from pyids.models.checkpoints import (
     load_checkpoint,
     read_record,
     save_checkpoint,
+    take_checkpoint,
 )
 from pyids.models.hub import ModelRef, resolve_model
-from pyids.models.load import load_model, load_tokenizer
+from pyids.models.load import load_tokenizer
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +56,8 @@ def finetune(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    gradient_checkpointing: bool = False,
+    num_processes: int = 1,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Train the base model on conversations, through transformers' Trainer.
@@ -90,15 +92,20 @@ def finetune(
         Rank r; alpha is 2 r, without dropout.
     dtype
         "float32"; or "bfloat16", with float32 for what is trained and for the optimizer.
+    gradient_checkpointing
+        Compute activations twice instead of keeping them: less memory, the same values.
+    num_processes
+        Processes that share the rows of each step, on a GPU each where the device is CUDA: what
+        they compute is that of one, within rounding (`pyids.models.distributed`).
     progress
-        Called after every step.
+        Called after every step; not where several processes train.
 
     Raises
     ------
     ModelError
         Where no row has a response token, or the loss stops being finite.
     """
-    from pyids.models.trainer import train_steps
+    from pyids.models.distributed import Job, train_here, train_together
 
     if method not in ("lora", "full"):
         raise ValueError(f"method must be 'lora' or 'full', not {method!r}")
@@ -119,42 +126,42 @@ def finetune(
     rows = [encoded[i] for i in usable]
     steps = plan_steps(len(rows), num_train_epochs, batch_size, seed)
 
-    with seeded(seed):
-        weights = "float32" if method == "full" else dtype
-        model, _ = load_model(ref, device, weights)
-        if method == "lora":
-            model = add_adapter(model, lora_rank)
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
-            losses = train_steps(
-                model,
-                rows,
-                steps,
-                learning_rate=learning_rate or DEFAULT_LEARNING_RATES[method],
-                batch_tokens=batch_tokens or default_batch_tokens(device),
-                seed=seed,
-                device=device,
-                dtype=dtype,
-                scratch=scratch,
-                progress=progress,
-            )
+    options: dict[str, Any] = {
+        "learning_rate": learning_rate or DEFAULT_LEARNING_RATES[method],
+        "batch_tokens": batch_tokens or default_batch_tokens(device),
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
+        job = Job(ref, method, lora_rank, rows, steps, options)
+        if num_processes > 1:
+            losses = train_together(job, num_processes, Path(scratch))
+            model = None
+        else:
+            model, losses = train_here(job, scratch, progress)
         seconds = time.monotonic() - start
-    counts = [sum(int(rows[i].response_mask[1:].sum()) for i in step) for step in steps]
-    last = -(-len(rows) // batch_size)
-    loss = float(np.dot(losses[-last:], counts[-last:]) / sum(counts[-last:]))
-    checkpoint = Checkpoint(
-        path=Path(output_dir),
-        method=method,
-        base=ref.name,
-        rows=len(rows),
-        tokens=sum(len(row.input_ids) for row in rows),
-        response_tokens=sum(int(row.response_mask[1:].sum()) for row in rows),
-        skipped=tuple(sorted(set(range(len(encoded))) - set(usable))),
-        steps=len(steps),
-        loss=loss,
-        seconds=round(seconds, 3),
-    )
-    save_checkpoint(model, tokenizer, checkpoint)
+        counts = [sum(int(rows[i].response_mask[1:].sum()) for i in step) for step in steps]
+        last = -(-len(rows) // batch_size)
+        loss = float(np.dot(losses[-last:], counts[-last:]) / sum(counts[-last:]))
+        checkpoint = Checkpoint(
+            path=Path(output_dir),
+            method=method,
+            base=ref.name,
+            rows=len(rows),
+            tokens=sum(len(row.input_ids) for row in rows),
+            response_tokens=sum(int(row.response_mask[1:].sum()) for row in rows),
+            skipped=tuple(sorted(set(range(len(encoded))) - set(usable))),
+            steps=len(steps),
+            loss=loss,
+            seconds=round(seconds, 3),
+        )
+        if model is None:
+            take_checkpoint(Path(scratch, "model"), ref, checkpoint)
+        else:
+            save_checkpoint(model, tokenizer, checkpoint)
     return checkpoint
 
 
@@ -185,4 +192,6 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "device": device_module.device(config),
         "dtype": config.dtype,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "num_processes": config.num_processes,
     }

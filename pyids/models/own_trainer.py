@@ -7,12 +7,8 @@ weights and their description are taken: no pickle, no state of an optimizer.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +18,12 @@ from typing import Any
 from pyids.chat.template import Conversation, encode
 from pyids.config import RunConfig, load_config
 from pyids.device import device
-from pyids.errors import ConfigError, ModelError
+from pyids.errors import ConfigError
 from pyids.external import parse_command
 from pyids.models.checkpoints import Checkpoint, load_checkpoint, take_checkpoint
 from pyids.models.hub import ModelRef, local_folder
 from pyids.models.load import load_tokenizer
+from pyids.models.programs import find_program, run_program
 from pyids.models.trainer_configs import (
     TrainingTask,
     options_of,
@@ -34,15 +31,6 @@ from pyids.models.trainer_configs import (
     write_training_config,
 )
 from pyids.registry import TRAINERS
-from pyids.terminal import printable
-
-logger = logging.getLogger("pyids")
-
-# Seconds that a program gets to put its things away.
-_LAST_SECONDS = 5.0
-
-# Bytes of the end of a program's output in which its last line is looked for.
-_TAIL_BYTES = 8192
 
 Exporter = Callable[[Path, str], Path]
 
@@ -60,23 +48,7 @@ def check_own_trainer(config: RunConfig) -> None:
     if config.trainer is not None and not callable(TRAINERS.find(config.trainer)):
         raise ConfigError(f"trainer {config.trainer!r}: name a function of a `TrainingTask`")
     if config.train_command is not None:
-        _find_program(parse_command(config.train_command)[0])
-
-
-def _search_path() -> str:
-    # Programs that are installed beside pyids are found though its environment is not activated.
-    beside = os.path.dirname(sys.executable)
-    return os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
-
-
-def _find_program(name: str) -> str:
-    found = shutil.which(name, path=_search_path())
-    if found is None:
-        raise ConfigError(
-            f"--train-command: there is no program {printable(name, one_line=True)!r}: install it, "
-            "or give its path"
-        )
-    return os.path.abspath(found)
+        find_program(parse_command(config.train_command)[0], "--train-command")
 
 
 def train_outside(
@@ -120,7 +92,7 @@ def train_outside(
         task, words = _prepare(config, ref, export, folder, number)
         start = time.monotonic()
         if words:
-            _run_program(words, folder.with_name(".train.log"), lock)
+            run_program(words, folder.with_name(".train.log"), "--train-command", [lock])
         else:
             _call(config, task)
         seconds = round(time.monotonic() - start, 3)
@@ -205,65 +177,6 @@ def _call(config: RunConfig, task: TrainingTask) -> None:
     train = TRAINERS.find(config.trainer)
     with seeded(config.seed):
         train(task)
-
-
-def _run_program(words: Sequence[str], log: Path, lock: int) -> None:
-    """Run a program until it ends; it ends when we are stopped.
-
-    Raises
-    ------
-    ModelError
-        It cannot be started, or its exit code is not 0; with the last line that it printed.
-    """
-    name = printable(Path(words[0]).name, one_line=True)
-    logger.info("training by %s: its output is in %s", name, log)
-    command = [_find_program(words[0]), *words[1:]]
-    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=opened,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": _search_path()},
-            pass_fds=[lock],
-            start_new_session=True,  # so that all that it starts can be ended with it
-        )
-    except OSError as error:
-        raise ModelError(f"--train-command: {name} cannot be started: {error.strerror}") from None
-    finally:
-        os.close(opened)
-    try:
-        code = process.wait()
-    except BaseException:
-        _end(process)
-        raise
-    if code:
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise ModelError(
-            f"--train-command: {name} {how} ({_last_line(log)}): see {log}, mend it, and give the "
-            "same command again"
-        )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(_LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-    return printable(last[:200], one_line=True)
 
 
 def _count(

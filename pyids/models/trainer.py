@@ -5,6 +5,7 @@ Imports torch and transformers: only what trains imports it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,12 +40,16 @@ class Steps(torch.utils.data.Dataset[list[int]]):
         Tokens of a micro-batch with its padding.
     losses
         The mean NLL of each step that was made.
+    rank, ranks
+        Which of several processes this is: it takes every ``ranks``-th row of a step.
     """
 
     rows: Sequence[Encoded]
     plan: list[list[int]]
     batch_tokens: int
     losses: list[float] = field(default_factory=list)
+    rank: int = 0
+    ranks: int = 1
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -57,8 +62,22 @@ class Steps(torch.utils.data.Dataset[list[int]]):
         return [sum(len(self.rows[i].input_ids) for i in step) for step in self.plan]
 
     def collate(self, batch: list[list[int]]) -> Any:
-        """Make the micro-batches of one step."""
-        return micro_batches([self.rows[i] for i in batch[0]], self.batch_tokens, _PAD_ID)
+        """Make the micro-batches of one step; of several processes, this one's.
+
+        One that gets no row takes the first without its targets, since all must go along.
+        """
+        rows = [self.rows[i] for i in batch[0]]
+        ours = rows[self.rank :: self.ranks]
+        micro = micro_batches(ours or rows[:1], self.batch_tokens, _PAD_ID)
+        if not ours:
+            micro[0]["targets"].fill_(-100)
+            micro[0]["targets"][0, 0] = 0
+            micro[0]["weight"] = torch.zeros(())
+        return micro
+
+    def response_tokens(self, step: int) -> int:
+        """Return the tokens that have a loss in a step, over all processes."""
+        return sum(int(self.rows[i].response_mask[1:].sum()) for i in self.plan[step])
 
 
 class ResponseTrainer(Trainer):
@@ -94,19 +113,35 @@ class ResponseTrainer(Trainer):
         """Count none: they would be estimated from one tensor of ids."""
         return 0
 
+    def get_train_dataloader(self) -> Any:
+        """Let each of several processes see every step: `Steps.collate` shares out its rows."""
+        if self.train_dataset.ranks == 1:
+            return super().get_train_dataloader()
+        return torch.utils.data.DataLoader(
+            self.train_dataset, batch_size=1, shuffle=False, collate_fn=self.data_collator
+        )
+
     def training_step(
         self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Add up the gradients of a step's micro-batches; return its loss."""
         model.train()
-        losses = self.train_dataset.losses
-        count = sum(int((micro["targets"] != -100).sum()) for micro in inputs)
+        data = self.train_dataset
+        losses, count = data.losses, data.response_tokens(len(data.losses))
         total = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        for micro in inputs:
-            with self.compute_loss_context_manager():
-                loss = response_loss(model, micro) / count
-            self.accelerator.backward(loss)
+        if data.ranks > 1:
+            inputs = self._prepare_inputs(inputs)
+        for n, micro in enumerate(inputs):
+            # Gradients are exchanged once a step, after its last micro-batch.
+            together = data.ranks > 1 and n + 1 < len(inputs)
+            with self.accelerator.no_sync(model) if together else contextlib.nullcontext():
+                with self.compute_loss_context_manager():
+                    loss = self._loss(model, micro) / count
+                # Of the processes' gradients the mean is taken; the sum is wanted.
+                self.accelerator.backward(loss * data.ranks if data.ranks > 1 else loss)
             total += loss.detach()
+        if data.ranks > 1:
+            total = self.accelerator.reduce(total, "sum")
         if not torch.isfinite(total):
             raise ModelError(
                 f"fine-tuning: the loss of step {len(losses) + 1} is not finite; lower the "
@@ -114,6 +149,31 @@ class ResponseTrainer(Trainer):
             )
         losses.append(float(total))
         return total
+
+    def _loss(self, model: torch.nn.Module, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.train_dataset.ranks == 1:
+            return response_loss(model, micro)
+        loss: torch.Tensor = model(**micro)
+        return loss
+
+
+class LossOf(torch.nn.Module):
+    """A model whose forward is its loss, so that what wraps it sees all of a step's work."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor | float = 1.0,
+    ) -> torch.Tensor:
+        """Return the sum of the NLLs of a micro-batch's response tokens, times `weight`."""
+        micro = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
+        return response_loss(self.model, micro) * weight
 
 
 class _Report(TrainerCallback):
@@ -138,7 +198,10 @@ def train_steps(
     device: str,
     dtype: str,
     scratch: str,
-    progress: Progress | None,
+    gradient_checkpointing: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Progress | None = None,
 ) -> list[float]:
     """Run the optimizer over the planned steps; return the loss of each.
 
@@ -152,6 +215,10 @@ def train_steps(
         The peak.
     scratch
         A folder that the Trainer makes but leaves empty.
+    gradient_checkpointing
+        Keep no activations inside the layers.
+    rank, ranks
+        Which of several processes this is; they have a process group.
 
     Raises
     ------
@@ -161,11 +228,13 @@ def train_steps(
     head = Head.of(model)
     for row in rows:
         head.limits.check(row.input_ids)
-    data = Steps(rows, steps, batch_tokens if head.pads else 1)
+    data = Steps(rows, steps, batch_tokens if head.pads else 1, rank=rank, ranks=ranks)
     arguments = _arguments(scratch, learning_rate, seed, device, dtype)
     with quiet():
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         trainer = ResponseTrainer(
-            model=model,
+            model=model if ranks == 1 else LossOf(model),
             args=arguments,
             train_dataset=data,
             data_collator=data.collate,
@@ -173,6 +242,8 @@ def train_steps(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()
     model.eval()
     return data.losses
 

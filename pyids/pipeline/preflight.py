@@ -138,6 +138,14 @@ def check_model(config: RunConfig) -> None:
     find_scorer(config.scorer)
     if config.serve_url is not None:
         _check_serving(config)
+    if config.num_processes > 1 and device(config).startswith("cuda"):
+        from torch.cuda import device_count
+
+        if config.num_processes > device_count():
+            raise ConfigError(
+                f"--num-processes {config.num_processes}: this machine has {device_count()} GPUs, "
+                "and each process takes one: lower it"
+            )
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)

@@ -1,0 +1,155 @@
+"""A training, in this process or in several that share the rows of each step.
+
+Several are started by torch's launcher, and accelerate, which transformers' Trainer rests on, finds
+each other's gradients: NCCL between GPUs, gloo between CPUs. What they compute is what one does,
+within rounding: each step's loss is per response token of the whole step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyids.chat.template import Encoded
+from pyids.models.adapter import add_adapter
+from pyids.models.batching import Progress
+from pyids.models.checkpoints import Method
+from pyids.models.hf import quiet
+from pyids.models.hub import ModelRef
+from pyids.models.load import load_model
+from pyids.models.programs import run_program
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes
+    ----------
+    ref, method, lora_rank
+        The base model, and what of it is trained.
+    rows, steps
+        See `pyids.models.trainer.Steps`.
+    options
+        Arguments of `pyids.models.trainer.train_steps`.
+    """
+
+    ref: ModelRef
+    method: Method
+    lora_rank: int
+    rows: Sequence[Encoded]
+    steps: list[list[int]]
+    options: dict[str, Any]
+
+
+def train_here(
+    job: Job, scratch: str, progress: Progress | None = None, rank: int = 0, ranks: int = 1
+) -> tuple[Any, list[float]]:
+    """Train in this process; return the model and the loss of each step."""
+    from pyids.models.finetune import seeded
+    from pyids.models.trainer import train_steps
+
+    device, dtype = job.options["device"], job.options["dtype"]
+    with seeded(job.options["seed"]):
+        model, _ = load_model(job.ref, device, "float32" if job.method == "full" else dtype)
+        if job.method == "lora":
+            model = add_adapter(model, job.lora_rank)
+        losses = train_steps(
+            model,
+            job.rows,
+            job.steps,
+            scratch=scratch,
+            rank=rank,
+            ranks=ranks,
+            progress=progress,
+            **job.options,
+        )
+    return model, losses
+
+
+def train_together(job: Job, num_processes: int, folder: Path) -> list[float]:
+    """Train in several processes; the model is left in ``folder/model``.
+
+    Raises
+    ------
+    ModelError
+        A process fails, or is killed; the others end with it.
+    """
+    _write(job, folder)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+    words = [*launcher, f"--nproc-per-node={num_processes}", "-m", __name__, str(folder)]
+    # -P as an environment variable: no module of the present folder is taken for one of ours.
+    env = {"PYTHONSAFEPATH": "1"}
+    if job.options["device"] == "cpu":
+        env |= {"ACCELERATE_USE_CPU": "yes", "CUDA_VISIBLE_DEVICES": ""}
+    run_program(words, folder / "log", "--num-processes", env=env)
+    losses: list[float] = json.loads((folder / "losses.json").read_bytes())
+    return losses
+
+
+def _write(job: Job, folder: Path) -> None:
+    ends = np.cumsum([len(row.input_ids) for row in job.rows])
+    np.savez(
+        folder / "rows.npz",
+        ends=ends,
+        ids=np.concatenate([row.input_ids for row in job.rows]),
+        mask=np.concatenate([row.response_mask for row in job.rows]),
+    )
+    path = None if job.ref.path is None else str(job.ref.path)
+    content = {
+        "ref": {**asdict(job.ref), "path": path},
+        "method": job.method,
+        "lora_rank": job.lora_rank,
+        "steps": job.steps,
+        "options": job.options,
+    }
+    (folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _read(folder: Path) -> Job:
+    content = json.loads((folder / "job.json").read_bytes())
+    with np.load(folder / "rows.npz", allow_pickle=False) as arrays:
+        cuts = arrays["ends"][:-1]
+        parts = (np.split(arrays[name], cuts) for name in ("ids", "mask"))
+        rows = [Encoded(ids, mask) for ids, mask in zip(*parts, strict=True)]
+    ref = ModelRef(**content.pop("ref"))
+    if ref.path is not None:
+        ref = replace(ref, path=Path(ref.path))
+    return Job(ref=ref, rows=rows, **content)
+
+
+def main() -> None:
+    """Be one of several processes."""
+    import torch
+    from accelerate import PartialState
+
+    folder = Path(sys.argv[1])
+    job = _read(folder)
+    cpu = job.options["device"] == "cpu"
+    state = PartialState(cpu=cpu)
+    if not cpu:
+        job.options["device"] = f"cuda:{state.local_process_index}"
+    elif torch.get_num_threads() > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // state.num_processes))
+    model, losses = train_here(
+        job,
+        str(folder / f"scratch-{state.process_index}"),
+        rank=state.process_index,
+        ranks=state.num_processes,
+    )
+    if state.is_main_process:
+        with quiet():
+            model.save_pretrained(folder / "model")
+        (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -223,12 +223,14 @@ def draw_rows(
     """
     drawn = ShardedSample(quotas)
     for shard, labels_ in zip(store.shards, labels, strict=True):
+        # Each shard's own, for all of them in every shard would take the square of the pool.
+        first, last = np.searchsorted(exclude, [shard.row_ids.start, shard.row_ids.stop])
         part = sample_by_cluster(
             labels_,
             quotas,
             log_weights=log_weights(shard),
             row_ids=store.row_ids(shard),
-            exclude=exclude,
+            exclude=exclude[first:last],
             seed=seed,
             allow_fewer=True,
             return_keys=True,

@@ -98,13 +98,13 @@ class Estimate:
             f"disk      {_size(self.disk_bytes)} in {self.files:,} files",
             f"memory    {_size(self.memory_bytes)} at most, without a language model",
             f"clusters  {self.n_clusters:,}",
-            f"{'stage':<12}{'CPU':>10}" + "".join(f"{_workers(n):>14}" for n in workers),
+            f"{'stage':<12}{'CPU':>10}" + "".join(f"{_workers(n):>17}" for n in workers),
         ]
         for stage in self.stages:
-            times = "".join(f"{_duration(stage.on(n)):>14}" for n in workers)
+            times = "".join(f"{_duration(stage.on(n)):>17}" for n in workers)
             lines.append(f"{stage.name:<12}{_duration(stage.cpu_seconds):>10}{times}")
         total = "".join(
-            f"{_duration(sum(stage.on(n) for stage in self.stages)):>14}" for n in workers
+            f"{_duration(sum(stage.on(n) for stage in self.stages)):>17}" for n in workers
         )
         cpu = _duration(sum(stage.cpu_seconds for stage in self.stages))
         lines.append(f"{'all':<12}{cpu:>10}{total}")

@@ -297,6 +297,8 @@ def test_a_selection_by_other_tokens_leaves_those_of_the_run(sized, tiny, tmp_pa
 
     select_from_folder(tmp_path / "run", "random", budget=2000, budget_unit="tokens")
     assert tokens_of_folder(tmp_path / "run") == before
+    path = select_from_folder(tmp_path / "run", "random", budget=20)
+    assert len(read(path)) == 20  # rows, though the run counted tokens
     assert verify(tmp_path / "run") == []
 
 
@@ -388,3 +390,29 @@ def test_bounds_stand_in_a_file_of_options(tmp_path):
     assert config.proportional_to == {"code": 2.0, "math": 1.0}
     path.write_text(config.to_yaml())
     assert make_config(**load_config(path)) == config
+
+
+def test_tokens_and_groups_are_those_of_the_rows_that_stay(sized, tiny, tmp_path):
+    """Near-duplicates go after rows have been counted."""
+    vectors = np.load(sized.vectors)
+    vectors[1::2] = vectors[::2]
+    np.save(sized.vectors, vectors)
+    options = sized.options(
+        model=tiny,
+        budget="1K-tokens",
+        group_by="source",
+        cap=["chat=40%"],
+        semdedup_threshold=0.9999,
+    )
+    with pyids.Selection.open(tmp_path / "run", **options) as selection:
+        assert selection.store.kept == 200
+        draws, counts = selection.draws, tokens_of_folder(tmp_path / "run")
+        ids = np.arange(0, 400, 2)
+        cells, units = draws.cells.of_rows(ids)
+        assert units.tolist() == [counts[row] for row in ids.tolist()]
+        groups = [draws.cells.names[cell] for cell in cells // draws.cells.n_clusters]
+        assert groups == [sized.rows[row]["source"] for row in ids]
+        assert draws.cells.total()[1].sum() == units.sum()
+    drawn = [row for rows in drive(tmp_path / "run") for row in rows]
+    assert all(row % 2 == 0 for row in drawn)
+    assert 1000 - max(counts.values()) < sum(counts[row] for row in drawn) <= 1000

@@ -6,6 +6,8 @@ import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pyids
 from pyids.cli import cli
@@ -144,9 +146,26 @@ def test_words_of_a_text():
     assert words_of("Don't  STOP—now!") == b"don t stop now"
     assert words_of("naïve Ａ１") == "naïve a1".encode()
     assert words_of("猫が好き") == "猫 が 好 き".encode()
+    assert words_of("नमस्ते, दुनिया!") == "नमस्ते दुनिया".encode()
+    assert words_of("ไทย") == "ไ ท ย".encode()
     assert words_of(" ?! ") == b""
     assert words_of("snake_case") == b"snake case"
     assert words_of("snake_case é") == "snake case é".encode()
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_words_do_not_depend_on_what_stands_behind_them(text):
+    """ASCII takes a faster way to the same words."""
+    assert words_of(f"{text} é") == b" ".join([*words_of(text).split(), "é".encode()])
+
+
+@given(st.text(), st.text())
+def test_words_are_words_of_themselves(one, other):
+    """One space between them, none of another kind inside; texts beside each other stay apart."""
+    words = words_of(one)
+    assert b" ".join(words.split(b" ")) == words
+    assert words == b" ".join(words.split())
+    assert words_of(f"{one}\n{other}") == b" ".join(filter(None, [words, words_of(other)]))
 
 
 def test_a_benchmark_needs_no_chat_format(tmp_path):

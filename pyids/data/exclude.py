@@ -25,6 +25,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -53,11 +54,22 @@ _BATCH_BYTES = 1 << 20
 # Thai, Lao, Myanmar, Khmer, kana, Han: scripts without spaces between words.
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _NO_SPACES += "\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
 # What an ASCII letter or digit becomes; all others part words.
 _ASCII = bytes(
     ord(chr(c).lower()) if c < 128 and chr(c).isalnum() else ord(" ") for c in range(256)
 )
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Match a word; marks, such as the vowel signs of Devanagari, belong to the letter before."""
+    marks = "".join(
+        chr(c)
+        for c in range(0x300, 0x1E950)
+        if unicodedata.category(chr(c))[0] == "M" and not re.match(f"[{_NO_SPACES}]", chr(c))
+    )
+    letter = rf"[^\W_{_NO_SPACES}]"
+    return re.compile(rf"[{_NO_SPACES}]|{letter}(?:{letter}|[{marks}])*")
 
 
 def words_of(text: str) -> bytes:
@@ -65,7 +77,7 @@ def words_of(text: str) -> bytes:
     if text.isascii():
         return b" ".join(text.encode().translate(_ASCII).split())
     text = unicodedata.normalize("NFKC", text).lower()
-    return " ".join(_WORD.findall(text)).encode("utf-8", "replace")
+    return " ".join(_word().findall(text)).encode("utf-8", "replace")
 
 
 class Held(NamedTuple):

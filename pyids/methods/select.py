@@ -116,7 +116,9 @@ def select_from_folder(
     """
     folder_config = saved_config(Path(folder))
     # Without rounds, a budget need not reach for one row in each.
-    config = saved_config(Path(folder), **{"rounds": 1, **changes})
+    # And one that is given counts what it says, not what the folder's does.
+    unit = {"budget_unit": None} if "budget" in changes else {}
+    config = saved_config(Path(folder), **{"rounds": 1, **unit, **changes})
     others = [
         name
         for name in sorted(changes.keys() - _OF_A_SELECTION)

@@ -64,7 +64,7 @@ test-cpp: setup
 	done
 
 test-py: build
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 test-sanitized: setup ## the tests of k-means and sampling on an extension with address and undefined-behavior checks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-deps --no-build-isolation -w build/sanitized \

@@ -17,6 +17,29 @@ namespace {
 
 }  // namespace
 
+void Assigner::State::encode_block(std::size_t first_row, std::size_t count, std::uint8_t* block,
+                                   Scratch& scratch) {
+  const std::size_t d = rows.n_cols(), p = axes ? axes->size() : 0;
+  scratch.values.resize((p > 0 ? kScanRows : 1) * d);
+  scratch.projected.resize(kScanRows * p);
+  for (std::size_t begin = 0; begin < count; begin += kScanRows) {
+    const std::size_t n = std::min(kScanRows, count - begin), first_id = first_row + begin;
+    for (std::size_t i = 0; i < n; ++i) {
+      known[first_id + i].code =
+          encode_row(coding, rows, first_id + i, scratch.values.data() + (p > 0 ? i * d : 0),
+                     block + (begin + i) * coding.bytes());
+    }
+    if (p == 0) continue;
+    axes->project(scratch.values.data(), n, scratch.projected.data());
+    const int levels = kernels().row_levels;
+    for (std::size_t i = 0; i < n; ++i) {
+      prefix_rows[first_id + i] =
+          axes->encode(scratch.projected.data() + i * p, known[first_id + i].code.square, levels,
+                       levels + 1, prefixes.get() + (first_id + i) * p);
+    }
+  }
+}
+
 void Assigner::State::assign_block(std::size_t first_row, std::size_t count, const Work& work,
                                    Scratch& scratch) {
   const std::size_t bytes = coding.bytes();
@@ -28,11 +51,7 @@ void Assigner::State::assign_block(std::size_t first_row, std::size_t count, con
     block = codes.get() + first_row * bytes;
   }
   if (fresh || codes == nullptr) {
-    scratch.values.resize(rows.n_cols());
-    for (std::size_t i = 0; i < count; ++i) {
-      known[first_row + i].code =
-          encode_row(coding, rows, first_row + i, scratch.values.data(), block + i * bytes);
-    }
+    encode_block(first_row, count, block, scratch);
   }
   scratch.full.clear();
   scratch.part.clear();
@@ -72,6 +91,9 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
   scratch.scan.resize(kScanRows);
   scratch.row.resize(rows.n_cols());
   scratch.group.resize(kScanRows * bytes);  // rows may be coded anew meanwhile
+  const std::size_t p = axes ? axes->size() : 0;
+  scratch.prefix_group.resize(kScanRows * p);
+  scratch.prefix_rows.resize(kScanRows);
   for (std::size_t begin = 0; begin < which.size(); begin += kScanRows) {
     const std::size_t n = std::min(kScanRows, which.size() - begin);
     for (std::size_t i = 0; i < n; ++i) {
@@ -81,13 +103,22 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
       scratch.scan[i] = scan_row(row.code, rows.n_cols(), row.upper, margin, -kInfinity);
     }
     const std::uint8_t* codes_of_group = block + which[begin] * bytes;
+    const std::size_t at = p > 0 ? first_row + which[begin] : 0;
+    const std::uint8_t* prefix_codes = prefixes.get() + at * p;
+    const PrefixRow* prefix = prefix_rows.data() + at;
     if (which[begin + n - 1] != which[begin] + n - 1) {
       for (std::size_t i = 0; i < n; ++i) {
         std::memcpy(scratch.group.data() + i * bytes, block + which[begin + i] * bytes, bytes);
+        if (p == 0) continue;
+        const std::size_t id = first_row + which[begin + i];
+        std::memcpy(scratch.prefix_group.data() + i * p, prefixes.get() + id * p, p);
+        scratch.prefix_rows[i] = prefix_rows[id];
       }
       codes_of_group = scratch.group.data();
+      prefix_codes = scratch.prefix_group.data();
+      prefix = scratch.prefix_rows.data();
     }
-    const std::size_t n_hits = scan_panels(codes_of_group, n, pack, scratch);
+    const std::size_t n_hits = scan_panels(codes_of_group, prefix_codes, prefix, n, pack, scratch);
     std::uint32_t starts[kScanRows + 1];
     scratch.sorted.resize(std::max(scratch.sorted.size(), n_hits));
     group_by_row(scratch.hits.data(), n_hits, n, scratch.sorted.data(), starts);
@@ -107,8 +138,10 @@ void Assigner::State::scan_rows(std::size_t first_row, const std::vector<std::ui
 // Scans all centers of a pack, some at a time, so that what is reported takes bounded memory: what
 // turns out to be too far is dropped, and a row that too many centers may be nearest to is marked
 // by best = -infinity. Returns the number of hits.
-std::size_t Assigner::State::scan_panels(const std::uint8_t* codes, std::size_t n,
-                                         const CenterTable::Pack& pack, Scratch& scratch) {
+std::size_t Assigner::State::scan_panels(const std::uint8_t* codes,
+                                         const std::uint8_t* prefix_codes, const PrefixRow* prefix,
+                                         std::size_t n, const CenterTable::Pack& pack,
+                                         Scratch& scratch) {
   const std::size_t n_groups = pack.size() / 16;
   const std::size_t most = kScanRows * 16 * std::min(n_groups, kPanelGroups) +
                            std::min(kMostHits, kScanRows * pack.size());
@@ -117,8 +150,16 @@ std::size_t Assigner::State::scan_panels(const std::uint8_t* codes, std::size_t 
   std::size_t n_hits = 0;
   for (std::size_t group = 0; group < n_groups; group += kPanelGroups) {
     check_interrupt();
-    n_hits += scan(coding, codes, n, pack.view(group, std::min(kPanelGroups, n_groups - group)),
-                   scratch.scan.data(), scratch.hits.data() + n_hits);
+    const CenterCodes panel = pack.view(group, std::min(kPanelGroups, n_groups - group));
+    ScanRow* const state = scratch.scan.data();
+    Hit* const hits = scratch.hits.data() + n_hits;
+    if (pack.has_prefix() && !first) {  // before, too little is known of the nearest
+      n_hits += kernels().scan_prefix_i8(prefix_codes, prefix, pack.prefix(group), codes,
+                                         coding.bytes(), n, panel, state, hits, &scratch.met);
+      scratch.looked += n * panel.n_groups * 16;
+    } else {
+      n_hits += scan(coding, codes, n, panel, state, hits);
+    }
     if (n_hits > kMostHits) n_hits = drop_hits(n_hits, n, scratch);
   }
   return n_hits;

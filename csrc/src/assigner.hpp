@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "pyids/codes.hpp"
 #include "pyids/kmeans.hpp"
 #include "pyids/parallel.hpp"
+#include "pyids/prefix.hpp"
 
 namespace pyids {
 
@@ -22,6 +24,7 @@ inline constexpr std::size_t kMostHits = 65536;  // that are kept between two pa
 inline constexpr std::size_t kCrowd = 512;       // hits of one row, beyond which they are not kept
 // Of the largest weight, which is held as 1 to 2: rows below it take no empty cluster.
 inline constexpr double kLightest = 0x1p-51;
+inline constexpr std::size_t kPairsForAxes = 1 << 23;  // of rows and centers, an assignment
 inline constexpr std::size_t kBytesAThread = 3 << 20;
 inline constexpr std::size_t kLeastMemory = 16 << 20;  // of all threads
 inline constexpr std::size_t kChunkRows =
@@ -63,6 +66,10 @@ struct Assigner::State {
   std::vector<RowState> known;
   // Of all rows, where there is room for them. The thread that codes a row touches its page first.
   std::unique_ptr<std::uint8_t[]> codes;
+  // The same along principal axes, where that pays.
+  std::optional<PrincipalAxes> axes;
+  std::unique_ptr<std::uint8_t[]> prefixes;
+  std::vector<PrefixRow> prefix_rows;
   std::vector<std::int64_t> sums, mass;
   CenterTable centers;
   bool first = true;    // no assign yet
@@ -112,11 +119,15 @@ struct Assigner::State {
     const bool keep =
         coding.int8() && options.keep_codes && small && bytes + others <= options.max_memory_bytes;
     codes.reset();
+    find_axes(0);
     if (!keep) return;
+    find_axes(options.max_memory_bytes - bytes - others);
     codes = std::make_unique_for_overwrite<std::uint8_t[]>(bytes);
     // Read by the last scan, never used: the rest is written before.
     std::fill_n(codes.get() + rows.size() * coding.bytes(), kScanRows * coding.bytes(), 0);
   }
+
+  void find_axes(std::size_t left_bytes);
 
   // One assign: the centers regrouped and what is known of their movement.
   struct Work {
@@ -126,25 +137,32 @@ struct Assigner::State {
 
   // One thread's buffers.
   struct Scratch {
-    std::vector<std::uint8_t> block, group;
-    std::vector<float> values;
+    std::vector<std::uint8_t> block, group, prefix_group;
+    std::vector<PrefixRow> prefix_rows;
+    std::vector<float> values, projected;
     std::vector<double> row;
     std::vector<ScanRow> scan;
     std::vector<Hit> hits, sorted;
     std::vector<std::uint32_t> full, part;
     std::size_t scanned = 0;    // rows compared to all centers
     std::size_t evaluated = 0;  // exact distances that was left to compute for them
+    std::size_t looked = 0;     // pairs of rows and centers compared along the axes
+    std::size_t met = 0;        // those of them that were compared in full
   };
   std::vector<Scratch> buffers;  // by thread; kept, as fresh memory is cleared page by page
 
   std::size_t assign(const double* values);
   bool too_coarse() const;
+  bool axes_pay() const;
+  void encode_block(std::size_t first_row, std::size_t count, std::uint8_t* block,
+                    Scratch& scratch);
   void assign_block(std::size_t first_row, std::size_t count, const Work& work, Scratch& scratch);
   void lower_upper_bound(RowState& row, std::int32_t label, const std::uint8_t* code,
                          const Work& work);
   void scan_rows(std::size_t first_row, const std::vector<std::uint32_t>& which,
                  const std::uint8_t* block, bool all, const Work& work, Scratch& scratch);
-  std::size_t scan_panels(const std::uint8_t* codes, std::size_t n, const CenterTable::Pack& pack,
+  std::size_t scan_panels(const std::uint8_t* codes, const std::uint8_t* prefix_codes,
+                          const PrefixRow* prefix, std::size_t n, const CenterTable::Pack& pack,
                           Scratch& scratch);
   std::size_t drop_hits(std::size_t n_hits, std::size_t n, Scratch& scratch);
   double distance_to(std::int32_t center, const Scratch& scratch) const {

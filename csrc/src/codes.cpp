@@ -5,6 +5,7 @@
 
 #include "pyids/distance.hpp"
 #include "pyids/parallel.hpp"
+#include "pyids/prefix.hpp"
 
 namespace pyids {
 
@@ -71,9 +72,16 @@ void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* 
   for (std::size_t h = 0; h < n_hits; ++h) sorted[next[hits[h].row]++] = hits[h];
 }
 
-void CenterTable::set(const double* values, const Coding& coding, int n_threads) {
+void CenterTable::set(const double* values, const Coding& coding, int n_threads,
+                      const PrincipalAxes* axes) {
+  const std::size_t prefix_bytes = axes == nullptr ? 0 : axes->size();
   const bool same_coding = !exact_.empty() && int8_ == coding.int8() && unit_ == coding.unit() &&
-                           shift_ == coding.shift();
+                           shift_ == coding.shift() && prefix_bytes_ == prefix_bytes;
+  prefix_bytes_ = prefix_bytes;
+  projected_.resize(n_ * prefix_bytes);
+  prefix_codes_.resize(n_ * prefix_bytes);
+  prefix_info_.resize(axes == nullptr ? 0 : n_);
+  prefix_correction_.resize(axes == nullptr ? 0 : n_);
   int8_ = coding.int8();
   bytes_ = coding.bytes();
   unit_ = coding.unit();
@@ -112,6 +120,7 @@ void CenterTable::set(const double* values, const Coding& coding, int n_threads)
         info_[j] = {1.0f, round_up(length(j)), round_up(length(j) * dot_error(d_))};
         continue;
       }
+      if (axes != nullptr) set_prefix(j, shifted.data(), *axes);
       info_[j] = kernels().encode(shifted.data(), d_, bytes_, 127, 0, code);
       std::int32_t sum = 0;
       for (std::size_t t = 0; t < bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
@@ -126,6 +135,34 @@ void CenterTable::set(const double* values, const Coding& coding, int n_threads)
     }
   });
   is_narrow_ = std::find(fits_.begin(), fits_.end(), 0) == fits_.end();
+}
+
+void CenterTable::set_prefix(std::size_t j, const float* shifted, const PrincipalAxes& axes) {
+  float* projected = projected_.data() + j * prefix_bytes_;
+  std::uint8_t* code = prefix_codes_.data() + j * prefix_bytes_;
+  axes.project(shifted, 1, projected);
+  prefix_info_[j] = axes.encode(projected, square_[j], 127, 0, code);
+  std::int32_t sum = 0;
+  for (std::size_t t = 0; t < prefix_bytes_; ++t) sum += static_cast<std::int8_t>(code[t]);
+  prefix_correction_[j] = -(kernels().row_levels + 1) * sum;
+}
+
+// As below, but for the tail, which is a bound already.
+void CenterTable::pack_prefix(Pack& pack, std::size_t to) const {
+  const auto j = static_cast<std::size_t>(pack.index[to]);
+  const PrefixRow& info = prefix_info_[j];
+  const float* projected = projected_.data() + j * prefix_bytes_;
+  const double square = kernels().square_f32(projected, prefix_bytes_) * (1 + 2 * kSquareError);
+  constexpr double room = 2 * (1 + 0x1p-20);
+  pack.prefix_correction[to] = prefix_correction_[j];
+  pack.prefix_scale[to] = 2 * info.scale;
+  pack.prefix_code[to] =
+      round_up(room * (static_cast<double>(info.rest) + kIntRounding * info.code));
+  pack.prefix_rest[to] = round_up(room * std::sqrt(square + kTiny));
+  pack.prefix_tail[to] = round_up(room * info.tail);
+  const std::uint8_t* from = prefix_codes_.data() + j * prefix_bytes_;
+  std::uint8_t* base = pack.prefix_packed.data() + to / 16 * 16 * prefix_bytes_ + to % 16 * 4;
+  for (std::size_t t = 0; t < prefix_bytes_; t += 4) std::memcpy(base + 16 * t, from + t, 4);
 }
 
 double CenterTable::length(std::size_t j) const {
@@ -159,6 +196,16 @@ CenterTable::Pack CenterTable::pack(const std::vector<std::int32_t>& which, int 
   // Only a row that is no number reports the padding: as any center, which rules out nothing.
   pack.index.assign(n, which.empty() ? -1 : which[0]);
   pack.correction.assign(n, 0);
+  pack.prefix_bytes = prefix_bytes_;
+  pack.codes = reinterpret_cast<const std::int8_t*>(codes_.data());
+  if (pack.has_prefix()) {
+    pack.prefix_packed.assign(n * prefix_bytes_, 0);
+    pack.prefix_correction.assign(n, 0);
+    for (auto* values :
+         {&pack.prefix_scale, &pack.prefix_code, &pack.prefix_rest, &pack.prefix_tail}) {
+      values->assign(n, 0.0f);
+    }
+  }
   parallel_blocks(n / 16, n_threads, [&](std::size_t group, int) {
     const std::size_t filled = std::min<std::size_t>(16, which.size() - 16 * group);
     for (std::size_t lane = 0; lane < filled; ++lane) {
@@ -177,6 +224,7 @@ CenterTable::Pack CenterTable::pack(const std::vector<std::int32_t>& which, int 
       const std::uint8_t* from = codes_.data() + j * bytes_;
       std::uint8_t* base = pack.packed.data() + 16 * group * bytes_ + unit * lane;
       for (std::size_t t = 0; t < bytes_; t += unit) std::memcpy(base + 16 * t, from + t, unit);
+      if (pack.has_prefix()) pack_prefix(pack, to);
     }
   });
   return pack;

@@ -309,14 +309,15 @@ void add_fixed(const double* x, const double* scales, size_t d, int64_t sign, in
 const Kernels& PYIDS_KERNELS() {
 #if defined(__AVX2__)
   static const Kernels table = {
-      widen,      raise_magnitudes, center,     squared_distance, squared_distance_f32,
-      product,    add_fixed,        square_f32, dot_f32,          add_gains,
-      kRowLevels, encode,           dot_i8,     scan_f32,         scan_i8};
+      widen,     raise_magnitudes, center,  squared_distance, squared_distance_f32, product,
+      add_fixed, square_f32,       dot_f32, add_gains,        kRowLevels,           encode,
+      dot_i8,    scan_f32,         scan_i8, kScanPrefix};
 #else
   static const Kernels table = {
       widen,   raise_magnitudes, center,     squared_distance, squared_distance_f32,
       product, add_fixed,        square_f32, dot_f32,          add_gains,
-      127,     encode,           nullptr,    scan_f32,         nullptr};
+      127,     encode,           nullptr,    scan_f32,         nullptr,
+      nullptr};
 #endif
   return table;
 }

@@ -103,22 +103,63 @@ CodeInfo encode(const float* x, size_t d, size_t padded, int levels, int offset,
   return {unit, length + 0x1p-60f, rest};
 }
 
-// Also where v is NaN, of a bound that overflowed: it rules out nothing.
-inline unsigned not_above(Float16 v, float limit) {
+// What 16 centers are compared by, and what a row brings: offset - (dot * scale + code * row.code +
+// rest * row.rest + tail * row.tail), where there is a tail.
+struct Terms {
+  const float *offset, *scale, *code, *rest, *tail;
+};
+
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_set1_ps(limit), _CMP_NGT_UQ);
+inline __m512 as_float(const float* from) { return _mm512_loadu_ps(from); }
+inline __m512 as_float(const int32_t* from) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(from)); }
 #elif defined(__FMA__)
-  Float8 halves[2];
-  memcpy(halves, &v, sizeof halves);
-  const __m256 limits = _mm256_set1_ps(limit);
-  const unsigned low = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[0]), limits, _CMP_NGT_UQ)));
-  const unsigned high = static_cast<unsigned>(
-      _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(halves[1]), limits, _CMP_NGT_UQ)));
-  return low | high << 8;
-#else
+inline __m256 as_float(const float* from) { return _mm256_loadu_ps(from); }
+inline __m256 as_float(const int32_t* from) {
+  return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+#endif
+
+// The bounds, and which are not above the limit: also one that is NaN, as it overflowed, which
+// rules out nothing. By hand, as compilers take vectors wider than the level's registers apart.
+template <bool TAIL, typename Dot, typename Row>
+__attribute__((always_inline)) inline unsigned lower_bounds(const Dot* dots, const Terms& of,
+                                                            size_t at, const Row& row,
+                                                            float row_tail, float limit,
+                                                            float* lowers) {
+#if defined(__AVX512F__)
+  const __m512 dot = _mm512_mul_ps(as_float(dots), _mm512_set1_ps(row.scale));
+  __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(of.rest + at), _mm512_set1_ps(row.rest));
+  sum = _mm512_fmadd_ps(_mm512_loadu_ps(of.code + at), _mm512_set1_ps(row.code), sum);
+  if (TAIL) sum = _mm512_fmadd_ps(_mm512_loadu_ps(of.tail + at), _mm512_set1_ps(row_tail), sum);
+  sum = _mm512_fmadd_ps(dot, _mm512_loadu_ps(of.scale + at), sum);
+  const __m512 lower = _mm512_sub_ps(_mm512_loadu_ps(of.offset + at), sum);
+  _mm512_storeu_ps(lowers, lower);
+  return _mm512_cmp_ps_mask(lower, _mm512_set1_ps(limit), _CMP_NGT_UQ);
+#elif defined(__FMA__)
   unsigned mask = 0;
-  for (unsigned lane = 0; lane < 16; ++lane) mask |= (v[lane] > limit ? 0u : 1u) << lane;
+  for (size_t h = 0; h < 16; h += 8) {
+    const size_t j = at + h;
+    const __m256 dot = _mm256_mul_ps(as_float(dots + h), _mm256_set1_ps(row.scale));
+    __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(of.rest + j), _mm256_set1_ps(row.rest));
+    sum = _mm256_fmadd_ps(_mm256_loadu_ps(of.code + j), _mm256_set1_ps(row.code), sum);
+    if (TAIL) sum = _mm256_fmadd_ps(_mm256_loadu_ps(of.tail + j), _mm256_set1_ps(row_tail), sum);
+    sum = _mm256_fmadd_ps(dot, _mm256_loadu_ps(of.scale + j), sum);
+    const __m256 lower = _mm256_sub_ps(_mm256_loadu_ps(of.offset + j), sum);
+    _mm256_storeu_ps(lowers + h, lower);
+    mask |= static_cast<unsigned>(
+                _mm256_movemask_ps(_mm256_cmp_ps(lower, _mm256_set1_ps(limit), _CMP_NGT_UQ)))
+            << h;
+  }
+  return mask;
+#else
+  typedef Dot Dot16 __attribute__((vector_size(64)));
+  const Float16 dot = __builtin_convertvector(read<Dot16>(dots), Float16) * row.scale;
+  Float16 sum = read<Float16>(of.code + at) * row.code + read<Float16>(of.rest + at) * row.rest;
+  if (TAIL) sum += read<Float16>(of.tail + at) * row_tail;
+  const Float16 lower = read<Float16>(of.offset + at) - (dot * read<Float16>(of.scale + at) + sum);
+  write(lowers, lower);
+  unsigned mask = 0;
+  for (unsigned lane = 0; lane < 16; ++lane) mask |= (lower[lane] > limit ? 0u : 1u) << lane;
   return mask;
 #endif
 }
@@ -137,47 +178,42 @@ inline float round_up_f32(double v) {
   return next;
 }
 
+// Lowers the upper bound of a row by what a hit says, in float64, which rounds nothing that counts.
+// 2^-22: the sum S itself was rounded; 2^-33: of row.round, the part that D has in it.
+inline void lower_best(ScanRow& row, float lower, float slack, float gap) {
+  const double upper = static_cast<double>(lower) + 2 * (1 + 0x1p-22) * static_cast<double>(slack) +
+                       static_cast<double>(gap) + static_cast<double>(row.round);
+  const float above = round_up_f32(upper + 0x1p-33 * __builtin_fabs(upper));
+  if (above < row.best) row.best = above > row.floor ? above : row.floor;
+}
+
 // Reports what may win of one tile of products: n_rows x 16 * GROUPS, groups from `group` on.
 template <int GROUPS, typename Dot>
 inline size_t scan_groups(const Dot* dots, size_t n_rows, size_t group, const CenterCodes& centers,
                           ScanRow* state, Hit* hits) {
-  typedef Dot Dot16 __attribute__((vector_size(64)));
   const size_t at = 16 * group;
+  const Terms terms = {centers.offset, centers.scale, centers.code, centers.rest, nullptr};
   size_t count = 0;
   for (size_t i = 0; i < n_rows; ++i) {
-    const ScanRow row = state[i];
-    Float16 lower[GROUPS], slack[GROUPS];
+    ScanRow row = state[i];
+    float lowers[16 * GROUPS];
     unsigned long long mask = 0;
     for (int g = 0; g < GROUPS; ++g) {
-      const size_t from = at + 16 * static_cast<size_t>(g);
-      const Float16 dot =
-          __builtin_convertvector(read<Dot16>(dots + i * 16 * kTileGroups + 16 * g), Float16) *
-          row.scale;
-      slack[g] = multiply_add(read<Float16>(centers.code + from), row.code - Float16{},
-                              read<Float16>(centers.rest + from) * row.rest);
-      lower[g] = read<Float16>(centers.offset + from) -
-                 multiply_add(dot, read<Float16>(centers.scale + from), slack[g]);
-      mask |= static_cast<unsigned long long>(not_above(lower[g], row.best + row.margin)) << 16 * g;
+      const unsigned these = lower_bounds<false>(dots + i * 16 * kTileGroups + 16 * g, terms,
+                                                 at + 16 * static_cast<size_t>(g), row, 0.0f,
+                                                 row.best + row.margin, lowers + 16 * g);
+      mask |= static_cast<unsigned long long>(these) << 16 * g;
     }
     if (__builtin_expect(mask == 0, 1)) continue;
-    float lowers[16 * GROUPS], slacks[16 * GROUPS];
-    memcpy(lowers, lower, sizeof lowers);
-    memcpy(slacks, slack, sizeof slacks);
-    float best = row.best;
     for (; mask != 0; mask &= mask - 1) {
       const int lane = __builtin_ctzll(mask);
       const size_t j = at + static_cast<size_t>(lane);
-      if (lowers[lane] > best + row.margin) continue;
+      if (lowers[lane] > row.best + row.margin) continue;
       hits[count++] = {static_cast<uint32_t>(i), centers.index[j], lowers[lane]};
-      // In float64, which rounds nothing that counts; 2^-22: the sum S itself was rounded; 2^-33:
-      // of row.round, the part that D has in it.
-      const double upper = static_cast<double>(lowers[lane]) +
-                           2 * (1 + 0x1p-22) * static_cast<double>(slacks[lane]) +
-                           static_cast<double>(centers.gap[j]) + static_cast<double>(row.round);
-      const float above = round_up_f32(upper + 0x1p-33 * __builtin_fabs(upper));
-      if (above < best) best = above > row.floor ? above : row.floor;
+      const float slack = centers.code[j] * row.code + centers.rest[j] * row.rest;
+      lower_best(row, lowers[lane], slack, centers.gap[j]);
     }
-    state[i].best = best;
+    state[i].best = row.best;
   }
   return count;
 }

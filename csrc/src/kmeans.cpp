@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -24,7 +25,8 @@ std::size_t Assigner::State::assign(const double* values) {
     parallel_blocks((n_clusters + 63) / 64, options.n_threads, [&](std::size_t block, int) {
       for (std::size_t j = block * 64; j < std::min(n_clusters, (block + 1) * 64); ++j) {
         work.drift[j] = 0;
-        if (std::equal(values + j * d, values + (j + 1) * d, centers.values() + j * d)) continue;
+        if (std::memcmp(values + j * d, centers.values() + j * d, d * sizeof(double)) == 0)
+          continue;
         const double distance = squared_distance(values + j * d, centers.values() + j * d, d);
         // A square may vanish whose root does not: 2^-520.
         work.drift[j] = std::sqrt(distance) * (1 + kDistanceError) + 0x1p-520;
@@ -41,7 +43,7 @@ std::size_t Assigner::State::assign(const double* values) {
     fresh = true;
   }
   auto prepare = [&] {
-    centers.set(values, coding, options.n_threads);
+    centers.set(values, coding, options.n_threads, axes ? &*axes : nullptr);
     work.all = centers.pack(every, options.n_threads);
     work.moved = centers.pack(moved, options.n_threads);
   };
@@ -49,7 +51,7 @@ std::size_t Assigner::State::assign(const double* values) {
 
   std::vector<std::int32_t> before(std::min(kChunkRows, n));
   buffers.resize(static_cast<std::size_t>(options.n_threads));
-  for (Scratch& one : buffers) one.scanned = one.evaluated = 0;
+  for (Scratch& one : buffers) one.scanned = one.evaluated = one.looked = one.met = 0;
   std::size_t changed = 0;
   for (std::size_t begin = 0, end = 0; begin < n; begin = end) {
     // Start small: whether the codes are any good is soon known.
@@ -67,6 +69,9 @@ std::size_t Assigner::State::assign(const double* values) {
     if (coding.int8() && too_coarse()) {
       recode(false, coding.reach());
       prepare();
+    } else if (axes && !first && !axes_pay()) {
+      find_axes(0);
+      prepare();
     }
   }
   first = fresh = broken = false;
@@ -81,6 +86,40 @@ bool Assigner::State::too_coarse() const {
     evaluated += one.evaluated;
   }
   return evaluated > scanned * (2 + n_clusters / 20);
+}
+
+// Comparing a pair alone takes about four times as long as in a block.
+bool Assigner::State::axes_pay() const {
+  std::size_t looked = 0, met = 0;
+  for (const Scratch& one : buffers) {
+    looked += one.looked;
+    met += one.met;
+  }
+  const double share = static_cast<double>(axes->size()) / static_cast<double>(rows.n_cols());
+  return options.n_axes != SIZE_MAX ||
+         4 * static_cast<double>(met) <= (0.9 - share) * static_cast<double>(looked);
+}
+
+// As many axes as are known to pay: a quarter of the columns, where enough is compared to pay for
+// finding them.
+void Assigner::State::find_axes(std::size_t left_bytes) {
+  axes.reset();
+  prefixes.reset();
+  prefix_rows.clear();
+  if (left_bytes == 0 || !coding.int8() || kernels().scan_prefix_i8 == nullptr) return;
+  const std::size_t d = rows.n_cols();
+  const bool choose = options.n_axes == SIZE_MAX;
+  const bool enough = d >= 128 && n_clusters >= 128 && rows.size() * n_clusters >= kPairsForAxes;
+  const std::size_t n = choose ? (enough ? d / 4 : 0) : options.n_axes;
+  const std::size_t p = (n + 15) / 16 * 16;
+  const std::size_t bytes =
+      rows.size() * (p + sizeof(PrefixRow)) + kScanRows * p + PrincipalAxes::bytes_of(d);
+  if (n == 0 || p > d || bytes > left_bytes) return;
+  axes = PrincipalAxes::of(rows, coding, p, choose ? 0.5 : 1.0);
+  if (!axes) return;
+  prefix_rows.resize(rows.size());
+  prefixes = std::make_unique_for_overwrite<std::uint8_t[]>(rows.size() * p + kScanRows * p);
+  std::fill_n(prefixes.get() + rows.size() * p, kScanRows * p, 0);
 }
 
 void Assigner::State::update_chunk(std::size_t begin, std::size_t end,

@@ -17,6 +17,7 @@
 #include "pyids/codes.hpp"
 #include "pyids/distance.hpp"
 #include "pyids/kmeans.hpp"
+#include "pyids/prefix.hpp"
 #include "pyids/simd.hpp"
 
 namespace {
@@ -263,6 +264,146 @@ void test_bounds_hold_and_each_term_is_needed() {
   }
 }
 
+// ---- the first look along principal axes --------------------------------------------------------
+
+struct Look {
+  std::vector<float> code, rest, tail;  // of the centers
+  std::vector<PrefixRow> rows;
+};
+
+// How often the first look rules a center out that is as near as the row's upper bound says.
+std::size_t missed(const Rows& rows, const Coding& coding, const PrincipalAxes& axes,
+                   const Values& values, const Values& centers,
+                   const std::function<void(Look&)>& weaken) {
+  const std::size_t d = coding.n_cols(), p = axes.size();
+  const std::size_t k = centers.size() / d, n = k;
+  CenterTable table(k, d);
+  table.set(centers.data(), coding, 1, &axes);
+  std::vector<std::int32_t> every(k);
+  std::iota(every.begin(), every.end(), 0);
+  const CenterTable::Pack pack = table.pack(every, 1);
+  const PrefixCodes plain = pack.prefix(0);
+  const std::size_t m = pack.size();
+  Look look{
+      {plain.code, plain.code + m}, {plain.rest, plain.rest + m}, {plain.tail, plain.tail + m}, {}};
+  std::vector<std::uint8_t> codes(kScanRows * coding.bytes()), prefixes(kScanRows * p);
+  std::vector<float> scratch(d), projected(p);
+  std::vector<ScanRow> state;
+  const int levels = kernels().row_levels;
+  for (std::size_t i = 0; i < n; ++i) {
+    const RowCode code =
+        encode_row(coding, rows, i, scratch.data(), codes.data() + i * coding.bytes());
+    axes.project(scratch.data(), 1, projected.data());
+    look.rows.push_back(
+        axes.encode(projected.data(), code.square, levels, levels + 1, prefixes.data() + i * p));
+    state.push_back(scan_row(code, d, kInfinity, 0, -kInfinity));
+  }
+  weaken(look);
+  std::size_t count = 0;
+  std::vector<Hit> hits(kScanRows * 16);
+  std::vector<float> offset(16);
+  for (std::size_t j = 0; j < k; ++j) {  // one center at a time: no other may lower `best`
+    const std::size_t g = j / 16;
+    CenterCodes alone = pack.view(g, 1);
+    std::fill(offset.begin(), offset.end(), kInfinity);
+    offset[j % 16] = alone.offset[j % 16];
+    alone.offset = offset.data();
+    PrefixCodes prefix = pack.prefix(g);
+    prefix.code = look.code.data() + 16 * g;
+    prefix.rest = look.rest.data() + 16 * g;
+    prefix.tail = look.tail.data() + 16 * g;
+    for (std::size_t i = 0; i < n; ++i) {
+      long double exact = 0;
+      const auto unit = static_cast<long double>(coding.unit());
+      for (std::size_t t = 0; t < d; ++t) {
+        const long double shift = coding.shift()[t];
+        const long double c = centers[j * d + t] * unit - shift;
+        exact += c * (c - 2.0L * (values[i * d + t] * unit - shift));
+      }
+      ScanRow one = state[i];
+      one.best = std::nextafter(static_cast<float>(exact), kInfinity);
+      std::size_t met = 0;
+      const std::size_t found = kernels().scan_prefix_i8(
+          prefixes.data() + i * p, &look.rows[i], prefix, codes.data() + i * coding.bytes(),
+          coding.bytes(), 1, alone, &one, hits.data(), &met);
+      bool reported = false;
+      for (std::size_t h = 0; h < found; ++h) {
+        reported |= hits[h].center == static_cast<std::int32_t>(j);
+      }
+      count += !reported;
+    }
+  }
+  return count;
+}
+
+// Rows within the axes, or far outside, and centers along them; each term halved is noticed.
+void test_first_look() {
+  if (kernels().scan_prefix_i8 == nullptr) return;
+  const std::size_t d = 128, n = 8;
+  Values values(256 * d), centers(n * d);  // many rows, so that there are as many axes
+  for (double& v : values) v = static_cast<float>(between(-0.7, 0.7));
+  const Rows all = view(values, d);
+  const Coding coding(all, true, 0.75);
+  std::size_t caught[3] = {};
+  for (const std::size_t p : {16, 64, 128}) {
+    const auto axes = PrincipalAxes::of(all, coding, p, 1.0);
+    check(axes.has_value(), "there are axes");
+    Values columns(p * d);  // the axes themselves, seen by projecting units
+    std::vector<float> unit(d), out(p);
+    for (std::size_t t = 0; t < d; ++t) {
+      std::fill(unit.begin(), unit.end(), 0.0f);
+      unit[t] = 1;
+      axes->project(unit.data(), 1, out.data());
+      for (std::size_t a = 0; a < p; ++a) columns[a * d + t] = static_cast<double>(out[a]);
+    }
+    for (int kind = 0; kind < 3; ++kind) {
+      // 0: centers are the rows; 1, 2: rows (centers) half a unit off their codes along the axes,
+      // centers (rows) of equal coordinates in that direction.
+      for (std::size_t i = 0; i < n; ++i) {
+        Values off(d), held(d);
+        for (std::size_t a = 0; a < std::min<std::size_t>(p, 64); ++a) {
+          const int sign = generator() % 2 == 0 ? 1 : -1;
+          const int levels = kind == 1 ? kernels().row_levels : 127;
+          const int whole = static_cast<int>(generator() % static_cast<unsigned>(levels / 2));
+          const double x = 0x1p-10 * (a == 0 ? levels : whole + 0.49 * sign);
+          for (std::size_t t = 0; t < d; ++t) {
+            off[t] += x * columns[a * d + t];
+            held[t] += sign * 63 * 0x1p-10 * columns[a * d + t];
+          }
+        }
+        for (std::size_t t = 0; t < d; ++t) {
+          const double shift = coding.shift()[t];
+          double& x = values[i * d + t];
+          double& c = centers[i * d + t];
+          if (kind == 0) {
+            c = x = static_cast<float>(between(-0.7, 0.7));
+          } else {
+            x = static_cast<float>(((kind == 1 ? off[t] : held[t]) + shift) / coding.unit());
+            c = static_cast<float>(((kind == 1 ? held[t] : off[t]) + shift) / coding.unit());
+          }
+        }
+      }
+      const auto weakened = [&](int term) {
+        return missed(all, coding, *axes, values, centers, [&](Look& look) {
+          for (PrefixRow& row : look.rows) {
+            if (term == 0) row.tail /= 2;
+            if (term == 1) row.rest /= 2;
+          }
+          if (term == 2) {
+            for (float& v : look.code) v /= 2;
+          }
+        });
+      };
+      check(weakened(-1) == 0, "the first look lies");
+      caught[kind] += weakened(kind);
+    }
+  }
+  check(caught[0] > 0, "weakened and not noticed: tail");
+  check(caught[1] > 0, "weakened and not noticed: rest of a row along the axes");
+  check(caught[2] > 0, "weakened and not noticed: rest of a center along the axes");
+  std::printf("first look: %zu, %zu, %zu caught\n", caught[0], caught[1], caught[2]);
+}
+
 // Two centers that float64 cannot tell apart from the row, though one is nearer: neither may rule
 // the other out.
 void test_ties_of_float64() {
@@ -347,6 +488,7 @@ void hostile_case(std::size_t number) {
   const FixedScale scale(largest_values(rows, 1), 1, n);
   LloydOptions options;
   options.max_memory_bytes = generator() % 2 == 0 ? 0 : SIZE_MAX;
+  options.n_axes = generator() % 2 == 0 ? 0 : 16 * (1 + generator() % 3);
   Assigner assigner(rows, {}, scale, k, options);
   Values row(d);
   for (int iteration = 0; iteration < 4; ++iteration) {
@@ -387,6 +529,7 @@ void hostile_case(std::size_t number) {
 
 int main(int argc, char** argv) {
   test_bounds_hold_and_each_term_is_needed();
+  test_first_look();
   test_ties_of_float64();
   const std::size_t n_cases = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 400;
   for (std::size_t number = 0; number < n_cases; ++number) hostile_case(number);

@@ -1,6 +1,8 @@
 // Rows and centers as scans see them: codes whose products are cheap and whose error is known.
 #pragma once
 
+#include <bit>
+#include <cfloat>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +21,14 @@ inline constexpr double kSquareError = 0x1p-18;  // of Kernels::square_f32, howe
 inline constexpr double kTiny = 0x1p-120;        // of such a sum whose terms vanish
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-inline float round_up(double v) { return std::nextafter(static_cast<float>(v), kInfinity); }
-inline float round_down(double v) { return std::nextafter(static_cast<float>(v), -kInfinity); }
+// The next float32 above the nearest one (nextafter, without the call).
+inline float round_up(double v) {
+  const float nearest = static_cast<float>(v);
+  if (!(std::fabs(nearest) < kInfinity)) return nearest == -kInfinity ? -FLT_MAX : nearest;
+  if (nearest == 0) return std::bit_cast<float>(1);
+  return std::bit_cast<float>(std::bit_cast<std::int32_t>(nearest) + (nearest > 0 ? 1 : -1));
+}
+inline float round_down(double v) { return -round_up(-v); }
 
 // How rows are coded: int8 where products of such codes are faster, else float32; in both cases
 // less a common shift, which is near their mean so that codes need not spend their range on it. All
@@ -86,6 +94,8 @@ inline std::size_t scan(const Coding& coding, const std::uint8_t* codes, std::si
 void group_by_row(const Hit* hits, std::size_t n_hits, std::size_t n_rows, Hit* sorted,
                   std::uint32_t (&starts)[kScanRows + 1]);
 
+class PrincipalAxes;
+
 // All centers, exactly and coded.
 class CenterTable {
  public:
@@ -93,7 +103,9 @@ class CenterTable {
 
   std::size_t size() const { return n_; }
   // values: n x d. Codes those anew that differ from what was set before.
-  void set(const double* values, const Coding& coding, int n_threads);
+  // With axes, which are the same at each call, also along these.
+  void set(const double* values, const Coding& coding, int n_threads,
+           const PrincipalAxes* axes = nullptr);
   const double* values() const { return exact_.data(); }
 
   // The canonical distance of a row (as Rows::load gives it) to center j.
@@ -127,10 +139,27 @@ class CenterTable {
               index.data() + at,
               n_groups};
     }
+    bool has_prefix() const { return prefix_bytes > 0; }
+    PrefixCodes prefix(std::size_t group) const {
+      const std::size_t at = 16 * group;
+      return {prefix_packed.data() + at * prefix_bytes,
+              prefix_correction.data() + at,
+              prefix_scale.data() + at,
+              prefix_code.data() + at,
+              prefix_rest.data() + at,
+              prefix_tail.data() + at,
+              prefix_bytes,
+              codes};
+    }
 
    private:
     friend class CenterTable;
-    std::size_t n = 0, bytes = 0;  // centers without the padding; bytes of a code
+    std::size_t n = 0, bytes = 0;        // centers without the padding; bytes of a code
+    std::size_t prefix_bytes = 0;        // 0: none
+    const std::int8_t* codes = nullptr;  // the table's, as long as it stays as it is
+    std::vector<std::uint8_t> prefix_packed;
+    std::vector<std::int32_t> prefix_correction;
+    std::vector<float> prefix_scale, prefix_code, prefix_rest, prefix_tail;
     std::vector<std::uint8_t> packed;
     std::vector<std::int32_t> correction, index;
     std::vector<float> offset, scale, code, rest, gap;
@@ -138,6 +167,8 @@ class CenterTable {
   Pack pack(const std::vector<std::int32_t>& which, int n_threads) const;
 
  private:
+  void set_prefix(std::size_t j, const float* shifted, const PrincipalAxes& axes);
+  void pack_prefix(Pack& pack, std::size_t to) const;
   std::size_t n_, d_, bytes_ = 0;
   bool int8_ = false, is_narrow_ = false;
   double unit_ = 0;
@@ -148,7 +179,12 @@ class CenterTable {
   std::vector<std::uint8_t> codes_;
   std::vector<CodeInfo> info_;
   std::vector<std::int32_t> correction_;
-  std::vector<double> square_;         // of the shifted center, rounded to float64
+  std::vector<double> square_;    // of the shifted center, rounded to float64
+  std::size_t prefix_bytes_ = 0;  // of the codes along the axes
+  std::vector<float> projected_;  // n x prefix_bytes_
+  std::vector<std::uint8_t> prefix_codes_;
+  std::vector<PrefixRow> prefix_info_;
+  std::vector<std::int32_t> prefix_correction_;
   double length(std::size_t j) const;  // at least the square's root
 };
 

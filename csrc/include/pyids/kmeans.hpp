@@ -21,6 +21,8 @@ struct LloydOptions {
   std::size_t max_memory_bytes = SIZE_MAX;
   bool keep_codes = true;  // pays from the second assignment on
   float margin = 0.05f;    // of the own distance: how far past it a scan looks
+  // Principal axes along which rows and centers are first compared; SIZE_MAX: as many as pay.
+  std::size_t n_axes = SIZE_MAX;
 };
 
 // Rows that lie far from their centers, farthest first, ties by position.

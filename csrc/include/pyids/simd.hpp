@@ -70,6 +70,25 @@ struct ScanRow {
   float round;   // what float64 may round the row's squared distances by, see above
 };
 
+// A first look at the same centers, regrouped alike, through a few coordinates (prefix.hpp):
+//   L = offset - (2 a~.b~ + code * row.code + rest * row.rest + tail * row.tail) <= D.
+// Three products of bounds are rounded instead of two, which the room in them (2^-20) covers.
+struct PrefixCodes {
+  const void* packed;  // int8, as in CenterCodes; columns a multiple of 16
+  const std::int32_t* correction;
+  const float* scale;
+  const float* code;
+  const float* rest;
+  const float* tail;
+  std::size_t n_cols;
+  const std::int8_t* codes;  // of center j, in full, at codes + j * (bytes of a code)
+};
+
+struct PrefixRow {
+  float scale, code, rest;  // of the row's coordinates, as in ScanRow
+  float tail;               // what they leave of the row
+};
+
 struct Hit {
   std::uint32_t row;  // in the scan
   std::int32_t center;
@@ -132,6 +151,12 @@ struct Kernels {
                           const CenterCodes& centers, ScanRow* state, Hit* hits);
   std::size_t (*scan_i8)(const std::uint8_t* rows, std::size_t padded, std::size_t n_rows,
                          const CenterCodes& centers, ScanRow* state, Hit* hits);
+  // The same, of the centers that a first look leaves; adds to `met` how many those are. Null where
+  // it does not pay.
+  std::size_t (*scan_prefix_i8)(const std::uint8_t* prefixes, const PrefixRow* prefix_rows,
+                                const PrefixCodes& prefix, const std::uint8_t* rows,
+                                std::size_t padded, std::size_t n_rows, const CenterCodes& centers,
+                                ScanRow* state, Hit* hits, std::size_t* met);
 };
 
 const Kernels& kernels();

@@ -52,7 +52,7 @@ def markdown(
                 kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in round_["drawn"].items())
                 if kinds:
                     lines.append(f"\n{row['label']}, round {n}, drawn: {kinds}")
-        for axis, values in along[pool].items():
+        for axis, values in along.get(pool, {}).items():
             lines += [f"\n| {axis} | share of the gap closed | silhouette |", "|---|---|---|"]
             for one in values:
                 silhouette = f"{one['silhouette']:.3f}" if "silhouette" in one else "-"

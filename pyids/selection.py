@@ -37,8 +37,9 @@ from pyids.progress import reporter
 from pyids.result import Result
 from pyids.scoring.cluster_weights import columns_of, reweight
 from pyids.scoring.told import check_told
-from pyids.store.bucket import is_bucket, working_in
+from pyids.store.bucket import working_in
 from pyids.store.folder import Store
+from pyids.store.objects import is_bucket
 from pyids.store.place import is_ours
 
 if TYPE_CHECKING:

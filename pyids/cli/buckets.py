@@ -51,7 +51,8 @@ class Destination:
 @contextmanager
 def destination(to: str | None) -> Iterator[Destination]:
     """Check that something can be written there, before the work for it; afterwards it is."""
-    from pyids.store.bucket import is_bucket, written_to
+    from pyids.store.bucket import written_to
+    from pyids.store.objects import is_bucket
     from pyids.store.place import check_writable_place
 
     if to is not None and is_bucket(to):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pyids.config import RunConfig, load_config, make_config
 from pyids.errors import ConfigError
-from pyids.store.bucket import is_bucket, working_in
+from pyids.store.bucket import working_in
+from pyids.store.objects import is_bucket
 
 
 @contextmanager

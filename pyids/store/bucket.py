@@ -18,22 +18,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
-from email.utils import parsedate_to_datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from pyids.errors import ConfigError
 from pyids.store.files import stamp, write_json
+from pyids.store.objects import ADDRESS, Bucket
 
 logger = logging.getLogger("pyids")
 
 _LOCK = ".bucket-lock"
-
-_ADDRESS = "the address of a place in a bucket is written s3://bucket/name, and no more"
 
 # Seconds between signs of life, and after which a lock without one counts as left behind.
 BEAT_S, STALE_S = 15.0, 60.0
@@ -48,11 +44,6 @@ _OURS_ALONE = re.compile(
 )
 
 
-def is_bucket(path: str | Path) -> bool:
-    """Whether a name is the address of a bucket that can be written to."""
-    return str(path).startswith("s3://")
-
-
 # How much the clock of a file system may lag behind that of the machine.
 _TICK_S = 0.05
 
@@ -64,154 +55,6 @@ class _Changes(NamedTuple):
     young: dict[str, tuple[int, ...]]
     entries: dict[str, bytes]
     gone: set[str]
-
-
-class _Object(NamedTuple):
-    size: int
-    etag: str
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """A folder of a bucket.
-
-    Attributes
-    ----------
-    url
-        ``s3://bucket/folder``.
-    """
-
-    url: str
-
-    @cached_property
-    def _place(self) -> tuple[str, str]:
-        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
-        prefix = prefix.strip("/")
-        if not bucket or set("@?#*") & set(self.url):
-            raise ConfigError(_ADDRESS)
-        return bucket, prefix and prefix + "/"
-
-    @cached_property
-    def _client(self) -> Any:
-        try:
-            import boto3
-            from botocore.config import Config
-        except ImportError:
-            raise ConfigError(
-                f"{self.url}: writing to a bucket needs boto3: pip install 'pyids-select[remote]'"
-            ) from None
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        retries: Any = {"max_attempts": 5, "mode": "standard"}
-        config = Config(retries=retries, connect_timeout=10, read_timeout=60)
-        with self._one_line("cannot be used"):
-            return boto3.client("s3", region_name=region or "us-east-1", config=config)
-
-    @contextlib.contextmanager
-    def _one_line(self, what: str) -> Iterator[None]:
-        """Make an error of the store's client one line."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            yield
-        except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "unknown")
-            raise ConfigError(
-                f"{self.url}: {what} (the store answers {str(code)[:60]!r}): check the bucket's "
-                "name, your key and its rights"
-            ) from None
-        except (BotoCoreError, Boto3Error) as error:
-            raise ConfigError(
-                f"{self.url}: {what} ({type(error).__name__}): check the connection and your key; "
-                "the same command goes on where it was"
-            ) from None
-
-    def list(self) -> dict[str, _Object]:
-        """Give the objects of the folder by their names inside it."""
-        bucket, prefix = self._place
-        with self._one_line("cannot be read"):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=prefix
-            )
-            return {
-                found["Key"].removeprefix(prefix): _Object(found["Size"], found["ETag"])
-                for page in pages
-                for found in page.get("Contents", ())
-            }
-
-    def get(self, name: str, path: Path) -> None:
-        """Write an object to a file."""
-        bucket, prefix = self._place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._one_line(f"{name} cannot be read"):
-            self._client.download_file(bucket, prefix + name, str(path))
-
-    def put(self, name: str, content: bytes | Path) -> None:
-        """Write an object, whole or not at all.
-
-        Raises
-        ------
-        FileNotFoundError
-            The file of its content is gone.
-        """
-        bucket, prefix = self._place
-        with self._one_line(f"{name} cannot be written"):
-            if isinstance(content, bytes):
-                self._client.put_object(Bucket=bucket, Key=prefix + name, Body=content)
-            else:
-                with content.open("rb") as file:
-                    self._client.upload_fileobj(file, bucket, prefix + name)
-
-    def delete(self, name: str) -> None:
-        """Remove an object."""
-        bucket, prefix = self._place
-        with self._one_line(f"{name} cannot be removed"):
-            self._client.delete_object(Bucket=bucket, Key=prefix + name)
-
-    def put_if(self, name: str, content: bytes, etag: str | None) -> str | None:
-        """Write an object if it is as it was, or (None) is not there; return its ETag, or None."""
-        from botocore.exceptions import ClientError
-
-        bucket, prefix = self._place
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-        with self._one_line(f"{name} cannot be written"):
-            try:
-                done = self._client.put_object(
-                    Bucket=bucket, Key=prefix + name, Body=content, **condition
-                )
-            except ClientError as error:
-                code = error.response.get("Error", {}).get("Code")
-                if code not in ("NoSuchKey", "PreconditionFailed", "ConditionalRequestConflict"):
-                    raise
-                return self._as_sent(prefix + name, content)
-            return str(done["ETag"])
-
-    def _as_sent(self, key: str, content: bytes) -> str | None:
-        """Give the ETag of an object if it is `content`: the answer to a put may get lost."""
-        from botocore.exceptions import ClientError
-
-        try:
-            found = self._client.get_object(Bucket=self._place[0], Key=key)
-        except ClientError:
-            return None
-        return str(found["ETag"]) if found["Body"].read(len(content) + 1) == content else None
-
-    def age(self, name: str) -> tuple[float, str] | None:
-        """Give how old an object is by the store's own clock, in seconds, and its ETag."""
-        from botocore.exceptions import ClientError
-
-        bucket, prefix = self._place
-        with self._one_line(f"{name} cannot be read"):
-            try:
-                found = self._client.head_object(Bucket=bucket, Key=prefix + name)
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
-                    return None
-                raise
-        headers = found["ResponseMetadata"]["HTTPHeaders"]
-        written: datetime = found["LastModified"]
-        now = parsedate_to_datetime(headers["date"])
-        return (now - written).total_seconds(), str(found["ETag"])
 
 
 @dataclass
@@ -465,7 +308,7 @@ def working_in(url: str) -> Iterator[Path]:
     """
     bucket = Bucket(url)
     if not url.removeprefix("s3://").rstrip("/").partition("/")[2]:
-        raise ConfigError(_ADDRESS)
+        raise ConfigError(ADDRESS)
     folder = work_folder(url)
     lease = Lease(bucket)
     lease.take()
@@ -504,7 +347,7 @@ def written_to(url: str) -> Iterator[Path]:
     """
     parent, _, name = url.rstrip("/").rpartition("/")
     if parent in ("s3:", "s3:/"):
-        raise ConfigError(_ADDRESS)
+        raise ConfigError(ADDRESS)
     bucket = Bucket(parent)
     probe = f".pyids-{uuid.uuid4().hex}"
     bucket.put(probe, b"")

@@ -36,6 +36,8 @@ from pyids.resources import default_max_memory, memory_left, processors
 # Rows of the two calibrations, and splits of the pool that they are taken from.
 _ROWS = (2_000, 12_000)
 _SPLITS = 16
+# Rows a cluster that k-means is timed with, for with few its centers soon rest; and iterations.
+_ROWS_PER_CLUSTER, _ITERATIONS = 64, 5
 # Of the reading, what finding exact duplicates takes: one process does it.
 _DEDUP_SHARE = 0.15
 # Bytes that the interpreter and the core take; with torch.
@@ -124,6 +126,7 @@ def estimate(config: RunConfig) -> Estimate:
     with tempfile.TemporaryDirectory(prefix="pyids-plan-") as folder, _quietly():
         sample = _Sample(splits, Path(folder), config.max_row_bytes)
         rows = sample.rows_in_all if config.limit is None else min(config.limit, sample.rows_in_all)
+        _run_sample(config, sample, _ROWS[0] // 10)  # what is loaded once is no matter of rows
         small, large = (_run_sample(config, sample, n) for n in _ROWS)
         share = large.kept / large.rows
         kept = max(1, round(rows * share))
@@ -235,9 +238,6 @@ def _run_sample(config: RunConfig, sample: _Sample, n_rows: int) -> _Timed:
         changes["embeddings_file"] = str(folder / "vectors.npy")
     small = config.model_copy(update=changes)
     times: dict[str, tuple[float, float]] = {}
-    if not config.has_vectors:  # the weights of the encoder are loaded once
-        few = small.model_copy(update={"limit": 8, "output_dir": str(folder / "few")})
-        prepare(few, "embed").close()
     for stage in ("read", "embed"):
         with _timed(times, stage):
             store = prepare(small, "read" if stage == "read" else "embed")
@@ -296,7 +296,7 @@ def _time_kmeans(sample: _Timed, plan: Any, kept: int, config: RunConfig) -> Sta
     from pyids.clustering.lloyd import ShardPass, finish_update, measure
     from pyids.clustering.seeding import seed_centers
 
-    rows, k = sample.vectors, min(plan.n_clusters, max(1, len(sample.vectors) // 8))
+    rows, k = sample.vectors, min(plan.n_clusters, max(1, len(sample.vectors) // _ROWS_PER_CLUSTER))
     work = len(rows) * k * sample.width
     extent = measure(rows, metric=plan.metric, n_threads=config.threads)
     options: dict[str, Any] = {"metric": plan.metric, "n_threads": config.threads}
@@ -308,16 +308,17 @@ def _time_kmeans(sample: _Timed, plan: Any, kept: int, config: RunConfig) -> Sta
     shard = ShardPass([rows], k, extent, **options)
     with _timed(times, "first"):
         partial = shard.assign(start)
-    for _ in range(2):
-        start, _ = finish_update(partial, start, extent, metric=plan.metric)
-        with _timed(times, "next"):
+    later = min(_ITERATIONS, plan.max_iter)
+    with _timed(times, "next"):
+        for _ in range(later):
+            start, _ = finish_update(partial, start, extent, metric=plan.metric)
             partial = shard.assign(start)
     fitted = plan.sample_rows or kept
     all_work = fitted * plan.n_clusters * sample.width
     iterations = max(1, plan.max_iter // 3) if plan.init == "two-level" else plan.max_iter
     parts: list[Callable[[int], float]] = [
         lambda i: times["first"][i] / work * all_work,
-        lambda i: times["next"][i] / work * all_work * iterations,
+        lambda i: times["next"][i] / later / work * all_work * iterations,
     ]
     if plan.init == "k-means++":
         looked = min(fitted, 64 * plan.n_clusters)

@@ -15,7 +15,7 @@ from pyids.data.exclude import HeldOut, Options, read_held_out, words_of
 from pyids.errors import ConfigError, DataError
 
 RNG = random.Random(7)
-VOCABULARY = [f"{a}{b}" for a in "bcdfglmnprst" for b in ("ane", "ilo", "ura", "ek", "oma", "ist")]
+VOCABULARY = [f"{a}{b}" for a in "bcdfglmnprst" for b in ("orn", "ilo", "ura", "ek", "oma", "ulk")]
 
 
 def sentence(n):

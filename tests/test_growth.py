@@ -112,8 +112,12 @@ def test_new_files_stand_behind_those_that_are_known_whatever_their_names(weekly
     index = orjson.loads((tmp_path / "run" / "rows" / "index.json").read_bytes())
     names = [source["path"].rsplit("/")[-1] for source in index["sources"]]
     assert names == ["week-1.jsonl", "week-0.jsonl"]
-    # The files in any order are the same folder.
-    pyids.Selection.open(tmp_path / "run", **options | {"data": sorted(options["data"])}).close()
+    # The files in any order are the same folder; also where it has lost its identity.
+    before = contents(tmp_path / "run")
+    (tmp_path / "run" / "identity.json").unlink()
+    for data in (sorted(options["data"]), options["data"]):
+        pyids.Selection.open(tmp_path / "run", **options | {"data": data}).close()
+        assert contents(tmp_path / "run") == before
 
 
 def test_added_rows_have_the_nearest_center(weekly, tmp_path):

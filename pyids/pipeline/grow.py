@@ -19,7 +19,7 @@ from typing import Any
 from pyids.data.fingerprints import fingerprint_sources
 from pyids.data.sources import Source
 from pyids.engine import Engine
-from pyids.errors import ConfigError, DamagedError
+from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import load_sealed
@@ -45,7 +45,7 @@ def known_first(
     The folder remembers the hashes of the files, unless nothing may be written there.
     """
     if (had := store.identity()) is None:
-        return list(sources)
+        return _in_order_of_reading(store, sources)
     found = fingerprint_sources(sources, store if remember else None, limit=limit, engine=engine)
     left = list(zip(found, sources, strict=True))
     known = []
@@ -54,6 +54,18 @@ def known_first(
         if at is not None:
             known.append(left.pop(at)[1])
     return [*known, *(source for _, source in left)]
+
+
+def _in_order_of_reading(store: Store, sources: Sequence[Source]) -> list[Source]:
+    """Do so by the names of the files, in a folder that has grown and lost its identity."""
+    if not (store.path / "growth.json").exists():
+        return list(sources)
+    try:
+        read = [Path(source["path"]).name for source in store.index["sources"]]
+    except (DataError, ConfigError):
+        return list(sources)
+    place = {name: n for n, name in reversed(list(enumerate(read)))}
+    return sorted(sources, key=lambda source: place.get(Path(source.path).name, len(read)))
 
 
 def new_inputs(store: Store, identity: Mapping[str, Any]) -> list[dict[str, Any]]:

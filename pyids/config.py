@@ -51,22 +51,16 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-
 # The scorer of a run with a target; those of its parts begin with its name.
 TARGET_SCORER = "target"
 
 DEFAULT_LEARNING_RATES = {"lora": 5e-4, "full": 2e-5}
 
 LongText: TypeAlias = Literal["truncate", "chunk"]
-
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-
 Budget = Annotated[int | str, BeforeValidator(parse_budget)]
-
 Clusters = Annotated[int | Literal["auto"] | None, BeforeValidator(parse_clusters)]
-
 Sample = Annotated[int | str | None, BeforeValidator(parse_sample)]
-
 Bytes = Annotated[int | None, BeforeValidator(parse_bytes)]
 
 

@@ -22,7 +22,7 @@ TARGET = [row("What is 9 plus 4?", "It is 13."), OTHERS[0]]
 def test_influence_is_the_definition(tiny):
     """The warm-up written out, and cosines of whole gradients, which the sketch keeps nearly."""
     from pyids.chat.template import encode
-    from pyids.models import finetune, load
+    from pyids.models import adapter, finetune, load
     from pyids.models.influence import Influence
 
     found = Influence(tiny, epochs=2, batch_size=3, learning_rate=1e-2, dims=1 << 15, seed=4)
@@ -30,7 +30,7 @@ def test_influence_is_the_definition(tiny):
 
     with finetune.seeded(4):
         model, tokenizer = load.load_model(tiny)
-        model = finetune.add_adapter(model, 16)
+        model = adapter.add_adapter(model, 16)
     weights = [p for p in model.parameters() if p.requires_grad]
     steps = finetune.plan_steps(5, 2, 3, 4)
     mean, square = ([torch.zeros_like(w) for w in weights] for _ in range(2))

@@ -23,7 +23,7 @@ import numpy as np
 from pyids.callbacks import Callback
 from pyids.config import RunConfig, make_config
 from pyids.models import finetune, hub, load
-from pyids.pipeline import stages
+from pyids.pipeline import clusters, rate, stages
 from pyids.sampling import sample_by_cluster
 from pyids.selection import Selection
 from pyids.store.folder import Store
@@ -185,9 +185,9 @@ def _measure(experiment: Experiment, trial: Trial, scratch: Path) -> dict[str, A
     if trial.method == "iterative":
         folder = _prepared(experiment, trial, scratch)
         store = Store(folder)
-        stages.cluster(store, config)
+        clusters.cluster(store, config)
         stages.drop_near(store, config)
-        stages.rate(store, config)
+        rate.rate(store, config)
         watch = _Watch()
         selection = Selection(store, config, [watch])
         selection.run_rounds()
@@ -259,7 +259,7 @@ def _static(
     def select() -> np.ndarray:
         store = Store(_prepared(experiment, trial, scratch))
         if {"labels", "centroids"} & set(method.needs):
-            stages.cluster(store, config)
+            clusters.cluster(store, config)
         quality = None
         if "quality" in method.needs:
             path = experiment.trials / f"{trial.pool}-{trial.options['quality']}.npy"

@@ -232,14 +232,16 @@ class Mirror:
             self.bucket.delete(name)
             self._there.pop(name, None)
             self._pushed.pop(name, None)
-        # Files, then entries as they came about: each rests on those before it.
+        # As they came about: each rests on those before it, an entry on its files, a round on all
+        # of the one before. Clocks have ticks: within one, a folder at a time, entries last.
         in_order = sorted(
-            (name in found.entries, now[-1], name) for name, now in found.ripe.items()
+            found.ripe.items(),
+            key=lambda file: (file[1][-1], *_place(file[0]), file[0] in found.entries, file[0]),
         )
-        for is_entry, _, name in in_order:
+        for name, _ in in_order:
             self._check_lease()
             with contextlib.suppress(FileNotFoundError):
-                content = found.entries[name] if is_entry else self.folder / name
+                content = found.entries.get(name, self.folder / name)
                 self.bucket.put(name, content)
                 self._there[name], self._pushed[name] = "", found.ripe[name]
 
@@ -274,6 +276,13 @@ class Mirror:
             if name in there
         }
         write_json(self._notes, notes)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Order folders: as they are named, but rounds by their number."""
+    folder = os.path.dirname(name)
+    number = re.match(r"rounds/(\d+)", folder)
+    return (int(number[1]) if number else 0, folder)
 
 
 def _speaks_of(name: str, content: bytes) -> set[str]:

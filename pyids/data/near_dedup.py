@@ -70,16 +70,8 @@ def drop_near_duplicates(store: Store, threshold: float, engine: Engine | None =
         return int(done["near_duplicates"])
     begin(entry)
     store.scratch.mkdir(exist_ok=True)
-    members, ends = _by_cluster(store)
-    originals = _mapped(store, "duplicates.i8")  # position -> position that it repeats, or itself
-    tasks = list(_tasks(store, ends, threshold))
-    for task, repeats in zip(
-        tasks, (engine or LocalEngine()).map(find_repeats, tasks), strict=True
-    ):
-        rows = np.array(members[task.ends[0] : task.ends[-1]])
-        originals[rows] = rows[np.frombuffer(repeats, np.int64)]
-        report("near-duplicates", task.ends[-1], ends[-1])
-    sizes = np.zeros(len(ends), dtype=np.int64)
+    originals, n_clusters = _originals(store, threshold, engine or LocalEngine())
+    sizes = np.zeros(n_clusters, dtype=np.int64)
     ids = _mapped(store, "ids.i8")
     first = 0
     for shard in store.shards:
@@ -109,12 +101,27 @@ def drop_near_duplicates(store: Store, threshold: float, engine: Engine | None =
                 listing.write(orjson.dumps({**place, "duplicate_of": row_id}) + b"\n")
             gone += len(went)
             first += len(labels)
-    del members, originals, ids
+    del originals, ids
     shutil.rmtree(store.scratch)
     write_entry(
         entry, files, inputs, kept=int(sizes.sum()), near_duplicates=gone, sizes=sizes.tolist()
     )
     return gone
+
+
+def _originals(store: Store, threshold: float, engine: Engine) -> tuple[Int64, int]:
+    """Return for each position the one that it repeats, or itself, and how many clusters there are.
+
+    int64 (rows,), mapped to a file: not in memory.
+    """
+    members, ends = _by_cluster(store)
+    originals = _mapped(store, "duplicates.i8")
+    tasks = list(_tasks(store, ends, threshold))
+    for task, repeats in zip(tasks, engine.map(find_repeats, tasks), strict=True):
+        rows = np.array(members[task.ends[0] : task.ends[-1]])
+        originals[rows] = rows[np.frombuffer(repeats, np.int64)]
+        report("near-duplicates", task.ends[-1], ends[-1])
+    return originals, len(ends)
 
 
 @dataclass(frozen=True)

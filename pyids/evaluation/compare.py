@@ -92,6 +92,7 @@ def compare(
     PyidsError
         Fewer than two selections, one that is none, or has not been exported; no column `group_by`.
     """
+    # Longer than most for its options and the fields of its result.
     if len(selections) < 2:
         raise ConfigError("nothing to compare: name two or more run folders or exported files")
     names = [str(selection) for selection in selections]

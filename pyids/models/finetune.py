@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyids import device as device_module
-from pyids.chat.template import Conversation, encode
+from pyids.chat.template import Conversation, Encoded, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
 from pyids.models.batching import Progress, default_batch_tokens, plan_steps
@@ -105,6 +105,7 @@ def finetune(
     ModelError
         Where no row has a response token, or the loss stops being finite.
     """
+    # Longer than most for its thirteen options and the record of what was trained.
     from pyids.models.distributed import Job, train_here, train_together
 
     if method not in ("lora", "full"):
@@ -116,14 +117,7 @@ def finetune(
         )
     ref = resolve_model(ref) if isinstance(ref, str) else ref
     tokenizer = load_tokenizer(ref)
-    encoded = [encode(messages, tokenizer, max_length) for messages in conversations]
-    usable = [i for i, row in enumerate(encoded) if row.response_mask[1:].any()]
-    if not usable:
-        raise ModelError(
-            f"fine-tuning: none of the {len(encoded)} rows has a response token; check the data's "
-            "assistant turns"
-        )
-    rows = [encoded[i] for i in usable]
+    rows, skipped = _usable([encode(turns, tokenizer, max_length) for turns in conversations])
     steps = plan_steps(len(rows), num_train_epochs, batch_size, seed)
 
     options: dict[str, Any] = {
@@ -153,7 +147,7 @@ def finetune(
             rows=len(rows),
             tokens=sum(len(row.input_ids) for row in rows),
             response_tokens=sum(int(row.response_mask[1:].sum()) for row in rows),
-            skipped=tuple(sorted(set(range(len(encoded))) - set(usable))),
+            skipped=skipped,
             steps=len(steps),
             loss=loss,
             seconds=round(seconds, 3),
@@ -163,6 +157,18 @@ def finetune(
         else:
             save_checkpoint(model, tokenizer, checkpoint)
     return checkpoint
+
+
+def _usable(encoded: Sequence[Encoded]) -> tuple[list[Encoded], tuple[int, ...]]:
+    """Return the rows that have a response token, and the positions of those that have none."""
+    rows = [row for row in encoded if row.response_mask[1:].any()]
+    if not rows:
+        raise ModelError(
+            f"fine-tuning: none of the {len(encoded)} rows has a response token; check the data's "
+            "assistant turns"
+        )
+    skipped = (i for i, row in enumerate(encoded) if not row.response_mask[1:].any())
+    return rows, tuple(skipped)
 
 
 @contextlib.contextmanager

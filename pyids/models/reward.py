@@ -17,6 +17,20 @@ from pyids.models.hub import ModelRef, local_folder
 from pyids.models.load import load_pretrained, load_tokenizer
 
 
+def load_classifier(ref: ModelRef, device: str, dtype: str = "float32") -> tuple[Any, Any]:
+    """Load a sequence classifier and its tokenizer, which can pad."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = local_folder(ref)
+    model = load_pretrained(AutoModelForSequenceClassification, ref, folder, device, dtype)
+    tokenizer = load_tokenizer(ref)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
 @dataclass(frozen=True)
 class RewardModel:
     """Rates conversations; loaded with the first of them.
@@ -59,25 +73,12 @@ class RewardModel:
         return rewards
 
     def _load(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForSequenceClassification
-
-        model = load_pretrained(
-            AutoModelForSequenceClassification,
-            self.ref,
-            local_folder(self.ref),
-            self.device,
-            self.dtype,
-        )
-        tokenizer = load_tokenizer(self.ref)
+        model, tokenizer = load_classifier(self.ref, self.device, self.dtype)
         if model.config.num_labels not in (1, 2):
             raise ModelError(
                 f"reward model {self.ref.name!r}: it has {model.config.num_labels} labels, not one "
                 "or two; choose a reward model"
             )
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
         return model, tokenizer
 
     def _tokenize(self, tokenizer: Any, messages: Conversation) -> dict[str, list[int]]:

@@ -73,21 +73,10 @@ class Classifier:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForSequenceClassification
+        from pyids.models.hub import resolve_model
+        from pyids.models.reward import load_classifier
 
-        from pyids.models.hub import local_folder, resolve_model
-        from pyids.models.load import load_pretrained, load_tokenizer
-
-        ref = resolve_model(self.model, kind="classifier")
-        model = load_pretrained(
-            AutoModelForSequenceClassification, ref, local_folder(ref), self.device, "float32"
-        )
-        tokenizer = load_tokenizer(ref)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-        return model, tokenizer
+        return load_classifier(resolve_model(self.model, kind="classifier"), self.device)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -88,6 +88,13 @@ def none(scores: ShrunkScores, temperature: float | None) -> None:
     return None
 
 
+def _check_options(min_weight: float, shrinkage: float | None) -> None:
+    if not 0 <= min_weight <= 1:
+        raise ValueError(f"min_weight is {min_weight}: must lie in [0, 1]")
+    if shrinkage is not None and not shrinkage >= 0:
+        raise ValueError(f"shrinkage is {shrinkage}: must not be negative")
+
+
 def update_weights(
     weights: ArrayLike,
     scores: ArrayLike,
@@ -177,10 +184,7 @@ def update_weights(
     """
     weights_, scores_, counts_, variances_ = _validate(weights, scores, counts, variances)
     log_gain_of = WEIGHT_UPDATES.find(WEIGHT_UPDATES.check(rule)) if isinstance(rule, str) else rule
-    if not 0 <= min_weight <= 1:
-        raise ValueError(f"min_weight is {min_weight}: must lie in [0, 1]")
-    if shrinkage is not None and not shrinkage >= 0:
-        raise ValueError(f"shrinkage is {shrinkage}: must not be negative")
+    _check_options(min_weight, shrinkage)
     if temperature is not None:
         if log_gain_of in (linear, none):
             raise ValueError(f"temperature has no meaning for rule {rule!r}: leave it out")

@@ -166,5 +166,6 @@ def _compare(where: Path, now: Mapping[str, Any], had: Mapping[str, Any], origin
         if had.get(key) != value:
             raise ConfigError(
                 f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: set it "
-                "back, or choose another --output-dir"
+                "back, or choose another --output-dir; if the file is damaged, repeat the command "
+                "that began the run, with all its options"
             )

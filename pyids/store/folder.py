@@ -307,7 +307,7 @@ class Store:
                 raise
             raise DataError(
                 f"{self.path} holds no rows that were read to the end ({kind}/index.json is "
-                "missing): run `pyids run` on it first"
+                "missing): repeat the command that began it, with all its options"
             ) from None
 
     @property

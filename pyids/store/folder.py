@@ -306,8 +306,8 @@ class Store:
             if (self.path / kind / "index.json").exists():
                 raise
             raise DataError(
-                f"{self.path} holds no rows that were read to the end ({kind}/index.json is "
-                "missing): repeat the command that began it, with all its options"
+                f"{self.path} holds no rows that were read to the end ({kind}/index.json is missing"
+                "): run `pyids run`, or the command that began it, again, with all its options"
             ) from None
 
     @property

@@ -5,6 +5,7 @@ import os
 # The tests never ask the hub: what is not on this machine is an error at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -109,3 +110,16 @@ def tiny(smollm2, tmp_path_factory):
         LlamaForCausalLM(config).save_pretrained(folder)
         smollm2[1].save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a tiny model, its pool and vectors, as the examples make them."""
+    path = Path(__file__).resolve().parents[1] / "examples" / "small.py"
+    spec = importlib.util.spec_from_file_location("small", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("small")
+    module.make_pool(folder)
+    module.make_model(folder)
+    return folder

@@ -1,6 +1,5 @@
 """Several processes train as one does; activations that are computed twice change nothing."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -21,20 +20,6 @@ pytest.importorskip("accelerate", reason="needs the train extra")
 from pyids.models import finetune, hub, load  # noqa: E402
 from pyids.models.batching import plan_steps  # noqa: E402
 from pyids.models.distributed import Job, train_here, train_together  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny model, its pool and vectors."""
-    spec = importlib.util.spec_from_file_location("small", ROOT / "examples" / "small.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("small")
-    module.make_pool(folder)
-    module.make_model(folder)
-    return folder
 
 
 def conversations(small, n):

@@ -37,18 +37,6 @@ shutil.copytree(task["model"], task["output_dir"], dirs_exist_ok=True)
 """
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny model, its pool and vectors."""
-    spec = importlib.util.spec_from_file_location("small", ROOT / "examples" / "small.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("small")
-    module.make_pool(folder)
-    module.make_model(folder)
-    return folder
-
-
 @pytest.fixture
 def options(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -316,10 +304,10 @@ def test_a_strangers_folder_starts_no_program(options, tmp_path, monkeypatch):
     [
         ("axolotl train x", "axolotl"),
         ("accelerate launch -m axolotl.cli.train x", "axolotl"),
-        ("/opt/bin/llamafactory-cli train x", "llamafactory"),
+        ("../bin/llamafactory-cli train x", "llamafactory"),
         ("trl sft --config x", "trl"),
         ("python trl_like.py x", ""),
-        ("python /home/axolotl-user/mine.py", ""),
+        ("python ../axolotl-user/mine.py", ""),
     ],
 )
 def test_the_program_is_told_by_its_name(command, program):

@@ -1,10 +1,8 @@
 """Serving engines: a real model behind HTTP in three dialects, equal to the local one."""
 
-import importlib.util
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from pyids.models.serving import Engine, ServedModel
 torch = pytest.importorskip("torch", reason="needs the train extra")
 peft = pytest.importorskip("peft", reason="needs the train extra")
 
-ROOT = Path(__file__).resolve().parents[1]
 KEY = "sk-a-secret-of-the-serving-test"
 
 
@@ -91,18 +88,6 @@ class Vllm:
             input_ids=torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
         )[0, len(ids) :]
         return self.tokenizer.decode(new, skip_special_tokens=True)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny model, its pool and vectors."""
-    spec = importlib.util.spec_from_file_location("small", ROOT / "examples" / "small.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("small")
-    module.make_pool(folder)
-    module.make_model(folder)
-    return folder
 
 
 @pytest.fixture

@@ -37,9 +37,12 @@ def evaluate(
     conversations = [row["messages"] for row in rows]
     skills = np.array([row["skill"] for row in rows])
     model = model.float()  # measured in full precision whatever it was trained in
+    nll, exact = short_answers(model, tokenizer, conversations, max_length, device)
+    long = np.flatnonzero(np.isnan(exact))
     with torch.inference_mode():
-        nll, _ = response_nll(model, tokenizer, conversations, max_length=max_length, device=device)
-    exact = exact_match(model, tokenizer, conversations, max_length, device)
+        nll[long], _ = response_nll(
+            model, tokenizer, [conversations[i] for i in long], max_length=max_length, device=device
+        )
     result: dict[str, dict[str, float]] = {"nll": {}, "exact_match": {}}
     for skill in np.unique(skills).tolist():
         member = skills == skill
@@ -54,17 +57,17 @@ def evaluate(
     return result
 
 
-def exact_match(
+def short_answers(
     model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
-) -> np.ndarray:
-    """Return 1.0 where greedy decoding would give the response, 0.0 where not; NaN for long ones.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean NLL of short responses and whether greedy decoding gives them (1.0 or 0.0).
 
-    Greedy decoding gives the response if and only if each of its tokens is the most likely one
-    after the tokens before it, which one forward pass tells.
+    Both are NaN for other rows. Greedy decoding gives the response if and only if each of its
+    tokens is the most likely one after the tokens before it, which one forward pass tells.
     """
     import torch
 
-    result = np.full(len(conversations), np.nan)
+    nll, exact = np.full((2, len(conversations)), np.nan)
     with torch.inference_mode():
         for i, messages in enumerate(conversations):
             row = encode(messages, tokenizer, max_length)
@@ -75,8 +78,10 @@ def exact_match(
             # The head at the tokens before the answer's alone: the vocabulary is most of the cost.
             keep = torch.from_numpy(where - 1).to(device)
             logits = model(input_ids=ids, logits_to_keep=keep).logits[0]
-            result[i] = float((logits.argmax(-1) == ids[0, where]).all())
-    return result
+            wanted = ids[0, where]
+            exact[i] = float((logits.argmax(-1) == wanted).all())
+            nll[i] = float(torch.nn.functional.cross_entropy(logits.double(), wanted))
+    return nll, exact
 
 
 def solved(

@@ -53,8 +53,8 @@ def prepare(
 ) -> Path | None:
     """Make what is missing in `folder`; return the path of the small model.
 
-    With another model (`small_model` False) none is trained, and the second pool is made: half
-    procedural tasks, half rows of the clean pool.
+    With another model (`small_model` False) none is trained, and no pool to develop on is made, but
+    the second one: half procedural tasks, half rows of the clean pool.
     """
     import torch
 
@@ -65,6 +65,8 @@ def prepare(
     for name, held_out in (("dev", parts.dev), ("test", parts.test)):
         write_rows(folder / f"{name}.jsonl", held_out)
     for name, kinds in POOLS.items():
+        if name.startswith("dev") and not small_model:
+            continue
         if not (folder / f"{name}.npy").exists():
             planted = plant(parts.pool, kinds, GARBAGE_SHARE, seed=1) if kinds else parts.pool
             own = None if vectors is None else vectors[parts.positions]

@@ -14,6 +14,7 @@ from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
 from pyids.device import device
+from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
@@ -288,7 +289,10 @@ def _select(
     with open_folder(folder_config, until) as store:
         count_beside(store, config)
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
-        quality = rate.quality(store, config) if rated else None
+        quality = None
+        if rated:
+            with make_engine(config.engine, config.workers, address=config.address) as engine:
+                quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = Path(path or store.path / f"selected-{name}.jsonl")
         without = _excluded(store, config, folder_config, target)

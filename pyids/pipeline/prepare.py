@@ -192,7 +192,7 @@ def _after_vectors(
             "config.yaml names is not used unless you have named it: repeat the command that began "
             "the run, with all its options"
         )
-    rate(store, config)
+    rate(store, config, engine)
 
 
 def metadata(store: Store, config: RunConfig) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from engine_tasks import (
     Job,
     die_at_three,
     die_once,
+    folder_bytes,
     process_id,
     process_that_loaded,
     refuse_three,
@@ -264,14 +265,6 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
             make_engine("ray", address=address)
         assert "secret" not in str(raised.value)
         assert os.environ.pop("RAY_AUTH_MODE") == "token"
-
-
-def folder_bytes(folder):
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
-    }
 
 
 def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypatch):

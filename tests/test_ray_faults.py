@@ -26,8 +26,8 @@ from engine_tasks import die_inside, folder_bytes, hold_node
 
 FILES, ROWS = 6, 100
 # What must have met a fault: the task of each stage.
-TASKS = {"read_split", "_embed_shard", "measure_group", "assign_group", "find_repeats",
-         "_rate_shard", "hash_some"}  # fmt: skip
+TASKS = {"read_split", "_deal", "_find", "_embed_shard", "measure_group", "assign_group",
+         "find_repeats", "_rate_shard", "hash_some"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -130,11 +130,11 @@ def ingest(
         The first `MAX_ERRORS` errors of the data, one a line: file, line or row, column, remedy.
     """
     _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=True)
-    return _after_reading(store, keep_duplicates)
+    return _after_reading(store, keep_duplicates, engine)
 
 
-def _after_reading(store: Store, keep_duplicates: bool) -> Intake:
-    drop_duplicates(store, keep_duplicates=keep_duplicates)
+def _after_reading(store: Store, keep_duplicates: bool, engine: Engine | None = None) -> Intake:
+    drop_duplicates(store, keep_duplicates=keep_duplicates, engine=engine)
     counts = (store.rows_read, store.kept, store.skipped, store.duplicates)
     return Intake(*counts, store.index["formats"], store.index["unused"])
 

@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,9 @@ from pyids.errors import ConfigError, ModelError
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("accelerate", reason="needs the train extra")
 
-from pyids.models import finetune, hub, load  # noqa: E402
+from pyids.models import checkpoints, distributed, finetune, hub, load  # noqa: E402
 from pyids.models.batching import plan_steps  # noqa: E402
-from pyids.models.distributed import Job, train_here, train_together  # noqa: E402
+from pyids.models.distributed import Job, Processes, train_here, train_together  # noqa: E402
 
 
 def conversations(small, n):
@@ -81,13 +84,13 @@ def test_each_step_of_two_processes_is_that_of_one(small, tmp_path):
     with pytest.raises(
         ModelError, match=r"--num-processes: python.* ended with exit code 1"
     ) as caught:
-        train_together(job, 2, tmp_path / "killed")
+        train_together(job, Processes(2), tmp_path / "killed")
     killer.join()
     assert "\n" not in str(caught.value)
     assert workers(tmp_path / "killed") == []
     assert not (tmp_path / "killed" / "losses.json").exists()
     # And again.
-    theirs = train_together(job, 2, tmp_path / "two")
+    theirs = train_together(job, Processes(2), tmp_path / "two")
     assert len(theirs) == 6
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
     from safetensors.torch import load_file
@@ -149,3 +152,63 @@ def test_gradient_checkpointing_changes_nothing_but_memory(method, small, tmp_pa
 def test_processes_are_for_our_trainer(small):
     with pytest.raises(ConfigError, match="--num-processes is for the trainer of pyids"):
         pyids.run(data="x", budget=9, trainer="json:dumps", num_processes=2)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_that_are_shared_out_are_trained_as_whole_ones(method, small, tmp_path):
+    """FSDP on two processes: each step's loss, and the checkpoint, reloaded."""
+    job = job_of(small, method, gradient_checkpointing=method == "lora")
+    model, ours = train_here(job, str(tmp_path / "scratch"))
+    folder = tmp_path / "two"
+    folder.mkdir()
+    shared = replace(job, options={**job.options, "fsdp": True})
+    theirs = train_together(shared, Processes(2), folder)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    record = checkpoints.Checkpoint(
+        tmp_path / "taken", method, job.ref.name, 7, 1, 1, (), 6, theirs[-1], 0.0
+    )
+    checkpoints.take_checkpoint(folder / "model", job.ref, record)
+    loaded, _ = checkpoints.load_checkpoint(tmp_path / "taken", job.ref)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, weight in loaded.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], atol=1e-4, rtol=1e-3)
+    # A checkpoint of one process has the same files.
+    checkpoints.save_checkpoint(
+        model, load.load_tokenizer(job.ref), replace(record, path=tmp_path / "saved")
+    )
+    names = [
+        sorted(path.name for path in (tmp_path / folder).iterdir()) for folder in ("taken", "saved")
+    ]
+    assert names[0] == names[1]
+    sizes = [
+        path.stat().st_size
+        for folder in ("taken", "saved")
+        for path in (tmp_path / folder).glob("*.safetensors")
+    ]
+    assert abs(sizes[0] - sizes[1]) < 100
+
+
+def test_no_process_keeps_more_than_its_share(small, tmp_path):
+    """What FSDP is for; each says what it holds of the weights after the training."""
+    code = tmp_path / "held.py"
+    code.write_text(
+        "import sys, torch, pathlib\n"
+        "from pyids.models import distributed, sharded\n"
+        "def held(model, *, trained, keep):\n"
+        "    parts = [w.to_local().numel() for w in model.parameters()]\n"
+        "    print(sum(parts), sum(w.numel() for w in model.parameters()))\n"
+        "    rank = torch.distributed.get_rank()\n"
+        "    pathlib.Path(sys.argv[1], f'held-{rank}').write_text(str(sum(parts)))\n"
+        "    return whole(model, trained=trained, keep=keep)\n"
+        "whole, sharded.whole_weights = sharded.whole_weights, held\n"
+        "distributed.main()\n"
+    )
+    job = job_of(small, "full", fsdp=True)
+    distributed._write(job, tmp_path)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*words, str(code), str(tmp_path)], check=True, timeout=300)
+    model, _ = load.load_model(job.ref)
+    whole = sum(weight.numel() for weight in model.parameters())
+    held = [int((tmp_path / f"held-{rank}").read_text()) for rank in (0, 1)]
+    assert sum(held) == whole
+    assert max(held) < 0.55 * whole

@@ -60,14 +60,21 @@ def default_batch_tokens(device: str) -> int:
     return 512 if device == "cpu" else 16384
 
 
+def trained_lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Return of how many tokens of each row a model is given in training.
+
+    Nothing after the last response token matters, and that token itself is only predicted.
+    """
+    return [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
+
+
 def micro_batches(
     rows: Sequence[Encoded], batch_tokens: int, pad_id: int
 ) -> list[dict[str, torch.Tensor]]:
     """Turn the rows of one step into padded tensors; padding stands on the right."""
     import torch
 
-    # Nothing after the last response token matters, and that token itself is only predicted.
-    ends = [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
+    ends = trained_lengths(rows)
     micro = []
     for batch in batches_by_length(ends, batch_tokens):
         width = max(ends[i] for i in batch)

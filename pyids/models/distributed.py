@@ -1,18 +1,20 @@
 """A training, in this process or in several that share the rows of each step.
 
-Several are started by torch's launcher, and accelerate, which transformers' Trainer rests on, finds
-each other's gradients: NCCL between GPUs, gloo between CPUs. What they compute is what one does,
-within rounding: each step's loss is per response token of the whole step.
+Several are started by torch's launcher, or on a Ray cluster by Ray Train; accelerate, which
+transformers' Trainer rests on, finds each other's gradients: NCCL between GPUs, gloo between CPUs.
+What they compute is what one does, within rounding: each step's loss is per response token of the
+whole step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +26,37 @@ from pyids.models.hf import quiet
 from pyids.models.hub import ModelRef
 from pyids.models.load import load_model
 from pyids.models.programs import run_program
+
+if TYPE_CHECKING:
+    from pyids.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Where a training or a scoring runs.
+
+    Attributes
+    ----------
+    number
+        How many processes; with 1 it is this one.
+    gpus
+        Whether each must have a GPU.
+    ray
+        Whether a Ray cluster starts them: the one that runs, or that at `address`.
+    address
+        Address of a cluster.
+    """
+
+    number: int = 1
+    gpus: bool = False
+    ray: bool = False
+    address: str | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Processes:
+        """Return those that a configuration asks for."""
+        ray = config.engine == "ray"
+        return cls(config.processes, config.num_gpus is not None, ray, config.address)
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,8 @@ def train_here(
     from pyids.models.trainer import train_steps
 
     device, dtype = job.options["device"], job.options["dtype"]
+    if job.options.get("fsdp"):
+        device = "cpu"  # a GPU is given its share alone
     with seeded(job.options["seed"]):
         model, _ = load_model(job.ref, device, "float32" if job.method == "full" else dtype)
         if job.method == "lora":
@@ -73,8 +108,13 @@ def train_here(
     return model, losses
 
 
-def train_together(job: Job, num_processes: int, folder: Path) -> list[float]:
+def train_together(job: Job, processes: Processes, folder: Path) -> list[float]:
     """Train in several processes; the model is left in ``folder/model``.
+
+    Parameters
+    ----------
+    folder
+        An empty one, which all processes see.
 
     Raises
     ------
@@ -82,13 +122,19 @@ def train_together(job: Job, num_processes: int, folder: Path) -> list[float]:
         A process fails, or is killed; the others end with it.
     """
     _write(job, folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
-    words = [*launcher, f"--nproc-per-node={num_processes}", "-m", __name__, str(folder)]
-    # -P as an environment variable: no module of the present folder is taken for one of ours.
-    env = {"PYTHONSAFEPATH": "1"}
-    if job.options["device"] == "cpu":
-        env |= {"ACCELERATE_USE_CPU": "yes", "CUDA_VISIBLE_DEVICES": ""}
-    run_program(words, folder / "log", "--num-processes", env=env)
+    if processes.ray:
+        from pyids.models.ray_train import train_on_ray
+
+        train_on_ray(processes, folder, cpu=job.options["device"] == "cpu")
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+        words = [*launcher, f"--nproc-per-node={processes.number}", "-m", __name__, str(folder)]
+        # -P as an environment variable: no module of the present folder is taken for one of ours.
+        env = {"PYTHONSAFEPATH": "1"}
+        if job.options["device"] == "cpu":
+            env |= {"CUDA_VISIBLE_DEVICES": ""}
+        asked_by = "--num-gpus" if processes.gpus else "--num-processes"
+        run_program(words, folder / "log", asked_by, env=env)
     losses: list[float] = json.loads((folder / "losses.json").read_bytes())
     return losses
 
@@ -124,31 +170,45 @@ def _read(folder: Path) -> Job:
     return Job(ref=ref, rows=rows, **content)
 
 
-def main() -> None:
-    """Be one of several processes."""
+def be_one_of_several(folder: Path) -> None:
+    """Train the job of a folder with the other processes of this one's group."""
     import torch
     from accelerate import PartialState
 
-    folder = Path(sys.argv[1])
     job = _read(folder)
     cpu = job.options["device"] == "cpu"
+    if cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "yes"
     state = PartialState(cpu=cpu)
     if not cpu:
-        job.options["device"] = f"cuda:{state.local_process_index}"
+        job.options["device"] = str(state.device)
     elif torch.get_num_threads() > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // state.num_processes))
+    main = state.is_main_process
     model, losses = train_here(
         job,
         str(folder / f"scratch-{state.process_index}"),
         rank=state.process_index,
         ranks=state.num_processes,
     )
-    if state.is_main_process:
+    whole: dict[str, Any] = {}
+    if job.options.get("fsdp"):
+        from pyids.models.sharded import whole_weights
+
+        whole["state_dict"] = whole_weights(model, trained=job.method == "lora", keep=main)
+    if main:
         with quiet():
-            model.save_pretrained(folder / "model")
+            model.save_pretrained(folder / "model", **whole)
         (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
     state.wait_for_everyone()
-    state.destroy_process_group()
+
+
+def main() -> None:
+    """Be one of several processes that torch's launcher has started."""
+    from accelerate import PartialState
+
+    be_one_of_several(Path(sys.argv[1]))
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 import pyids
 from pyids.chat import template
@@ -118,6 +119,14 @@ def test_a_run_of_two_processes_selects_the_same(small, tmp_path):
     one = pyids.run(options, output_dir=str(tmp_path / "one"))
     two = pyids.run(options, output_dir=str(tmp_path / "two"), num_processes=2)
     assert one.ids.tolist() == two.ids.tolist()
+    # The rows of the first round were scored by two processes, too.
+    tables = [
+        parquet.read_table(result.run_folder / "rounds" / "1" / "scores.parquet").to_pydict()
+        for result in (one, two)
+    ]
+    assert tables[0].keys() == tables[1].keys()
+    for name, values in tables[0].items():
+        np.testing.assert_allclose(tables[1][name], values, atol=1e-4, err_msg=name)
     for n in (1, 2):
         records = [
             finetune.read_record(result.run_folder / "rounds" / str(n) / "checkpoint")
@@ -149,9 +158,32 @@ def test_gradient_checkpointing_changes_nothing_but_memory(method, small, tmp_pa
     assert found[1][2] == 2 * found[0][2]
 
 
-def test_processes_are_for_our_trainer(small):
-    with pytest.raises(ConfigError, match="--num-processes is for the trainer of pyids"):
-        pyids.run(data="x", budget=9, trainer="json:dumps", num_processes=2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trainer": "json:dumps", "num_processes": 2}, "--num-processes is for the trainer of"),
+        ({"trainer": "json:dumps", "num_gpus": 2}, "--num-gpus is for the trainer of pyids"),
+        ({"num_gpus": 2, "num_processes": 2}, "--num-gpus and --num-processes both say how many"),
+        ({"fsdp": True}, "--fsdp shares out the weights over several processes: say how many"),
+        ({"num_gpus": 0}, "num.gpus"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, small):
+    with pytest.raises(ConfigError, match=message) as error:
+        pyids.run(data="x", budget=9, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_gpus_that_are_not_there_are_said_before_any_work(device, small, tmp_path):
+    options = {"data": str(small / "pool.jsonl"), "budget": 9, "model": str(small / "model")}
+    options |= {"device": device, "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"--num-gpus 1: torch finds no GPU .*leave it out"):
+        pyids.run(options, num_gpus=1)
+    with pytest.raises(ConfigError, match="--fsdp does not go with --dtype float16"):
+        pyids.run(options, num_processes=2, fsdp=True, dtype="float16")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pyids.chat.template import Encoded
 from pyids.models.adapter import add_adapter
 from pyids.models.batching import Progress
 from pyids.models.checkpoints import Method
+from pyids.models.exchange import read_encoded, write_encoded
 from pyids.models.hf import quiet
 from pyids.models.hub import ModelRef
 from pyids.models.load import load_model
@@ -51,6 +50,11 @@ class Processes:
     gpus: bool = False
     ray: bool = False
     address: str | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the GPUs are a cluster's, which may be on other machines than this one."""
+        return self.ray and self.gpus
 
     @classmethod
     def of(cls, config: RunConfig) -> Processes:
@@ -140,13 +144,7 @@ def train_together(job: Job, processes: Processes, folder: Path) -> list[float]:
 
 
 def _write(job: Job, folder: Path) -> None:
-    ends = np.cumsum([len(row.input_ids) for row in job.rows])
-    np.savez(
-        folder / "rows.npz",
-        ends=ends,
-        ids=np.concatenate([row.input_ids for row in job.rows]),
-        mask=np.concatenate([row.response_mask for row in job.rows]),
-    )
+    write_encoded(folder / "rows.npz", job.rows)
     path = None if job.ref.path is None else str(job.ref.path)
     content = {
         "ref": {**asdict(job.ref), "path": path},
@@ -160,14 +158,10 @@ def _write(job: Job, folder: Path) -> None:
 
 def _read(folder: Path) -> Job:
     content = json.loads((folder / "job.json").read_bytes())
-    with np.load(folder / "rows.npz", allow_pickle=False) as arrays:
-        cuts = arrays["ends"][:-1]
-        parts = (np.split(arrays[name], cuts) for name in ("ids", "mask"))
-        rows = [Encoded(ids, mask) for ids, mask in zip(*parts, strict=True)]
     ref = ModelRef(**content.pop("ref"))
     if ref.path is not None:
         ref = replace(ref, path=Path(ref.path))
-    return Job(ref=ref, rows=rows, **content)
+    return Job(ref=ref, rows=read_encoded(folder / "rows.npz"), **content)
 
 
 def be_one_of_several(folder: Path) -> None:

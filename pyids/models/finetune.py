@@ -226,8 +226,6 @@ def training_options(config: RunConfig) -> dict[str, Any]:
     from pyids.models.distributed import Processes
 
     processes = Processes.of(config)
-    # The GPUs of a cluster may all be on other machines than this one.
-    elsewhere = processes.ray and processes.gpus
     return {
         "method": config.finetuning_type,
         "num_train_epochs": config.num_train_epochs,
@@ -236,7 +234,7 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "max_length": config.max_length,
         "lora_rank": config.lora_rank,
         "seed": config.seed,
-        "device": "cuda" if elsewhere else device_module.device(config),
+        "device": "cuda" if processes.elsewhere else device_module.device(config),
         "dtype": config.dtype,
         "gradient_checkpointing": config.gradient_checkpointing,
         "processes": processes,

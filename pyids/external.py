@@ -80,6 +80,9 @@ class ExternalOptions(BaseModel):
     gradient_checkpointing: bool = option(
         "Training", "compute activations twice instead of keeping them: slower, less memory", False
     )
+    packing: bool = option(
+        "Training", "put rows one after the other instead of padding them; none sees another", False
+    )
     num_gpus: int | None = option(
         "Machine", "GPUs that train and score together, a process on each", None, ge=1, le=1024
     )

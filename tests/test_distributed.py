@@ -21,9 +21,22 @@ from pyids.errors import ConfigError, ModelError
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("accelerate", reason="needs the train extra")
 
-from pyids.models import checkpoints, distributed, finetune, hub, load  # noqa: E402
-from pyids.models.batching import plan_steps  # noqa: E402
+from pyids.models import (  # noqa: E402
+    checkpoints,
+    distributed,
+    finetune,
+    hub,
+    load,
+    take_apart,
+)
+from pyids.models.batching import (  # noqa: E402
+    micro_batches,
+    packs_by_length,
+    plan_steps,
+    trained_lengths,
+)
 from pyids.models.distributed import Job, Processes, train_here, train_together  # noqa: E402
+from pyids.models.lm_head import Head  # noqa: E402
 
 
 def conversations(small, n):
@@ -244,3 +257,68 @@ def test_no_process_keeps_more_than_its_share(small, tmp_path):
     held = [int((tmp_path / f"held-{rank}").read_text()) for rank in (0, 1)]
     assert sum(held) == whole
     assert max(held) < 0.55 * whole
+
+
+# ---- packing -------------------------------------------------------------------------------------
+
+
+def test_rows_that_are_packed_see_nothing_of_each_other(small):
+    """The loss of each row, whatever stands before it, is that of the row alone."""
+    job = job_of(small, "full")
+    model, _ = load.load_model(job.ref)
+    assert take_apart.keeps_apart(model)
+    head = Head.of(model)
+    alone = []
+    for row in job.rows:
+        (micro,) = micro_batches([row], 10**6, 0)
+        with torch.no_grad():
+            alone.append(head.nll(**micro))
+    lengths = trained_lengths(job.rows)
+    for most in (10**6, 40, 1):
+        packs = packs_by_length(lengths, most)
+        micro = micro_batches(job.rows, most, 0, packed=True)
+        assert sorted(i for pack in packs for i in pack) == list(range(7))
+        assert all(sum(lengths[i] for i in pack) <= most or len(pack) == 1 for pack in packs)
+        assert len(packs) == {10**6: 1, 1: 7}.get(most, len(packs))
+        for pack, one in zip(packs, micro, strict=True):
+            assert one["input_ids"].shape == (1, sum(lengths[i] for i in pack))  # no padding
+            with torch.no_grad():
+                found = head.nll(**one)
+            torch.testing.assert_close(
+                found, torch.cat([alone[i] for i in pack]), atol=1e-5, rtol=1e-5
+            )
+    # Without the rows' numbers they do mix, and the test would see it.
+    (whole,) = micro_batches(job.rows, 10**6, 0, packed=True)
+    whole["attention_mask"].fill_(1)
+    with torch.no_grad():
+        mixed = head.nll(**whole)
+    (pack,) = packs_by_length(lengths, 10**6)
+    assert (mixed - torch.cat([alone[i] for i in pack])).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}])
+def test_packing_trains_as_padding_does(more, small, tmp_path):
+    found = []
+    for packing in (False, True):
+        job = job_of(small, "lora", packing=packing, **more)
+        model, losses = train_here(job, str(tmp_path / f"{packing}"))
+        found.append((losses, {n: w.detach() for n, w in model.named_parameters()}))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    for name, weight in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], weight, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_that_mixes_packed_rows_is_refused(small, tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    job = job_of(small, "full", packing=True)
+    tokenizer = load.load_tokenizer(job.ref)
+    config = MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4
+    )
+    torch.manual_seed(0)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    job = replace(job, ref=hub.resolve_model(str(tmp_path / "mamba")))
+    with pytest.raises(ModelError, match="would see each other in it: leave out --packing"):
+        train_here(job, str(tmp_path / "scratch"))

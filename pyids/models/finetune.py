@@ -61,6 +61,7 @@ def finetune(
     device: str = "cpu",
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
+    packing: bool = False,
     processes: Processes | None = None,
     fsdp: bool = False,
     progress: Progress | None = None,
@@ -99,6 +100,9 @@ def finetune(
         "float32"; or "bfloat16", with float32 for what is trained and for the optimizer.
     gradient_checkpointing
         Compute activations twice instead of keeping them: less memory, the same values.
+    packing
+        Let rows stand one after the other instead of padding them to one length: no row sees
+        another, and the loss is the same, within rounding.
     processes
         Those that share the rows of each step, on a GPU each where the device is CUDA: what they
         compute is that of one, within rounding (`pyids.models.distributed`). By default this one.
@@ -134,6 +138,7 @@ def finetune(
         "device": device,
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
+        "packing": packing,
         "fsdp": fsdp,
     }
     job = Job(ref, method, lora_rank, rows, steps, options)
@@ -238,5 +243,6 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "gradient_checkpointing": config.gradient_checkpointing,
         "processes": processes,
+        "packing": config.packing,
         "fsdp": config.fsdp,
     }

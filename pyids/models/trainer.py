@@ -15,9 +15,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from pyids.chat.template import Encoded
 from pyids.errors import ModelError
-from pyids.models.batching import Progress, batches_by_length, micro_batches, trained_lengths
+from pyids.models.batching import (
+    Progress,
+    batches_by_length,
+    micro_batches,
+    packs_by_length,
+    trained_lengths,
+)
 from pyids.models.hf import quiet, torch_dtype
 from pyids.models.lm_head import Head, response_loss
+from pyids.models.take_apart import keeps_apart
 
 # The share of the steps in which the learning rate rises.
 _WARMUP = 0.03
@@ -45,6 +52,8 @@ class Steps(torch.utils.data.Dataset[list[int]]):
     even
         Whether all processes make as many micro-batches of a step: where they share out the
         weights, each must go along with every forward pass of the others.
+    packed
+        Whether the rows of a micro-batch stand one after the other instead of being padded.
     """
 
     rows: Sequence[Encoded]
@@ -54,6 +63,7 @@ class Steps(torch.utils.data.Dataset[list[int]]):
     rank: int = 0
     ranks: int = 1
     even: bool = False
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -72,13 +82,14 @@ class Steps(torch.utils.data.Dataset[list[int]]):
         """
         rows = [self.rows[i] for i in batch[0]]
         shares = [rows[rank :: self.ranks] for rank in range(self.ranks)]
-        micro = micro_batches(shares[self.rank], self.batch_tokens, _PAD_ID)
+        micro = micro_batches(shares[self.rank], self.batch_tokens, _PAD_ID, packed=self.packed)
         least = max(self._count(rows) for rows in shares) if self.even else 1
         return micro + [self._idle(rows[0]) for _ in range(len(micro), least)]
 
     def _count(self, rows: Sequence[Encoded]) -> int:
         """Return of how many micro-batches some rows are."""
-        return len(batches_by_length(trained_lengths(rows), self.batch_tokens))
+        group = packs_by_length if self.packed else batches_by_length
+        return len(group(trained_lengths(rows), self.batch_tokens))
 
     def _idle(self, row: Encoded) -> dict[str, torch.Tensor]:
         """Make a micro-batch without a loss."""
@@ -222,6 +233,7 @@ def train_steps(
     dtype: str,
     scratch: str,
     gradient_checkpointing: bool = False,
+    packing: bool = False,
     fsdp: bool = False,
     rank: int = 0,
     ranks: int = 1,
@@ -241,6 +253,8 @@ def train_steps(
         A folder that the Trainer makes but leaves empty.
     gradient_checkpointing
         Keep no activations inside the layers.
+    packing
+        Let the rows of a micro-batch stand one after the other; see `Steps`.
     fsdp
         Share out the weights over the processes (`pyids.models.sharded`).
     rank, ranks
@@ -254,8 +268,13 @@ def train_steps(
     head = Head.of(model)
     for row in rows:
         head.limits.check(row.input_ids)
-    most = batch_tokens if head.pads else 1
-    data = Steps(rows, steps, most, rank=rank, ranks=ranks, even=fsdp)
+    if packing and not keeps_apart(model):
+        raise ModelError(
+            f"model {head.name!r}: rows that stand one after the other would see each other in it: "
+            "leave out --packing"
+        )
+    most = batch_tokens if head.pads or packing else 1
+    data = Steps(rows, steps, most, rank=rank, ranks=ranks, even=fsdp, packed=packing)
     arguments = _arguments(scratch, learning_rate, seed, device, dtype)
     with quiet():
         if gradient_checkpointing:

@@ -275,3 +275,13 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
     assert sorted(first) == sorted(second) == list(range(10))
     assert (first != second).any()
+
+
+def test_the_description_of_an_adapter_is_the_same_in_every_process(tiny, tmp_path):
+    """Sets of strings have another order in each; what is written has that of the alphabet."""
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
+    described = json.loads((tmp_path / "x" / "adapter_config.json").read_bytes())
+    names = described["target_modules"]
+    assert len(names) == 7
+    assert names == sorted(names)
+    assert described["base_model_name_or_path"] == tiny

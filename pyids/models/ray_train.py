@@ -30,14 +30,18 @@ def check_cluster(processes: Processes) -> None:
     flag, kind = ("--num-gpus", "GPU") if processes.gpus else ("--num-processes", "CPU")
     with make_engine("ray", processes.number, address=processes.address):
         _trainer()
-        import ray
-
-        there = int(ray.cluster_resources().get(kind, 0))
+        there = int(_ray().cluster_resources().get(kind, 0))
     if there < processes.number:
         raise ConfigError(
             f"{flag} {processes.number}: the Ray cluster has {there} {kind}s, and each process "
             "takes one: lower it, or add nodes"
         )
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray
 
 
 def _trainer() -> Any:

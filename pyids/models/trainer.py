@@ -279,7 +279,7 @@ def train_steps(
     with quiet():
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        wrapped = model if ranks == 1 else LossOf(model)
+        wrapped: Any = model if ranks == 1 else LossOf(model)
         if fsdp:
             wrapped = _shared_out(model, device, dtype, ranks)
         trainer = ResponseTrainer(

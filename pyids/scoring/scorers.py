@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pyids._typing import Float64
 from pyids.chat.template import Conversation, last_response
 from pyids.errors import ConfigError
+from pyids.models.pair import Models
 from pyids.registry import SCORERS
-from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
+from pyids.scoring.probes import Probes, Scores, ScoringOptions
 from pyids.scoring.statistics import cluster_means, pseudovalues, robust_spread
 
 Scorer = Callable[[Probes], Scores]

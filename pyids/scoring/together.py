@@ -138,9 +138,18 @@ class Together:
             write_encoded(Path(folder, "rows.npz"), rows)
             shares = [
                 Share(
-                    *(kind, Path(folder).absolute(), models.ref, models.checkpoint.absolute()),
-                    *(models.device.partition(":")[0], models.dtype, which, part, parts),
-                    *(number, batch_tokens, self.processes.number),
+                    kind=kind,
+                    folder=Path(folder).absolute(),
+                    ref=models.ref,
+                    checkpoint=models.checkpoint.absolute(),
+                    device=models.device.partition(":")[0],
+                    dtype=models.dtype,
+                    which=which,
+                    part=part,
+                    parts=parts,
+                    number=number,
+                    batch_tokens=batch_tokens,
+                    processes=self.processes.number,
                 )
                 for part in range(parts)
             ]

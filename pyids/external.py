@@ -80,6 +80,11 @@ class ExternalOptions(BaseModel):
     gradient_checkpointing: bool = option(
         "Training", "compute activations twice instead of keeping them: slower, less memory", False
     )
+    load_in_4bit: bool = option(
+        "Training",
+        "hold the base model in 4 bits while its adapter is trained (QLoRA; needs bitsandbytes)",
+        False,
+    )
     packing: bool = option(
         "Training", "put rows one after the other instead of padding them; none sees another", False
     )

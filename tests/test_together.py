@@ -41,56 +41,61 @@ def scored(small, tmp_path_factory):
     return turns[8:], Models(ref, folder / "checkpoint"), folder
 
 
-def test_several_processes_say_what_one_does(scored, monkeypatch):
-    turns, models, folder = scored
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@pytest.fixture(scope="module")
+def together(scored):
+    """Two processes that score; their models must not be loaded here."""
+    _, models, folder = scored
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Together(Models(models.ref, models.checkpoint), Processes(2), folder / "scratch")
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    together = Together(models, Processes(2), folder / "scratch")
-    clusters = np.arange(len(turns), dtype=np.int32) % 3
-    silent = [{"role": "user", "content": "a row without an answer"}]
-    rows = [*turns, silent]
-    unused = Models(models.ref, models.checkpoint)
-    probes = [
-        Probes(pair, rows, np.append(clusters, 0), ScoringOptions(max_new_tokens=6, **more))
-        for pair, more in ((models, {}), (unused, {"together": together}))
-    ]
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_several_processes_say_what_one_does(scored, together, one_thread):
+    turns, models, folder = scored
+    clusters = np.arange(len(turns) + 1, dtype=np.int32) % 3
+    rows = [*turns, [{"role": "user", "content": "a row without an answer"}]]
     seen = []
-    try:
-        for one in probes:
-            seen.append(
-                {
-                    "base": one.base_nll,
-                    "checkpoint": one.checkpoint_nll,
-                    "tokens": one.response_tokens,
-                    "alone": one.response_alone_nll,
-                    "gradients": one.gradients(rows),
-                }
-            )
-        answers = [one.answers for one in probes]
-        assert not unused._held  # nothing was loaded here
-    finally:
-        torch.set_num_threads(threads)
-        together.close()
+    for pair, more in ((models, {}), (together.models, {"together": together})):
+        one = Probes(pair, rows, clusters, ScoringOptions(max_new_tokens=6, **more))
+        seen.append(
+            {
+                "base": one.base_nll,
+                "checkpoint": one.checkpoint_nll,
+                "tokens": one.response_tokens,
+                "alone": one.response_alone_nll,
+                "gradients": one.gradients(rows),
+                "answers": [row[-1]["content"] for row in one.answers],
+            }
+        )
+    assert not together.models._held
     for name, ours in seen[0].items():
         np.testing.assert_array_equal(seen[1][name], ours, err_msg=name)
     assert np.isnan(seen[1]["base"][-1])
     assert (seen[1]["base"] != seen[1]["checkpoint"])[:-1].all()
-    assert answers[0] == answers[1]
-    assert len({row[-1]["content"] for row in answers[0]}) > 1
+    assert len(set(seen[0]["answers"])) > 1
     assert list((folder / "scratch").iterdir()) == []
 
 
-def test_scores_do_not_depend_on_the_number_of_processes(scored):
-    turns, models, folder = scored
+@pytest.mark.parametrize("name", ["sound-learnability", "perplexity", "gradient-alignment"])
+def test_scores_do_not_depend_on_the_number_of_processes(name, scored, together, one_thread):
+    turns, models, _ = scored
     clusters = np.arange(len(turns), dtype=np.int32) % 3
-    for name in ("sound-learnability", "perplexity", "gradient-alignment"):
-        found = []
-        for more in ({}, {"together": Together(models, Processes(3), folder / "scratch")}):
-            options = ScoringOptions(max_new_tokens=4, **more)
-            found.append(scorers.score(name, models, turns, clusters, options).values)
-            Probes(models, turns, clusters, options).close()
-        np.testing.assert_allclose(found[0], found[1], atol=1e-6, err_msg=name)
+    found = []
+    for pair, more in ((models, {}), (together.models, {"together": together})):
+        options = ScoringOptions(max_new_tokens=4, **more)
+        found.append(scorers.score(name, pair, turns, clusters, options).values)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    assert not together.models._held
 
 
 def test_a_process_that_dies_is_an_error_of_one_line(scored, monkeypatch):

@@ -63,6 +63,10 @@ class Processes:
         return cls(config.processes, config.num_gpus is not None, ray, config.address)
 
 
+# This process.
+ALONE = Processes()
+
+
 @dataclass(frozen=True)
 class Job:
     """One training.
@@ -75,6 +79,8 @@ class Job:
         See `pyids.models.trainer.Steps`.
     options
         Arguments of `pyids.models.trainer.train_steps`.
+    in_4bit
+        Whether the base model is held in 4 bits (`pyids.models.load.load_model`).
     """
 
     ref: ModelRef
@@ -83,6 +89,7 @@ class Job:
     rows: Sequence[Encoded]
     steps: list[list[int]]
     options: dict[str, Any]
+    in_4bit: bool = False
 
 
 def train_here(
@@ -96,7 +103,8 @@ def train_here(
     if job.options.get("fsdp"):
         device = "cpu"  # a GPU is given its share alone
     with seeded(job.options["seed"]):
-        model, _ = load_model(job.ref, device, "float32" if job.method == "full" else dtype)
+        kind = "float32" if job.method == "full" else dtype
+        model, _ = load_model(job.ref, device, kind, in_4bit=job.in_4bit)
         if job.method == "lora":
             model = add_adapter(model, job.lora_rank)
         losses = train_steps(
@@ -152,6 +160,7 @@ def _write(job: Job, folder: Path) -> None:
         "lora_rank": job.lora_rank,
         "steps": job.steps,
         "options": job.options,
+        "in_4bit": job.in_4bit,
     }
     (folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
 

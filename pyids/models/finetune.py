@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +27,9 @@ from pyids.models.checkpoints import (
     save_checkpoint,
     take_checkpoint,
 )
+from pyids.models.distributed import ALONE, Job, Processes, train_here, train_together
 from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.load import load_tokenizer
-
-if TYPE_CHECKING:
-    from pyids.models.distributed import Job, Processes
 
 __all__ = [
     "Checkpoint",
@@ -62,7 +60,8 @@ def finetune(
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
     packing: bool = False,
-    processes: Processes | None = None,
+    load_in_4bit: bool = False,
+    processes: Processes = ALONE,
     fsdp: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
@@ -103,6 +102,8 @@ def finetune(
     packing
         Let rows stand one after the other instead of padding them to one length: no row sees
         another, and the loss is the same, within rounding.
+    load_in_4bit
+        Hold the base model in 4 bits while its adapter is trained (QLoRA).
     processes
         Those that share the rows of each step, on a GPU each where the device is CUDA: what they
         compute is that of one, within rounding (`pyids.models.distributed`). By default this one.
@@ -116,9 +117,6 @@ def finetune(
     ModelError
         Where no row has a response token, or the loss stops being finite.
     """
-    from pyids.models.distributed import Job, Processes, train_here, train_together
-
-    processes = processes or Processes()
     if method not in ("lora", "full"):
         raise ValueError(f"method must be 'lora' or 'full', not {method!r}")
     if num_train_epochs <= 0 or batch_size < 1:
@@ -141,7 +139,7 @@ def finetune(
         "packing": packing,
         "fsdp": fsdp,
     }
-    job = Job(ref, method, lora_rank, rows, steps, options)
+    job = Job(ref, method, lora_rank, rows, steps, options, load_in_4bit)
     start = time.monotonic()
     with _workplace(Path(output_dir), processes) as scratch:
         if processes.number > 1:
@@ -228,8 +226,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 def training_options(config: RunConfig) -> dict[str, Any]:
     """Return what `pyids.models.finetune.finetune` needs to know of the configuration."""
-    from pyids.models.distributed import Processes
-
     processes = Processes.of(config)
     return {
         "method": config.finetuning_type,
@@ -244,5 +240,6 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "gradient_checkpointing": config.gradient_checkpointing,
         "processes": processes,
         "packing": config.packing,
+        "load_in_4bit": config.load_in_4bit,
         "fsdp": config.fsdp,
     }

@@ -139,9 +139,24 @@ def check_model(config: RunConfig) -> None:
     if config.serve_url is not None:
         _check_serving(config)
     _check_processes(config)
+    if config.load_in_4bit:
+        _check_4bit(config)
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)
+
+
+def _check_4bit(config: RunConfig) -> None:
+    """Check that the base model can be held in 4 bits."""
+    if config.finetuning_type == "full" or config.fsdp or config.has_own_trainer:
+        raise ConfigError(
+            "--load-in-4bit is for the LoRA adapter that pyids trains, in processes that hold the "
+            "whole model: leave out --finetuning-type full, --fsdp and a trainer of your own"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "--load-in-4bit needs the package bitsandbytes: pip install 'pyids-select[qlora]'"
+        )
 
 
 def _check_processes(config: RunConfig) -> None:

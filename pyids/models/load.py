@@ -74,7 +74,8 @@ def load_model(
 def _in_4bit(device: str, dtype: str) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
+    make: Any = BitsAndBytesConfig  # has no types
+    config = make(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch_dtype(dtype),

@@ -135,9 +135,8 @@ def save_checkpoint(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:
     temporary = _begin(checkpoint.path)
     with quiet():
         if checkpoint.method == "lora":
-            # The cache's path would make equal adapters differ between machines.
-            model.peft_config["default"].base_model_name_or_path = checkpoint.base
             model.save_pretrained(temporary)
+            _describe(temporary / "adapter_config.json", checkpoint.base)
             (temporary / "README.md").unlink(missing_ok=True)
         else:
             model.save_pretrained(temporary)
@@ -178,7 +177,7 @@ def take_checkpoint(
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, temporary / file.name)
     if method == "lora":
-        _name_base(temporary / "adapter_config.json", ref.name)
+        _describe(temporary / "adapter_config.json", ref.name)
     else:
         # Rows are the same tokens under both models, whatever template the trainer has saved.
         load_tokenizer(ref).save_pretrained(temporary)
@@ -227,10 +226,18 @@ def _check_finite(folder: Path) -> None:
             )
 
 
-def _name_base(file: Path, name: str) -> None:
+def _describe(file: Path, name: str) -> None:
+    """Make equal adapters have equal descriptions, wherever and by which process they were made.
+
+    The base model has its name, not the path of a cache, and the layers stand in their order, not
+    in that of a set of strings, which is another in every process.
+    """
     try:
         described = json.loads(file.read_bytes())
         described["base_model_name_or_path"] = name
+        for names in ("target_modules", "modules_to_save"):
+            if isinstance(described.get(names), list):
+                described[names].sort()
     except (ValueError, TypeError) as error:
         raise ModelError(f"{file.name} of the trainer is no JSON object") from error
     file.write_text(json.dumps(described, indent=2, sort_keys=True), "utf-8")

@@ -224,7 +224,8 @@ class Engine:
             return means
         raise ModelError(
             f"{self.endpoint.url}: gives no log-probabilities of prompts; of the forms "
-            f"{', '.join(FORMS)} the first failed with: {problems[0]}"
+            f"{', '.join(FORMS)} the first failed with: {problems[0]}: serve the model by vLLM or "
+            "SGLang, which do"
         )
 
     def load_adapter(self, name: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyids.errors import ModelError
 from pyids.models.hf import one_line, quiet
 from pyids.models.limits import Limits
-from pyids.models.lm_head import Head
+from pyids.models.lm_head import Head, accepts
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,29 @@ def take_apart(causal: Any) -> Head:
             return _Trial(head, ids).result()
     finally:
         causal.train(training)
+
+
+def keeps_apart(causal: Any) -> bool:
+    """Whether rows that are packed into one sequence see nothing of each other.
+
+    Not so where a state runs through the sequence, as in recurrent layers, or where the attention
+    takes no note of positions.
+    """
+    import torch
+
+    head = Head.of(causal)
+    if "position_ids" not in accepts(head.causal):
+        return False
+    training = head.causal.training
+    head.causal.eval()
+    try:
+        with torch.no_grad(), quiet():
+            ids = _tokens(head.causal.config, head.limits.vocabulary)
+            ids = ids.to(head.causal.get_input_embeddings().weight.device)
+            trial = _Trial(head, ids)
+            return trial.holds(trial.packed)
+    finally:
+        head.causal.train(training)
 
 
 class _Trial:
@@ -108,6 +131,15 @@ class _Trial:
         chosen[0] = False
         rest = self.head.logits_at(ids * mask, mask, chosen, shared)
         return torch.cat([self.own[:_LATER], rest])
+
+    def packed(self) -> torch.Tensor:
+        """Logits of all tokens, behind other rows in one sequence."""
+        import torch
+
+        before = self.ids.flip(1)
+        ids = torch.cat([before, before[:, :_LATER], self.ids], dim=1)
+        numbers = torch.cat([self.ones, self.ones[:, :_LATER] * 2, self.ones * 3], dim=1)
+        return self.head.logits_at(ids, numbers, numbers == 3)
 
     def straight(self) -> torch.Tensor:
         """Logits of the first tokens of the second of two rows, in the way that the head says."""

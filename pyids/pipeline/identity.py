@@ -26,7 +26,14 @@ from pyids.store.place import is_run_folder
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {
     *("data", "engine", "workers", "threads", "max_memory", "address", "device", "output_dir"),
-    *("num_processes", "gradient_checkpointing", "judge_max_requests"),
+    *(
+        "num_gpus",
+        "num_processes",
+        "fsdp",
+        "packing",
+        "gradient_checkpointing",
+        "judge_max_requests",
+    ),
     *("serve_url", "serve_model", "serve_max_requests"),
 }
 

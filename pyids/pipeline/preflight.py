@@ -138,17 +138,53 @@ def check_model(config: RunConfig) -> None:
     find_scorer(config.scorer)
     if config.serve_url is not None:
         _check_serving(config)
-    if config.num_processes > 1 and device(config).startswith("cuda"):
-        from torch.cuda import device_count
-
-        if config.num_processes > device_count():
-            raise ConfigError(
-                f"--num-processes {config.num_processes}: this machine has {device_count()} GPUs, "
-                "and each process takes one: lower it"
-            )
+    _check_processes(config)
+    if config.load_in_4bit:
+        _check_4bit(config)
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)
+
+
+def _check_4bit(config: RunConfig) -> None:
+    """Check that the base model can be held in 4 bits."""
+    if config.finetuning_type == "full" or config.fsdp or config.has_own_trainer:
+        raise ConfigError(
+            "--load-in-4bit is for the LoRA adapter that pyids trains, in processes that hold the "
+            "whole model: leave out --finetuning-type full, --fsdp and a trainer of your own"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "--load-in-4bit needs the package bitsandbytes: pip install 'pyids-select[qlora]'"
+        )
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Check that there is room for the processes that train together."""
+    n, flag = config.processes, "--num-processes" if config.num_gpus is None else "--num-gpus"
+    if config.fsdp and config.dtype == "float16":
+        raise ConfigError("--fsdp does not go with --dtype float16: choose bfloat16")
+    if config.engine == "ray":
+        if n > 1 or config.num_gpus is not None:
+            from pyids.models.distributed import Processes
+            from pyids.models.ray_train import check_cluster
+
+            check_cluster(Processes.of(config))
+        return
+    on_gpus = device(config).startswith("cuda")
+    if config.num_gpus is not None and not on_gpus:
+        raise ConfigError(
+            f"{flag} {n}: torch finds no GPU here, or --device names the CPU: leave it out; on "
+            f"CPUs --num-processes {n} trains in as many processes"
+        )
+    if on_gpus and (n > 1 or config.num_gpus is not None):
+        from torch.cuda import device_count
+
+        if n > device_count():
+            raise ConfigError(
+                f"{flag} {n}: this machine has {device_count()} GPUs, and each process takes one: "
+                "lower it"
+            )
 
 
 def _check_serving(config: RunConfig) -> None:

@@ -22,11 +22,16 @@ def is_bucket(path: str | Path) -> bool:
     return str(path).startswith("s3://")
 
 
+# How long a store may be silent, and how often it is asked.
+CONNECT_S, READ_S, ATTEMPTS = 10, 60, 5
+
+
 class Found(NamedTuple):
-    """An object: its bytes, and what changes when it does."""
+    """An object: its bytes, what changes when it does, and when it did, in seconds of the epoch."""
 
     size: int
     etag: str
+    time: float
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Bucket:
                 f"{self.url}: writing to a bucket needs boto3: pip install 'pyids-select[remote]'"
             ) from None
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        retries: Any = {"max_attempts": 5, "mode": "standard"}
-        config = Config(retries=retries, connect_timeout=10, read_timeout=60)
+        retries: Any = {"max_attempts": ATTEMPTS, "mode": "standard"}
+        config = Config(retries=retries, connect_timeout=CONNECT_S, read_timeout=READ_S)
         with self._one_line("cannot be used"):
             return boto3.client("s3", region_name=region or "us-east-1", config=config)
 
@@ -92,7 +97,9 @@ class Bucket:
                 Bucket=bucket, Prefix=prefix
             )
             return {
-                found["Key"].removeprefix(prefix): Found(found["Size"], found["ETag"])
+                found["Key"].removeprefix(prefix): Found(
+                    found["Size"], found["ETag"], found["LastModified"].timestamp()
+                )
                 for page in pages
                 for found in page.get("Contents", ())
             }

@@ -278,6 +278,20 @@ def test_a_method_never_selects_what_is_excluded(pool, with_held_out, tmp_path):
     assert [orjson.loads(line)["row_id"] for line in listed.splitlines()] == [10, 20]
 
 
+def test_other_held_out_rows_of_the_same_folder_in_one_process(pool, with_held_out, tmp_path):
+    """Nothing is remembered of those before, neither words nor vectors."""
+    run = pool.options(output_dir=str(tmp_path / "run"))
+    pyids.select("km-random", **run)
+    vectors = np.load(pool.vectors)
+    for n in (30, 31):
+        held = write(tmp_path / "other.jsonl", [pool.rows[n + 10]])
+        np.save(tmp_path / "other.npy", vectors[[n]])
+        options = {**run, "budget": 398, "exclude": held, **COSINE}
+        options["exclude_embeddings_file"] = str(tmp_path / "other.npy")
+        chosen = pyids.select("km-random", **options).ids
+        assert set(range(400)) - set(chosen.tolist()) == {n, n + 10}
+
+
 @pytest.mark.parametrize("name", ["excluded.jsonl", "excluded/rows.npy"])
 def test_damage_is_named_or_mended(pool, with_held_out, tmp_path, name):
     pyids.Selection.open(tmp_path / "run", **pool.options(**with_held_out)).close()

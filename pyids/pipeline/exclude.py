@@ -192,7 +192,9 @@ def _matches(
         _Task(
             *(str(store.path), shard, str(folder / f"{shard.name}.json"), str(path)),
             *(str(vectors) if vectors else None, config.exclude_cosine),
-            *(int(inputs["ngram"]), config.exclude_overlap, config.threads),
+            int(inputs["ngram"]),
+            config.exclude_overlap,
+            config.threads,
             {**shared, **_inputs_of(store, config, shard)},
         )
         for shard in store.shards

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import pyids
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline import token_draw
-from pyids.pipeline.budgeted import level
 from pyids.pipeline.token_draw import Part, draw_tokens
+from pyids.quotas import level
 from pyids.sampling import allocate
 
 NOBODY = np.empty(0, np.int64)

@@ -112,6 +112,16 @@ class VectorFiles:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def files_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Give the files that hold rows of a range: which one, and where in it the range begins."""
+        ends = np.cumsum([part.rows for part in self._parts]).tolist()
+        starts = [0, *ends[:-1]]
+        return [
+            (n, max(0, start - first))
+            for n, (first, end) in enumerate(zip(starts, ends, strict=True))
+            if first < stop and end > start
+        ]
+
     def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """Give the vectors of ascending row ids, in any float type, (len(ids), D)."""
         ends = np.cumsum([part.rows for part in self._parts])
@@ -172,6 +182,9 @@ class _Part:
 
     def take(self, positions: NDArray[np.int64]) -> NDArray[Any]:
         if self.array is not None:
+            first, last = positions[0], positions[-1] + 1
+            if isinstance(self.array, np.ndarray) and last - first == len(positions):
+                return self.array[first:last]  # without a copy
             return np.asarray(self.array[positions])
         if self.path.endswith(".lance"):
             table = _lance(self.path).take(positions.tolist(), columns=[self.column])

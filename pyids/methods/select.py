@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
-from pyids.pipeline.exclude import Excluded, exclude, excluded, stands
+from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands
 from pyids.pipeline.identity import named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
@@ -167,15 +168,16 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
 
 
 def make_pool(
-    store: Store, config: RunConfig, quality: Float64 | None, never: Int64 | None = None
+    store: Store, config: RunConfig, quality: Float64 | None, without: Excluded = NOTHING
 ) -> Pool:
-    """Make the pool less what no method selects: repeats of the target, worse answers, `never`."""
-    others = other_responses(store, config)
-    if never is not None:
-        others = np.union1d(others, never)
+    """Make the pool less what no method selects: repeats of the target, worse answers, `without`.
+
+    What is trained on already stands beside it.
+    """
+    others = np.union1d(other_responses(store, config), without.ids)
     if config.target is None:
         pool = pool_from_store(store, quality=quality, threads=config.threads)
-        return pool.without(others)
+        return _beside(pool.without(others), pool, without)
     target = PoolTarget.read(store, config)
     pool = pool_from_store(
         store,
@@ -184,7 +186,13 @@ def make_pool(
         target=lambda: Target(target.vectors, target.rows.tasks),
         gradients=lambda: _influences(store, config, target),
     )
-    return pool.without(np.union1d(others, target.copies))
+    return _beside(pool.without(np.union1d(others, target.copies)), pool, without)
+
+
+def _beside(pool: Pool, everyone: Pool, without: Excluded) -> Pool:
+    if not len(without.already):
+        return pool
+    return replace(pool, already=everyone.only(without.already))
 
 
 def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influences:
@@ -253,10 +261,13 @@ def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) ->
     if config.group_by is None:
         return choose_units(choose, pool, units, total, config.seed)
     names = names_of(store, config)
-    groups = np.concatenate([groups_of(store, s, names) for s in store.shards])[places]
+    of_all = np.concatenate([groups_of(store, s, names) for s in store.shards])
+    groups, trained = of_all[places], None
+    if pool.already is not None:
+        trained = of_all[np.searchsorted(_kept(store), pool.already.row_ids)]
     held = np.bincount(groups, weights=units, minlength=len(names)).astype(np.int64)
     bounds = bounds_of(names, config, total, held)
-    return choose_groups(choose, pool, units, groups, bounds, total, config.seed)
+    return choose_groups(choose, pool, units, groups, bounds, total, config.seed, trained=trained)
 
 
 def _kept(store: Store) -> Int64:
@@ -296,7 +307,13 @@ def _select(
         name = method.replace(":", "-")
         target = Path(path or store.path / f"selected-{name}.jsonl")
         without = _excluded(store, config, folder_config, target)
-        pool = make_pool(store, config, quality, without.ids)
+        pool = make_pool(store, config, quality, without)
+        if pool.already is not None and "already" not in chosen.uses:
+            logger.info(
+                "%s shares nothing among clusters: the %d rows that are trained on already are not "
+                "drawn again, and charge none",
+                *(method, len(pool.already)),
+            )
         row_ids = _rows_within(store, config, pool, partial(chosen, seed=config.seed, **settings))
         clusters = None
         if until == "cluster":

@@ -282,6 +282,19 @@ PUBLISHED = [
         {"system": S, "chat": f"USER: {Q}\n\n\nASSISTANT: {A} <|endoftext|>\n\n"},
         WITH_SYSTEM,
     ),
+    (
+        "OpenAssistant-Guanaco",
+        "tagged",
+        {"text": f"### Human: {Q}### Assistant: {A}"},
+        PLAIN,
+    ),
+    (
+        "Anthropic's API",
+        "messages",
+        {"system": [{"type": "text", "text": S}], "messages": PLAIN},
+        WITH_SYSTEM,
+    ),
+    ("roles in capitals", "messages", {"messages": turns(("User", Q), ("ASSISTANT", A))}, PLAIN),
     ("language-model rows", "text", {"text": A, "meta": {}}, turns(ANSWER)),
 ]
 
@@ -334,6 +347,10 @@ def test_every_schema_of_the_table_has_a_row_and_the_table_is_printed(capsys):
         ({"prompt": Q, "completion": A, "functions": [{"name": "f"}]}, []),
         ({"prompt": Q, "completion": A, "functions": "f(x)"}, ["functions"]),
         ({"text": A, "prompt": "Tell me."}, ["prompt"]),
+        ({"question": Q, "solution": A, "deepseek_thinking_trajectory": "Hm."},
+         ["deepseek_thinking_trajectory"]),
+        ({"question": Q, "answer": A, "chat_history": ["a"], "evidence": "b"},
+         ["chat_history", "evidence"]),
     ],
 )  # fmt: skip
 def test_what_looks_like_the_prompt_is_used_or_named(row, unused):

@@ -12,7 +12,7 @@ import xxhash
 from pyids.chat.formats import Message, UnusableRow, tools_of
 
 # What turns carry that no model is given: rows that differ in it alone are the same row.
-_BOOKKEEPING = frozenset(
+BOOKKEEPING = frozenset(
     {"id", "message_id", "parent_id", "turn_id", "turn_identifier", "timestamp", "created"}
     | {"created_at", "create_time", "hashed_ip", "header", "country", "state", "language"}
     | {"toxic", "redacted", "openai_id"}
@@ -84,7 +84,7 @@ def digest(messages: Iterable[Message]) -> bytes:
 
 def _carried(message: Message) -> Iterable[str]:
     """Give what a turn carries beside role and content; what says nothing is left out."""
-    for key in sorted(message.keys() - {"role", "content"} - _BOOKKEEPING):
+    for key in sorted(message.keys() - {"role", "content"} - BOOKKEEPING):
         value = message[key]
         if key == "weight":
             if value == 0:

@@ -155,7 +155,7 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
     role_key = next((key for key in _ROLE_KEYS if key in turn), "role")
     content_key = next((key for key in _CONTENT_KEYS if key in turn), "content")
     said = turn.get(role_key)
-    role = _ROLES.get(said) if isinstance(said, str) else None
+    role = (_ROLES.get(said) or _ROLES.get(said.lower())) if isinstance(said, str) else None
     if role is None:
         raise BadRow(
             f"column {column!r}: turn {number} has the {role_key} {brief(said)}: use one of "
@@ -169,7 +169,7 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
             found["reasoning"] = turn["reasoning"]
     found["role"] = role
     found["content"] = turn.get(content_key)
-    _add_calls(found, turn)
+    _add_calls(found, turn, number, column)
     _add_reasoning(found)
     _add_weight(found, turn, number, column)
     if found["content"] is None and any(found.get(key) for key in CARRIED[1:4]):
@@ -183,12 +183,24 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
     return {**first, **found}
 
 
-def _add_calls(found: Message, turn: Mapping[str, Any]) -> None:
+def _add_calls(found: Message, turn: Mapping[str, Any], number: int, column: str) -> None:
     """Make a call of a function, as the OpenAI API once gave it, one of a tool."""
     call = turn.get("function_call")
     if isinstance(call, dict) and not found.get("tool_calls"):
         found.pop("function_call", None)
         found["tool_calls"] = [{"type": "function", "function": call}]
+    if "tool_calls" not in found:
+        return
+    calls = as_list(found["tool_calls"])  # tables hold them as JSON text
+    if calls in ("", "null", "[]", []):
+        del found["tool_calls"]
+    elif isinstance(calls, list) and all(isinstance(call, dict) for call in calls):
+        found["tool_calls"] = calls
+    else:
+        raise BadRow(
+            f"column {column!r}: the tool_calls of turn {number} is {kind_of(calls)}: make it a "
+            "list of objects"
+        )
 
 
 def _add_reasoning(found: Message) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pyids.chat.rawjson import array_items, compact, has_half_surrogate, parse
 from pyids.data.containers import BLOCK_BYTES, open_bytes, open_raw, unreadable
+from pyids.data.diagnose import what_line
 from pyids.data.remote import is_remote
 
 # Rows of a table that become objects at a time: few, for a small file may hold huge rows.
@@ -369,7 +370,8 @@ def _parse_slowly(line: int, raw: bytes) -> dict[str, Any] | Problem:
     except json.JSONDecodeError as error:
         return Problem(
             line,
-            f"broken JSON at column {error.colno} ({error.msg}): mend or delete the line",
+            what_line(raw)
+            or f"broken JSON at column {error.colno} ({error.msg}): mend or delete the line",
         )
     except UnicodeDecodeError as error:
         return Problem(line, _not_utf8(error))

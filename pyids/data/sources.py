@@ -12,8 +12,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pyids.chat.formats import check_format, detect_format, list_columns, no_format
-from pyids.data.containers import head_of, size_of, sniff
+from pyids.chat.formats import (
+    BadRow,
+    UnusableRow,
+    check_format,
+    detect_format,
+    list_columns,
+    no_format,
+    to_messages,
+)
+from pyids.data.containers import HEAD_BYTES, check_head, head_of, open_bytes, size_of, sniff
+from pyids.data.diagnose import what_lines, what_object, what_table
 from pyids.data.folders import choose_split, files_of_folder, parse_name
 from pyids.data.readers import (
     MAX_ROW_BYTES,
@@ -40,11 +49,14 @@ SPLIT_BYTES = 32 << 20
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".jl": "jsonl",
     ".json": "jsonl",  # or an array: its first byte tells
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
@@ -285,6 +297,9 @@ def _source_of(path: str, name: Path) -> Source:
         return Source(path, kind, _COMPRESSIONS.get(name.suffix.lower()))
     if compression is not None and kind in ("parquet", "arrow"):
         raise DataError(f"{path}: it is {compression}, not {kind}: unpack it, or get it again")
+    if compression is not None:
+        with suppress(*UNREADABLE), open_bytes(path, compression) as file:
+            check_head(path, file.read(HEAD_BYTES), unpacked=True)
     return Source(path, cast(Kind, is_kind or kind), compression)
 
 
@@ -302,32 +317,63 @@ def _look_into(source: Source, format: str) -> Source:
     )
     empty = True
     first: dict[str, Any] | None = None
-    line = 1
-    for number, _, record in islice(reader, 100):
-        empty = False
-        if not isinstance(record, Problem):
-            line, first = number, record
+    line, alone = 1, True
+    for number, raw, record in islice(reader, 100):
+        if first is not None:
+            alone = False
             break
-        if record.ends_file:
-            raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
+        if isinstance(record, Problem):
+            if empty and source.kind == "jsonl":
+                _check_lines(path, raw)
+            if record.ends_file:
+                raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
+        else:
+            line, first = number, record
+        empty = False
     if empty:
         raise DataError(f"{path}: the file holds no rows: leave it out, or get it again")
     # Without one row that can be read, the reading itself reports the first errors.
     columns = tuple(first or ())
     if source.vectors and first is not None:
         _check_vectors(source, columns)
-    if format == "auto" and first is not None and detect_format(first) is None:
-        if key := next((key for key, value in first.items() if _is_rows(value)), None):
-            raise DataError(
-                f"{path}: one object with the rows under {key!r}: write them out with jq -c "
-                f"'.[\"{key}\"][]' {Path(path).name} > rows.jsonl"
-            )
-        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+    if format == "auto" and first is not None:
+        _check_form(source, line, first, alone=alone)
     return replace(source, format=format, columns=columns)
 
 
-def _is_rows(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def _check_lines(path: str, raw: bytes) -> None:
+    """Refuse a table that is named as JSON lines, by its first line."""
+    if text := what_lines(path, raw[:HEAD_BYTES].decode(errors="replace")):
+        raise DataError(f"{path}: {text}")
+
+
+def _check_form(source: Source, line: int, first: dict[str, Any], *, alone: bool) -> None:
+    """Refuse a file by its first row, where nothing tells how it holds a conversation."""
+    path, found = source.path, detect_format(first)
+    if (
+        alone
+        and source.kind in ("jsonl", "json")
+        and not _is_read(first, found)
+        and (text := what_object(path, first, known=found is not None))
+    ):
+        raise DataError(f"{path}: {text}")
+    if found is None:
+        if source.kind in ("csv", "tsv") and (text := what_table(path, list(first))):
+            raise DataError(f"{path}: {text}")
+        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+
+
+def _is_read(record: dict[str, Any], format: str | None) -> bool:
+    """Whether a row gives a conversation, or an empty one."""
+    if format is None:
+        return False
+    try:
+        to_messages(record, format)
+    except BadRow:
+        return False
+    except UnusableRow:
+        pass
+    return True
 
 
 def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:

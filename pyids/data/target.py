@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from pyids.chat.formats import Message
 from pyids.config import RunConfig
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
-from pyids.data.vector_files import open_vectors
+from pyids.data.vector_files import open_vectors, vector_paths
 from pyids.errors import DataError
 from pyids.store.folder import Row, Store
 
@@ -131,11 +130,11 @@ def check_width(vectors: NDArray[np.float64], dim: int, where: str) -> None:
         )
 
 
-def target_files(config: RunConfig) -> list[Path]:
+def target_files(config: RunConfig) -> list[str]:
     """Return the files of the target: what its identity is taken from."""
     if config.target is None:
         return []
-    files = [Path(source.path) for source in open_sources(config.target, format=config.format)]
+    files = [source.path for source in open_sources(config.target, format=config.format)]
     if config.target_embeddings_file is not None:
-        files.append(Path(config.target_embeddings_file))
+        files += vector_paths(config.target_embeddings_file)[0]
     return files

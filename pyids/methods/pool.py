@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.formats import response_length
+from pyids.chat.render import response_length
 from pyids.checks import check, integers
 from pyids.errors import ConfigError
 

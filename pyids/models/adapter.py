@@ -115,12 +115,15 @@ def _is_product(module: Any) -> bool:
 
 def _text_model(model: Any) -> Any:
     """Return the part of a model that reads text: of most, all of it."""
+    from torch.nn import ModuleList
+
     try:
         decoder = model.get_decoder()
     except (AttributeError, NotImplementedError):
         return model
-    layers = getattr(decoder, "named_parameters", None)
-    return decoder if layers is not None and any(True for _ in layers()) else model
+    # Some call their head a decoder, and some have an empty one.
+    modules = list(decoder.modules()) if hasattr(decoder, "modules") else []
+    return decoder if any(isinstance(module, ModuleList) for module in modules) else model
 
 
 def last_layer(model: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyids._typing import Int64
-from pyids.chat.render import has_loss
+from pyids.chat.render import has_loss, said_in
 from pyids.chat.template import Conversation, encode_prompt, with_turns
 from pyids.models.batching import Progress, batches_by_length
 
@@ -20,7 +20,7 @@ def split_last(messages: Conversation) -> tuple[Conversation, str] | None:
     """Return the turns before the last assistant turn to be learnt, and its text; None without."""
     for i in range(len(messages) - 1, 0, -1):
         if has_loss(messages[i]):
-            return with_turns(messages, messages[:i]), str(messages[i].get("content") or "")
+            return with_turns(messages, messages[:i]), said_in(messages[i])
     return None
 
 

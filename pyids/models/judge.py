@@ -17,6 +17,7 @@ import orjson
 import xxhash
 
 from pyids._typing import Float64
+from pyids.chat.render import said_in
 from pyids.chat.template import Conversation
 from pyids.errors import ModelError
 from pyids.models.answers import Answers
@@ -153,7 +154,7 @@ class Judge:
         return ratings
 
     def _fill(self, messages: Conversation) -> str:
-        turns = (f"{m['role'].upper()}: {m.get('content') or ''}" for m in messages)
+        turns = (f"{m['role'].upper()}: {said_in(m)}" for m in messages)
         # Not str.format: the conversation may hold braces, and so may the prompt.
         return self.prompt.replace("{conversation}", "\n\n".join(turns))
 

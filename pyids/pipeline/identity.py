@@ -58,7 +58,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if (names := getattr(config, several)) is not None:
             paths[several] = [
                 os.path.abspath(name)
-                if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+                if not is_remote(name)
+                and (Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None)
                 else name
                 for name in names
             ]
@@ -86,8 +87,7 @@ def identity_of(
         found = fingerprint_files(vector_paths(path)[0], store, engine=engine)
         identity["embeddings_file"] = found[0] if len(found) == 1 else found
     if config.target is not None:
-        files = [str(file) for file in target_files(config)]
-        identity["target"] = fingerprint_files(files, store)
+        identity["target"] = fingerprint_files(target_files(config), store)
         del identity["target_embeddings_file"]
     if config.train_config is not None:
         # By its content alone: it may move, and have another name.
@@ -97,7 +97,7 @@ def identity_of(
         if names := getattr(config, name):
             identity[name] = fingerprint_files(named_files(names), store)
     if (path := config.exclude_embeddings_file) is not None:
-        identity["exclude_embeddings_file"] = fingerprint_files([path], store)
+        identity["exclude_embeddings_file"] = fingerprint_files(vector_paths(path)[0], store)
     return identity
 
 

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.formats import response_length
+from pyids.chat.render import response_length
 from pyids.chat.template import text_of
 from pyids.errors import DataError
 from pyids.report import figures, sample

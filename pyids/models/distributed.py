@@ -56,6 +56,11 @@ class Processes:
         """Whether the GPUs are a cluster's, which may be on other machines than this one."""
         return self.ray and self.gpus
 
+    @property
+    def here(self) -> bool:
+        """Whether it is this process alone."""
+        return self.number == 1 and not self.elsewhere
+
     @classmethod
     def of(cls, config: RunConfig) -> Processes:
         """Return those that a configuration asks for."""
@@ -137,7 +142,11 @@ def train_together(job: Job, processes: Processes, folder: Path) -> list[float]:
     if processes.ray:
         from pyids.models.ray_train import train_on_ray
 
-        train_on_ray(processes, folder, cpu=job.options["device"] == "cpu")
+        path = job.ref.path
+        # A folder's file: what is asked of a node is to open it.
+        seen = path / "config.json" if path is not None and path.is_dir() else path
+        files = [] if seen is None else [str(seen.absolute())]
+        train_on_ray(processes, folder, files, cpu=job.options["device"] == "cpu")
     else:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
         words = [*launcher, f"--nproc-per-node={processes.number}", "-m", __name__, str(folder)]

@@ -142,12 +142,12 @@ def finetune(
     job = Job(ref, method, lora_rank, rows, steps, options, load_in_4bit)
     start = time.monotonic()
     with _workplace(Path(output_dir), processes) as scratch:
-        if processes.number > 1:
+        if not processes.here:
             losses = train_together(job, processes, scratch)
         else:
             model, losses = train_here(job, str(scratch), progress)
         record = _record(job, losses, Path(output_dir), skipped, batch_size, start)
-        if processes.number > 1:
+        if not processes.here:
             take_checkpoint(scratch / "model", ref, record)
         else:
             save_checkpoint(model, tokenizer, record)
@@ -160,7 +160,7 @@ def _workplace(output_dir: Path, processes: Processes) -> Iterator[Path]:
 
     What a killed process has left in it is removed.
     """
-    if processes.number == 1 or not processes.ray:
+    if processes.here or not processes.ray:
         with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
             yield Path(scratch)
         return

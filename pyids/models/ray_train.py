@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def _trainer() -> Any:
     return TorchTrainer
 
 
-def train_on_ray(processes: Processes, folder: Path, *, cpu: bool) -> None:
+def train_on_ray(processes: Processes, folder: Path, files: Sequence[str], *, cpu: bool) -> None:
     """Train the job of a folder under Ray Train's TorchTrainer.
 
     A training whose worker dies begins anew, a few times, to the same weights.
@@ -63,6 +64,8 @@ def train_on_ray(processes: Processes, folder: Path, *, cpu: bool) -> None:
     ----------
     folder
         Lies where all nodes see it.
+    files
+        What else every node must see.
     cpu
         Whether it runs on CPUs.
 
@@ -74,7 +77,7 @@ def train_on_ray(processes: Processes, folder: Path, *, cpu: bool) -> None:
     loggers = [logging.getLogger(name) for name in ("ray.train", "ray.tune")]
     levels = [one.level for one in loggers]
     with make_engine("ray", processes.number, address=processes.address) as engine:
-        engine.check(folder, [])
+        engine.check(folder, files)
         trainer_type = _trainer()
         import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig

@@ -312,8 +312,7 @@ def score_probes(
     processes = Processes.of(config)
     where = "cuda" if processes.elsewhere else device(config)
     models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
-    several = processes.number > 1 or processes.elsewhere
-    together = Together(models, processes, cache / ".scratch") if several else None
+    together = None if processes.here else Together(models, processes, cache / ".scratch")
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
@@ -82,6 +82,11 @@ class Bucket:
             raise ConfigError(
                 f"{self.url}: {what} (the store answers {str(code)[:60]!r}): check the bucket's "
                 "name, your key and its rights"
+            ) from None
+        except KeyError as error:
+            raise ConfigError(
+                f"{self.url}: {what} (no object store answers like this, without {error}): check "
+                "the address in AWS_ENDPOINT_URL"
             ) from None
         except (BotoCoreError, Boto3Error) as error:
             raise ConfigError(
@@ -173,7 +178,15 @@ class Bucket:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                     return None
                 raise
-        headers = found["ResponseMetadata"]["HTTPHeaders"]
-        written: datetime = found["LastModified"]
-        now = parsedate_to_datetime(headers["date"])
-        return (now - written).total_seconds(), str(found["ETag"])
+            written: datetime = found["LastModified"]
+            now = _time_there(found["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+            return (now - written).total_seconds(), str(found["ETag"])
+
+
+def _time_there(said: str) -> datetime:
+    """Return the time that a store says it is; ours, where it says none that can be read."""
+    try:
+        now = parsedate_to_datetime(said)
+    except ValueError:
+        return datetime.now(UTC)
+    return now if now.tzinfo is not None else now.replace(tzinfo=UTC)

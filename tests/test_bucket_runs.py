@@ -203,7 +203,7 @@ def select(pool, url):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_store_that_fails_is_one_line(name, proxy, pool):
+def test_a_store_that_fails_is_one_line(name, proxy, pool, monkeypatch):
     fault, words = FAULTS[name]
     url = f"s3://{BUCKET}/{name}"
     proxy.fault = fault
@@ -228,6 +228,10 @@ def test_a_store_that_fails_is_one_line(name, proxy, pool):
         selection.close()
     assert "\n" not in str(caught.value)
     fail.clear()
+    # The lock could not be given back: it counts for a minute.
+    with pytest.raises(ConfigError, match="or was killed less than 60 s ago"):
+        pyids.Selection.open(url, pool.options(rounds=2))
+    monkeypatch.setattr(bucket_module, "STALE_S", -1.0)
     with pyids.Selection.open(url, pool.options(rounds=2)) as selection:
         assert selection.rounds.drawn == 1
 

@@ -352,6 +352,7 @@ class Selection:
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
+        self.rounds.settle()
         facts = {**self.draws.metadata(), **carried_over(self.store)}
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.

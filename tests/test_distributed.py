@@ -308,7 +308,7 @@ def test_rows_that_are_packed_see_nothing_of_each_other(small):
     with torch.no_grad():
         mixed = head.nll(**whole)
     (pack,) = packs_by_length(lengths, 10**6)
-    assert (mixed - torch.cat([alone[i] for i in pack])).abs().max() > 1e-2
+    assert (mixed - torch.cat([alone[i] for i in pack])).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True}])

@@ -1,6 +1,7 @@
 """The engines: order, bounded look-ahead, errors, dead workers, and a cluster that is not ours."""
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -112,6 +113,21 @@ def test_a_dead_local_worker_is_an_error_and_no_hang(tmp_path):
         with pytest.raises(PyidsError, match="a worker process died"):
             list(engine.map(die_at_three, jobs(tmp_path)))
         assert list(engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
+
+
+def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
+    """It holds the lock of the queue of tasks, and the others would wait for it for ever."""
+    with LocalEngine(2) as engine:
+        list(engine.map(process_id, jobs(tmp_path, 4)))
+        workers = list(engine._pool._processes.values())
+        time.sleep(0.5)  # until both wait: one in the queue, one for its lock
+        alive = [process for process in workers if process.is_alive()]
+        os.kill(alive[0].pid, signal.SIGKILL)
+        with pytest.raises(PyidsError, match="a worker process died"):
+            list(engine.map(process_id, jobs(tmp_path, 4)))
+        for process in workers:
+            process.join(20)
+            assert not process.is_alive()
 
 
 def test_a_dead_ray_worker_is_an_error_and_no_hang(ray_engine, tmp_path):

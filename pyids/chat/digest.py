@@ -77,7 +77,15 @@ def digest(messages: Iterable[Message]) -> bytes:
     if tools := tools_of(messages):
         parts.append("\x1f\x1f" + _canonical(tools))
     try:
-        return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
+        if sum(map(len, parts)) <= _BLOCK:
+            return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
+        # The same bytes in pieces, which do not copy a text of many megabytes once more.
+        hasher = xxhash.xxh3_128()
+        for number, part in enumerate(parts):
+            hasher.update(b"\x1e" if number else b"")
+            for start in range(0, len(part), _BLOCK):
+                hasher.update(part[start : start + _BLOCK].encode())
+        return hasher.digest()
     except UnicodeEncodeError:
         raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)") from None
 

@@ -98,6 +98,8 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
                 break
         else:
             return list(turns)
+        if (found := _plain_exchange(turns)) is not None:
+            return found
     else:
         turns = as_list(turns)
     if not isinstance(turns, list):
@@ -108,6 +110,22 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
     if turns and isinstance(turns[0], dict) and (pair := _exchange_of(turns[0])):
         return _read_exchanges(turns, pair, column)
     return [_read_turn(turn, number, column) for number, turn in enumerate(turns)]
+
+
+def _plain_exchange(turns: list[Any]) -> list[Message] | None:
+    """Read turns of ``from`` and ``value`` alone; None where there is more to look at."""
+    found: list[Message] = []
+    for turn in turns:
+        if not (
+            type(turn) is dict
+            and len(turn) == 2
+            and type(content := turn.get("value")) is str
+            and type(said := turn.get("from")) is str
+            and (role := _ROLES.get(said)) is not None
+        ):
+            return None
+        found.append({"role": role, "content": content})
+    return found
 
 
 def as_list(value: Any) -> Any:

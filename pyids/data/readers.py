@@ -94,11 +94,9 @@ class Reader:
         drop: str | None = None,
         max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
-        self.path = path
-        self.kind = kind
+        self.path, self.kind = path, kind
         self.compression = compression
-        self.start = start
-        self.stop = stop
+        self.start, self.stop = start, stop
         self.drop = drop
         self.max_row_bytes = max_row_bytes
         self.lines = 0
@@ -147,6 +145,7 @@ class Reader:
                     left -= len(line)
                 self.lines += 1
                 raw = line.strip()
+                del line  # while a row is looked at, nothing else of it is held
                 if raw[:1] != b"{" or raw[-1:] != b"}":
                     # Files that were written in pieces have a byte order mark between them, too.
                     raw = raw.removeprefix(codecs.BOM_UTF8).removesuffix(codecs.BOM_UTF8)
@@ -173,12 +172,24 @@ class Reader:
                     opened = True
                     if text[0] == "[":
                         end, position = "]", 1
-                before = position
+                before, more = position, True
                 try:
-                    for item, record, stop in array_items(text, position, ended=ended):
-                        position = stop
-                        self.lines += 1
-                        yield self._item(item, record)
+                    while more:
+                        more = False
+                        for item, record, stop in array_items(text, position, ended=ended):
+                            position = stop
+                            self.lines += 1
+                            if more := len(item) > BLOCK_BYTES:
+                                break
+                            yield self._item(item.encode(), record)
+                        if more:
+                            # While a huge item is looked at, the text is not held.
+                            text, position, before = text[position:], 0, -1
+                            raw = item.encode()
+                            del item
+                            found = self._item(raw, record)
+                            del raw, record
+                            yield found
                 except (ValueError, RecursionError) as error:
                     yield self._end(f"JSON that cannot be read ({error}): mend or delete the item")
                     return
@@ -192,14 +203,13 @@ class Reader:
                 what = "array breaks off or is broken" if end else "file is broken JSON from"
                 yield self._end(f"the {what} here ({rest[:40]!r}): mend it, or get the file again")
 
-    def _item(self, item: str, record: Any) -> Item:
-        raw = item.encode()
+    def _item(self, raw: bytes, record: Any) -> Item:
         if len(raw) > self.max_row_bytes:
             return self.lines, raw, Problem(self.lines, self._too_long())
         if b"\n" in raw:
             raw = compact(raw)
         if isinstance(record, dict):
-            broken = "\\ud" in item or "\\uD" in item
+            broken = b"\\ud" in raw or b"\\uD" in raw
             return self.lines, raw, _whole(record) if broken else record
         return self.lines, raw, _no_object(self.lines, record)
 

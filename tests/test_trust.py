@@ -64,6 +64,8 @@ def flip(file, place=-9):
         "rounds/2/weights.npy",
         "rounds/2/probes.npy",
         "rounds/1/selected.json",
+        "rounds/1/scores.json",
+        "rounds/2/scores.json",
         "rounds/state.json",
         "labels/00000-0000.npy",
         "labels/00000-0000.json",
@@ -93,7 +95,6 @@ def test_what_can_be_made_again_is_made_to_the_same_bytes(two_told, tmp_path, na
     ("name", "remedy"),
     [
         ("rounds/1/scores.parquet", "clean {} --stage rounds --from 1"),
-        ("rounds/1/scores.json", "clean {} --stage rounds --from 1"),
         ("keep/00000-0000.npy", "clean {} --stage read"),
         ("rows/00000-0000.parquet", "clean {} --stage read"),
         ("embeddings/00000-0000.npy", "clean {} --stage embed"),

@@ -11,14 +11,17 @@ from typing import Any
 
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
-from pyids.store.files import hash_once, read_sealed, write_sealed
-from pyids.store.ledger import damaged_files, difference
+from pyids.store.files import read_sealed, write_sealed
+from pyids.store.ledger import damaged_files, difference, facts_of
 from pyids.store.place import find_links
 from pyids.store.remedies import remedy
 
+# Files that say where the data lie, among other things: the data may move.
+_OF_PLACES = ("config.yaml", "rows/index.json")
+
 # What may change in a finished folder: where its data lie and what it works with, what `pyids
 # select` adds to the scores of rows, and answers that were paid for.
-_FREE = ("config.yaml", "judge.jsonl", "serve.jsonl", "quality/cache/")
+_FREE = (*_OF_PLACES, "judge.jsonl", "serve.jsonl", "quality/cache/")
 
 # Files that decide though they begin with a dot, which the manifest leaves out: they may change.
 _DOTFILES = (".inputs.json",)
@@ -54,16 +57,35 @@ def write_manifest(path: Path, metadata: Mapping[str, Any], engine: Engine | Non
     except (FileNotFoundError, DamagedError):
         before = {}
     for name, noted in before.items():
-        if not name.startswith(_FREE) and (change := difference(path / name, noted)):
+        if not _may_change(name) and (change := difference(path / name, noted)):
             raise DamagedError(
                 f"{path / name}: not what it was when the run ended ({change}): "
                 f"{remedy(path / name)}"
             )
-    files = {
-        str(file.relative_to(path)): {"bytes": file.stat().st_size, "xxh3": hash_once(file)}
-        for file in artifacts(path)
-    }
+    files = {str(file.relative_to(path)): facts_of(file) for file in artifacts(path)}
     write_sealed(manifest, {**metadata, "environment": environment(), "files": files})
+
+
+def _may_change(name: str) -> bool:
+    # How long a training took is written beside a checkpoint. Its ledger entry vouches for it.
+    of_training = name.startswith("rounds/") and name.endswith("/checkpoint.json")
+    return name.startswith(_FREE) or of_training
+
+
+def note_places(path: Path) -> None:
+    """Let the manifest of a finished folder, if it has one, vouch anew for files that name places.
+
+    Folders and data may be moved, which decides nothing. Only for a process that has written these
+    files itself, and compared the configuration with what the folder was made with.
+    """
+    try:
+        manifest = read_sealed(path / "manifest.json")
+    except (FileNotFoundError, DamagedError, ConfigError):
+        return  # it has none, or `verify` says what is wrong with it
+    facts = {name: facts_of(path / name) for name in _OF_PLACES}
+    if any(manifest["files"].get(name) != fact for name, fact in facts.items()):
+        manifest["files"].update(facts)
+        write_sealed(path / "manifest.json", manifest)
 
 
 def verify(path: Path | str) -> list[str]:

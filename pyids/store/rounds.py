@@ -32,6 +32,9 @@ from pyids.store.ledger import (
 )
 from pyids.store.remedies import remedy
 
+# The record of a checkpoint, in its folder.
+RECORD = "checkpoint.json"
+
 
 def last_checkpoint(folder: Path) -> Path:
     """Return the folder of the last checkpoint that a run has trained.
@@ -57,7 +60,7 @@ def has_drawn(folder: Path) -> bool:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
+    return [path.parent for path in (folder / "rounds").glob(f"*/checkpoint/{RECORD}")]
 
 
 class Rounds:
@@ -177,6 +180,10 @@ class Rounds:
         """Whether the scores that round `n` was told stand, as their ledger entry says."""
         return read_entry(self.path(n, "scores.json"), {"round": n + 1}) is not None
 
+    def holds_candidates(self, n: int) -> bool:
+        """Whether the candidates of round `n` stand, as their ledger entry says."""
+        return read_entry(self.path(n, "candidates.json"), {"round": n + 1}) is not None
+
     def array(self, n: int, name: str) -> NDArray[Any]:
         """Return an array of round `n`."""
         return self._load(n, f"{name}.npy")
@@ -191,7 +198,9 @@ class Rounds:
 
     def mend(self, n: int, name: str, array: NDArray[Any]) -> None:
         """Write an array of round `n` again, with its entry."""
-        more = {"decided": self.decided} if name == "selected" else {}
+        more: dict[str, Any] = {"decided": self.decided} if name == "selected" else {}
+        if name == "weights":
+            more = self._made_from(n)
         self._save(n, f"{name}.npy", array, **more)
 
     def _note(self) -> None:
@@ -298,20 +307,37 @@ class Rounds:
         """Keep what round `n` was told: a row of `table` a scored row, and the new weights."""
         begin(self.path(n, "scores.json"))
         self._save_table(n, "scores.parquet", table)
-        inputs = {"round": n + 1}
-        path = self.path(n, "scores.parquet")
-        write_entry(path.with_suffix(".json"), [path], inputs, **summary)
-        self._save(n, "weights.npy", weights)
+        self.save_summary(n, summary)
+        self._save(n, "weights.npy", weights, **self._made_from(n))
         self._note()
+
+    def save_summary(self, n: int, summary: Mapping[str, Any]) -> None:
+        """Keep what the scores of round `n`, which stand, came to."""
+        path = self.path(n, "scores.parquet")
+        write_entry(path.with_suffix(".json"), [path], {"round": n + 1}, **summary)
+
+    def _made_from(self, n: int) -> dict[str, Any]:
+        """Say what the weights were made from, beside those before: one vouches for the other."""
+        summary = self.summary(n)
+        return {
+            "scores": summary["files"]["scores.parquet"],
+            "temperature": summary["temperature"],
+            "pooled_noise": summary.get("pooled_noise", True),
+        }
 
     def _save_table(self, n: int, name: str, table: Mapping[str, NDArray[Any]]) -> None:
         path = self.path(n, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            pq.write_table(pa.table(dict(table)), temporary)
+            write_table(temporary, table)
 
     def _save(self, n: int, name: str, array: NDArray[Any], **inputs: Any) -> None:
         save_npy(self.path(n, name), array, {"round": n + 1, **inputs})
 
     def _load(self, n: int, name: str) -> NDArray[Any]:
         return np.asarray(load_npy(self.path(n, name)))
+
+
+def write_table(path: Path, table: Mapping[str, NDArray[Any]]) -> None:
+    """Write columns of a round as parquet."""
+    pq.write_table(pa.table(dict(table)), path)

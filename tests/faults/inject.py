@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from how import Disk, after, damaged, fail, names_file
+from training import Training
 from workflow import ROUNDS, Result, Workflow, load, run
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.ENOMEM)
@@ -51,42 +52,47 @@ class Injector:
         A folder for everything.
     seed
         Decides every trial.
+    only
+        The one workflow that is disturbed; by default all are.
     """
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, only: str | None = None) -> None:
         self.place = place
         self.random = random.Random(seed)
-        self.workflows = [
-            Workflow(place / "plain"),
-            Workflow(place / "near", ["--semdedup-threshold", "0.999"]),
-            Workflow(place / "quality", ["--quality", "worth", "--clusters", "auto"]),
-        ]
+        made: dict[str, Callable[[Path], Workflow]] = {
+            "plain": Workflow,
+            "near": lambda path: Workflow(path, ["--semdedup-threshold", "0.999"]),
+            "quality": lambda path: Workflow(path, ["--quality", "worth", "--clusters", "auto"]),
+            "training": Training,
+        }
+        self.workflows = [make(place / name) for name, make in made.items() if only in (None, name)]
         for workflow in self.workflows:
             workflow.record()
-        self.faults: dict[str, Callable[[Trial, Workflow, int, Path], None]] = {
-            "damage": self.damage,
-            "kill": self.kill,
-            "signal": self.signal,
-            "errno": self.errno,
-            "disk full": self.disk_full,
-            "limit": self.limit,
-            "edited": self.edited,
-            "version": self.version,
-            "scores": self.scores,
+        # Each with how often it is chosen.
+        self.faults: dict[str, tuple[int, Callable[[Trial, Workflow, int, Path], None]]] = {
+            "damage": (8, self.damage),
+            "kill": (3, self.kill),
+            "signal": (3, self.signal),
+            "errno": (4, self.errno),
+            "disk full": (2, self.disk_full),
+            "limit": (1, self.limit),
+            "edited": (2, self.edited),
+            "version": (2, self.version),
+            "scores": (2, self.scores),
         }
-        self.weights = [8, 3, 3, 4, 2, 1, 2, 2, 2]
 
     def trial(self, number: int) -> Trial:
         """Inject one fault and go on to the end."""
-        [fault] = self.random.choices(list(self.faults), self.weights)
-        workflow = self.random.choice(self.workflows)
+        [workflow] = self.random.choices(self.workflows, [w.weight for w in self.workflows])
+        known = workflow.faults or tuple(self.faults)
+        [fault] = self.random.choices(known, [self.faults[name][0] for name in known])
         step = self.random.randrange(len(workflow.steps))
         trial = Trial(fault, f"{workflow.place.name} before step {step}")
         folder = self.place / f"trial-{number}" / "run"
         folder.parent.mkdir()
         workflow.copy(step, folder)
         try:
-            self.faults[fault](trial, workflow, step, folder)
+            self.faults[fault][1](trial, workflow, step, folder)
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
         return trial
@@ -108,27 +114,17 @@ class Injector:
             if self.judge(trial, result):
                 return
             if result.code == 0:
-                step += 1
+                step = workflow.after(step)
             elif result.code == 3:  # all rounds are done
                 step = len(workflow.steps) - 1
             elif mend is not None and mended < 4 and mend(result.errors):
                 mended += 1
-                step = self.where(workflow, step, folder)
+                step = workflow.where(step, folder)
             else:
                 if trial.outcome == "right":
                     trial.outcome, trial.message = "lost", result.errors
                 return
         self.compare(trial, workflow, folder, mend)
-
-    def where(self, workflow: Workflow, step: int, folder: Path) -> int:
-        """Find the step to go on with: an earlier one, if its round is gone."""
-        told = len(list(folder.glob("rounds/*/weights.json")))
-        drawn = len(list(folder.glob("rounds/*/selected.json")))
-        if told == ROUNDS:
-            return len(workflow.steps) - 1
-        if drawn == told:
-            return min(step, 2 * told)
-        return min(step, 2 * told + 1) if (folder / "probes.jsonl").exists() else 2 * told
 
     def judge(self, trial: Trial, result: Result) -> bool:
         """Note a traceback or a crash."""
@@ -157,12 +153,11 @@ class Injector:
         if self.judge(trial, result):
             return
         if result.code != 0 and mend is not None and mend(result.output + result.errors):
-            for step in range(self.where(workflow, len(workflow.steps), folder), 99):
-                if step >= len(workflow.steps):
-                    break
-                result = run(workflow.command(step, folder))
-                if self.judge(trial, result):
+            step = workflow.where(len(workflow.steps), folder)
+            while step < len(workflow.steps):
+                if self.judge(trial, run(workflow.command(step, folder))):
                     return
+                step = workflow.after(step)
             self.compare(trial, workflow, folder)
         elif result.code != 0:
             trial.outcome, trial.message = "unverified", result.output + result.errors
@@ -208,10 +203,10 @@ class Injector:
     def kill(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Kill a command at a random time, up to three times."""
         for _ in range(self.random.randint(1, 3)):
-            wait_s = 10 ** self.random.uniform(-3, -0.3)
+            wait_s = workflow.seconds * 10 ** self.random.uniform(-2.7, 0)
             command = workflow.command(step, folder)
             run(command, meanwhile=after(wait_s, signal.SIGKILL))
-            if (step := self.where(workflow, step + 1, folder)) >= len(workflow.steps) - 1:
+            if (step := workflow.where(step + 1, folder)) >= len(workflow.steps) - 1:
                 break
         self.go_on(trial, workflow, step, folder)
 
@@ -222,14 +217,14 @@ class Injector:
         command = workflow.command(step, folder)
         if step == 0 and self.random.random() < 0.5:
             command += ["--workers", "2"]
-        wait_s = 10 ** self.random.uniform(-2.5, -0.2)
+        wait_s = workflow.seconds * 10 ** self.random.uniform(-2.2, 0.1)
         result = run(command, meanwhile=after(wait_s, number))
         if self.judge(trial, result):
             return
         if result.code not in (0, 128 + number):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def errno(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Let a system call fail, then go on."""
@@ -244,7 +239,7 @@ class Injector:
         if result.code not in (0, 2, 3):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def disk_full(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Run a command on a disk that is too small, then make room."""
@@ -260,7 +255,7 @@ class Injector:
                 before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room // 8, room // 8)),
             )
             if not self.judge(trial, result):
-                self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+                self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
             return
         try:
             on_disk = disk / "run"
@@ -270,7 +265,7 @@ class Injector:
             if self.judge(trial, result):
                 return
             small.enlarge()
-            self.go_on(trial, workflow, self.where(workflow, step + 1, on_disk), on_disk)
+            self.go_on(trial, workflow, workflow.where(step + 1, on_disk), on_disk)
         finally:
             small.unmount()
 
@@ -285,7 +280,7 @@ class Injector:
             workflow.command(step, folder), before=lambda: resource.setrlimit(kind, (limit, limit))
         )
         if not self.judge(trial, result):
-            self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+            self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def edited(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Edit the configuration, or delete what the folder is known by and ask for more rows."""
@@ -306,7 +301,7 @@ class Injector:
                 return
             run(workflow.begin(folder))  # which writes it again
             config.write_text(good)  # but for the place of this copy
-            step = self.where(workflow, step, folder)
+            step = workflow.where(step, folder)
         else:
             edits = [
                 ("min_weight: 0.02", "min_weight: 0.22"),
@@ -412,6 +407,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="plain, near, quality or training")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     load()
@@ -419,7 +415,7 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
     with tempfile.TemporaryDirectory(prefix="pyids-faults-", dir=memory) as place:
         os.environ["XDG_STATE_HOME"] = f"{place}/state"
-        injector = Injector(Path(place), options.seed)
+        injector = Injector(Path(place), options.seed, options.only)
         begin = time.monotonic()
         for number in range(options.trials):
             trial = injector.trial(number)

@@ -29,7 +29,7 @@ from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
 from pyids.pipeline.grow import carried_over
-from pyids.pipeline.identity import named, saved_config
+from pyids.pipeline.identity import model_content, named, saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import metadata, prepare, reopen
@@ -218,6 +218,7 @@ class Selection:
         """Draw several candidates for each row, then of these, outliers of a cluster less often."""
         from pyids.scoring.screening import screen
 
+        self._check_model()
         candidates = self.draws.candidates(n, quotas, per_row)
         clusters = self.clusters_of(candidates)
         screened = screen(
@@ -258,6 +259,7 @@ class Selection:
 
     def _trained(self, n: int) -> Checkpoint:
         """Give the checkpoint of round `n`, trained if need be; where it was lost, to the same."""
+        self._check_model()
         from pyids.models.checkpoints import read_record
 
         if self.rounds.has_checkpoint(n):
@@ -267,17 +269,17 @@ class Selection:
             # The old entry stays until the end: it knows what must come of this.
             checkpoint = self._train(n, self.rounds.path(n, "checkpoint"))
             restore.restore_checkpoint(self.rounds, n, known)
-        else:
-            checkpoint = self._train(n, self.rounds.begin_checkpoint(n))
-            self.rounds.save_checkpoint(n)
+            return checkpoint
+        checkpoint = self._train(n, self.rounds.begin_checkpoint(n))
+        self.rounds.save_checkpoint(n)
         return checkpoint
 
     def _train(self, n: int, output_dir: Path) -> Checkpoint:
         from pyids.models.finetune import finetune, training_options
         from pyids.models.own_trainer import train_outside
 
-        model, row_ids = round_model(self.config), self.rounds.selected_before(n + 1)
-        rows = self.conversations(row_ids)
+        model = round_model(self.config)
+        rows = self.conversations(self.rounds.selected_before(n + 1))
         if self.config.has_own_trainer:
             self._check_named("trainer")
 
@@ -294,6 +296,12 @@ class Selection:
             progress=reporter("train"),
             **training_options(self.config),
         )
+
+    def _check_model(self) -> None:
+        """Check, once, that the base model is what earlier rounds used."""
+        if not self.rounds.model:
+            self.rounds.model = model_content(self.config, self.store)
+            restore.check_model(self.rounds, self.config.round_model)
 
     def _check_named(self, what: str) -> None:
         """Refuse to start or to ask what only a folder's configuration names."""
@@ -376,13 +384,7 @@ class Selection:
     # -- damage --
 
     def make_again(self) -> None:
-        """Screen, train and score again what earlier rounds have lost, to the same bytes.
-
-        Raises
-        ------
-        DamagedError
-            What is made again is something else; names the file and the command that helps.
-        """
+        """Screen, train and score again what earlier rounds have lost, to the same bytes."""
         self._screen_again()
         for n in range(self.round):
             lost = restore.lost_checkpoint(self.rounds, n)

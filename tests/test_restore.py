@@ -256,6 +256,28 @@ def test_what_is_made_again_and_is_something_else_is_refused(trained, tmp_path, 
         run(moved)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_another_model_of_the_same_name_is_refused(trained, small, tmp_path, name):
+    folder, model = tmp_path / "run", tmp_path / "model"
+    shutil.copytree(small / "model", model)
+    moved = trained.model_copy(update={"output_dir": str(folder), "model": str(model)})
+    run(moved)
+    shutil.rmtree(folder / "rounds" / "2")
+    (folder / "rounds" / "state.json").unlink()
+    (folder / "manifest.json").unlink()
+    kept, before = (model / name).read_bytes(), contents(folder)
+    if name == "model.safetensors":
+        damage(model / name, "flip")
+    else:
+        (model / name).write_bytes(kept + b"\n")
+    with pytest.raises(ConfigError, match=f"round 1 used another model .*{name} differs"):
+        run(moved)
+    assert contents(folder) == before
+    (model / name).write_bytes(kept)
+    run(moved)
+    assert verify(folder) == []
+
+
 def test_a_run_of_moved_data_goes_on(trained, small, tmp_path):
     """Data named by another path: another index of rows, and the same run."""
     folder = tmp_path / "run"

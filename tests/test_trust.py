@@ -239,13 +239,13 @@ def test_a_round_that_is_gone_is_missed(two_told):
 
 def test_a_folder_of_another_format_is_one_line(two_told):
     file = two_told / "rows" / "index.json"
-    file.write_bytes(file.read_bytes().replace(b'"_format": 2', b'"_format": 3'))
-    with pytest.raises((ConfigError, DataError), match=r"index\.json: of format 3, or damaged"):
+    file.write_bytes(file.read_bytes().replace(b'"_format": 3', b'"_format": 4'))
+    with pytest.raises((ConfigError, DataError), match=r"index\.json: of format 4, or damaged"):
         Selection.open(two_told)
-    file.write_bytes(file.read_bytes().replace(b'"_format": 3', b'"_format": 2'))
+    file.write_bytes(file.read_bytes().replace(b'"_format": 4', b'"_format": 3'))
     content = read_sealed(two_told / "identity.json")
     (two_told / "identity.json").write_bytes(orjson.dumps(content))
-    with pytest.raises(ConfigError, match="of format 1, and this pyids reads format 2"):
+    with pytest.raises(ConfigError, match="of format 1, and this pyids reads format 3"):
         Selection.open(two_told)
 
 

@@ -98,7 +98,7 @@ def remote_files(path: str) -> list[str]:
         else:
             return [path]
     except OSError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: cannot be read ({error}): check the address") from None
     return [f"{scheme}://{file}" for file in sorted(found)]
 
 
@@ -114,7 +114,7 @@ def remote_facts(path: str) -> tuple[int, str]:
     try:
         info = _tried(path, lambda: system.info(name))
     except OSError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: cannot be read ({error}): check the address") from None
     mark = next((info[k] for k in ("ETag", "etag", "sha256", "mtime") if info.get(k)), "")
     if hasattr(system, "fs"):  # Arrow's clients say it of an open file alone
         with system.fs.open_input_stream(name, compression=None) as stream:

@@ -78,7 +78,7 @@ def _from_clusters(pool: Pool, quality: Float64, nearest: int, threshold: float)
     centroids = unit_rows(np.asarray(pool.centroids, np.float64))
     m = min(nearest, len(centroids))
     if m < 1:
-        raise ConfigError(f"nearest is {nearest}: must be at least 1")
+        raise ConfigError(f"nearest is {nearest}: give at least 1")
     graph, shares = label_graph(centroids @ centroids.T, threshold)
     labels, weights = np.empty((len(pool), m), np.int32), np.empty((len(pool), m), np.int64)
     n_threads = _core.resolve_threads(checked_threads(pool.threads, "threads"))

@@ -13,7 +13,7 @@ from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import read_sealed, write_sealed
 from pyids.store.ledger import damaged_files, difference, facts_of
-from pyids.store.place import find_links
+from pyids.store.place import find_strange
 from pyids.store.remedies import remedy
 
 # Files that say where the data lie, among other things: the data may move.
@@ -62,8 +62,17 @@ def write_manifest(path: Path, metadata: Mapping[str, Any], engine: Engine | Non
                 f"{path / name}: not what it was when the run ended ({change}): "
                 f"{remedy(path / name)}"
             )
-    files = {str(file.relative_to(path)): facts_of(file) for file in artifacts(path)}
+    files = {_named(path, file): facts_of(file) for file in artifacts(path)}
     write_sealed(manifest, {**metadata, "environment": environment(), "files": files})
+
+
+def _named(path: Path, file: Path) -> str:
+    name = str(file.relative_to(path))
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DamagedError(f"{file}: no run has made this name, no UTF-8: remove it") from None
+    return name
 
 
 def _may_change(name: str) -> bool:
@@ -105,11 +114,10 @@ def verify(path: Path | str) -> list[str]:
     path = Path(path)
     if not (path / "manifest.json").is_file():
         raise DataError(
-            f"{path} has no manifest.json: not a run folder, or its run has not ended"
+            f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
+            "command that began the run"
         ) from None
-    problems = {
-        link: "a link, and links inside a run folder are not followed" for link in find_links(path)
-    }
+    problems = dict(find_strange(path))
     try:
         files = read_sealed(path / "manifest.json")["files"]
     except DamagedError:
@@ -130,17 +138,19 @@ def verify(path: Path | str) -> list[str]:
             if name not in files and not name.startswith("quality/cache/"):
                 problems.setdefault(file, "not in the manifest")
     return [
-        f"{file.relative_to(path)}: {problem}: {_what_to_do(path, file, problem)}"
+        f"{file.relative_to(path)}: {problem}{_what_to_do(path, file, problem)}"
         for file, problem in problems.items()
     ]
 
 
 def _what_to_do(path: Path, file: Path, problem: str) -> str:
-    if problem == "not in the manifest" or problem.startswith("a link"):
-        return "remove it"
+    if problem == "not in the manifest":
+        return ": remove it"
+    if problem.endswith("remove it"):
+        return ""
     if file.name in _DOTFILES:
-        return "remove it, and the data is hashed again"
-    return remedy(file)
+        return ": remove it, and the data is hashed again"
+    return f": {remedy(file)}"
 
 
 def _readable(file: Path) -> bool:
@@ -160,7 +170,7 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
         try:
             content = read_sealed(entry)
         except (DamagedError, ConfigError):
-            yield entry, "damaged, or of another format"
+            yield entry, "cannot be read, or of another format"
             continue
         if isinstance(content.get("files"), dict) and isinstance(content.get("inputs"), dict):
             yield from damaged_files(entry, content)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Int64
-from pyids.errors import DamagedError
+from pyids.errors import ConfigError, DamagedError
 from pyids.store.files import atomic_write, hash_file, read_sealed
 from pyids.store.ledger import damaged_files, difference
 from pyids.store.remedies import remedy
@@ -41,6 +41,31 @@ def _damaged(entry: Path) -> Path:
         return next(damaged_files(entry, read_sealed(entry)))[0]
     except (FileNotFoundError, DamagedError, StopIteration):
         return entry
+
+
+def check_model(rounds: Rounds, name: str) -> None:
+    """Check that what rounds have trained and screened was made with the model of now.
+
+    Raises
+    ------
+    ConfigError
+        It was not; names a file of the model that differs.
+    """
+    for n in range(rounds.drawn + 1):
+        for entry in ("candidates.json", "checkpoint.json"):
+            try:
+                had = read_sealed(rounds.path(n, entry)).get("model") or rounds.model
+            except (FileNotFoundError, DamagedError):
+                continue
+            keys = sorted({*had, *rounds.model})
+            other = next((key for key in keys if had.get(key) != rounds.model.get(key)), None)
+            if other is not None:
+                folder = rounds.path(n, "").parents[1]
+                raise ConfigError(
+                    f"{folder}: round {n + 1} used another model than {name} is now ({other} "
+                    "differs): put it back, choose another --output-dir, or start over with "
+                    f"`pyids clean {folder} --stage rounds`"
+                )
 
 
 def weights_made_from(rounds: Rounds, n: int) -> dict[str, Any] | None:

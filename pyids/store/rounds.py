@@ -45,7 +45,9 @@ def last_checkpoint(folder: Path) -> Path:
         It has trained none.
     """
     if not (trained := _checkpoints(folder)):
-        raise ModelError(f"{folder}: this run has trained no checkpoint")
+        raise ModelError(
+            f"{folder}: this run has trained no checkpoint: use `pyids run`, or name a model"
+        )
     return max(trained, key=lambda path: int(path.parent.name))
 
 
@@ -56,7 +58,9 @@ def has_checkpoint(folder: Path) -> bool:
 
 def has_drawn(folder: Path) -> bool:
     """Whether this is the folder of a run that has drawn rows."""
-    return any((folder / "rounds" / "1").glob("selected.*"))
+    # What follows from the draw stands for it where its own files are lost.
+    left = {path.name.partition(".")[0] for path in (folder / "rounds" / "1").glob("*")}
+    return bool(left & {"selected", "probes", "checkpoint", "scores", "weights"})
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -83,6 +87,8 @@ class Rounds:
         self.n_clusters = len(sizes)
         # What the options were that decide a draw; kept with each (`pyids.pipeline.decided`).
         self.decided: Mapping[str, Any] = {}
+        # What the base model is known by, for those that train or screen with it.
+        self.model: Mapping[str, Any] = {}
 
     def path(self, n: int, name: str) -> Path:
         """Path of a file of round `n`."""
@@ -218,7 +224,7 @@ class Rounds:
         """Keep what round `n` saw of the rows that it could draw."""
         self._save_table(n, "candidates.parquet", table)
         path = self.path(n, "candidates.parquet")
-        write_entry(path.with_suffix(".json"), [path], {"round": n + 1})
+        write_entry(path.with_suffix(".json"), [path], {"round": n + 1}, model=self.model)
 
     def candidates(self, n: int) -> pa.Table:
         """Return what `save_candidates` kept."""
@@ -270,7 +276,7 @@ class Rounds:
     def save_checkpoint(self, n: int) -> None:
         """Keep the hashes of the checkpoint that round `n` has trained."""
         files = sorted(path for path in self.path(n, "checkpoint").rglob("*") if path.is_file())
-        write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1})
+        write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1}, model=self.model)
 
     # -- the scores --
 

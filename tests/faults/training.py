@@ -20,7 +20,10 @@ class Training(Workflow):
 
     weight = 1  # a trial takes ten times as long
     # What says of a configuration, or of scores of the user's own, does not apply.
-    faults = ("damage", "kill", "signal", "errno", "disk full", "version")
+    faults = (
+        *("damage", "kill", "signal", "errno", "disk full", "version"),
+        *("moved", "other data", "two processes"),
+    )
 
     def __init__(self, place: Path) -> None:
         super().__init__(place, rows=80, budget=12)

@@ -43,7 +43,7 @@ def load() -> None:
     """Import what commands need, so that a fork of this process begins at once."""
     for name in ("__main__", "cli", "clustering.kmeans", "data.near_dedup", "scoring.told"):
         import_module(f"pyids.{name}")
-    for name in ("pyids.selection", "pyarrow.parquet", "safetensors.numpy"):
+    for name in ("pyids.selection", "pyids.report", "pyarrow.parquet", "safetensors.numpy"):
         import_module(name)
     with suppress(ImportError):
         import_module("pandas")  # which pyarrow imports where it is

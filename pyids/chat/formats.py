@@ -246,7 +246,7 @@ def _check(messages: Sequence[Message], record: Mapping[str, Any]) -> None:
         else:
             asked = asked or said
     if not has_assistant:
-        raise BadRow("no turn of the assistant: every row needs a response to learn from")
+        raise BadRow("no turn of the assistant: add one, which is what is learnt from")
     if not answered:
         raise UnusableRow("the response is empty")
     if not weighted:

@@ -201,7 +201,9 @@ def _history(record: Record, *, strict: bool = False) -> list[Message]:
             and all(isinstance(text, str) for text in pair)
         ):
             if strict:
-                raise BadRow(f"column 'history': item {number} is no pair of two texts")
+                raise BadRow(
+                    f"column 'history': item {number} is no pair of two texts: make it one"
+                )
             return []
         messages.append({"role": "user", "content": pair[0]})
         messages.append({"role": "assistant", "content": pair[1]})
@@ -281,7 +283,10 @@ def _contents(record: Record) -> list[Message]:
             )
         role = turn.get("role", "user")
         if role not in ("user", "model", "system"):
-            raise BadRow(f"column 'contents': turn {number} has the role {brief(role)}")
+            raise BadRow(
+                f"column 'contents': turn {number} has the role {brief(role)}: name user, "
+                "model or system"
+            )
         text = "".join(part["text"] for part in parts)
         messages.append({"role": "assistant" if role == "model" else role, "content": text})
     return messages

@@ -169,7 +169,9 @@ def text_of_parts(content: Any) -> tuple[str, str] | None:
 
 def _read_turn(turn: Any, number: int, column: str) -> Message:
     if not isinstance(turn, dict):
-        raise BadRow(f"column {column!r}: turn {number} is {kind_of(turn)}, not an object")
+        raise BadRow(
+            f"column {column!r}: turn {number} is {kind_of(turn)}, not an object: make it one"
+        )
     role_key = next((key for key in _ROLE_KEYS if key in turn), "role")
     content_key = next((key for key in _CONTENT_KEYS if key in turn), "content")
     said = turn.get(role_key)

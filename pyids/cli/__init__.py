@@ -18,11 +18,18 @@ from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
 from pyids.store.remedies import STAGES
-from pyids.terminal import answered, printable
+from pyids.terminal import answered, printable, say_error
 
 
 class _Commands(click.Group):
     """A group whose commands answer a mendable mistake with one line and exit code 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+                say_error(f"{word}: a name that is no UTF-8: rename what it names")
+                ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
         with answered(debug=context.params["debug"]):
@@ -78,7 +85,7 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"--set {setting}: write NAME=VALUE")
         try:
             parsed[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise ConfigError(
                 f"--set {setting}: the value is not YAML: close its brackets, or quote it"
             ) from None
@@ -236,7 +243,7 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
         destination(path) as to,
         Selection(reopen(config, finish=True), config) as selection,
     ):
-        ended = selection.round == config.rounds and not manifest.exists()
+        ended = selection.round == config.rounds and not manifest.is_file()
         if ended and not selection.store.read_only:
             selection.finish()  # the last `tell` was stopped before this
         written = selection.export(to.path, format=form)

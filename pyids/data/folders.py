@@ -63,7 +63,7 @@ def choose_split(folder: Path, splits: list[str], wanted: str | None) -> str:
     names = ", ".join(splits)
     if wanted is not None:
         if wanted not in splits:
-            raise DataError(f"{folder}: there is no split {wanted!r}: it has {names}")
+            raise DataError(f"{folder}: there is no split {wanted!r}: choose one of {names}")
         return wanted
     if "train" in splits:
         return "train"
@@ -105,7 +105,9 @@ def files_of_folder(
     configs = _configs(folder)
     if config is not None and config not in configs:
         known = ", ".join(configs) or "none"
-        raise DataError(f"{folder}: there is no configuration {config!r} (its README has: {known})")
+        raise DataError(
+            f"{folder}: there is no configuration {config!r} (its README has: {known}): choose one"
+        )
     splits = _named(folder, configs, config, files) if configs else _by_words(folder, files)
     if not splits:
         return files
@@ -156,7 +158,7 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
     try:
         found = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{folder / 'README.md'}: its head is no YAML ({reason}): mend it"

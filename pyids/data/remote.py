@@ -229,7 +229,7 @@ def remote_files(path: str) -> list[str]:
         else:
             return [path]
     except OSError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: cannot be read ({error}): check the address") from None
     return [f"{scheme}://{file}" for file in sorted(found)]
 
 

@@ -182,7 +182,7 @@ def _find(name: str) -> Iterator[Source]:
         files = [Path(file) for file in sorted(glob.glob(name, recursive=True))]
         known = [file for file in files if file.is_file() and _kind(file)]
         if not known:
-            raise DataError(f"{name}: no data file matches (of {_endings()})")
+            raise DataError(f"{name}: no data file matches: name files of {_endings()}")
         yield from map(_source, known)
     elif (hub := _HUB_NAME.fullmatch(name)) and not _kind(path):
         yield from _on_hub(hub["name"], hub["config"], hub["split"] or "train")
@@ -212,7 +212,7 @@ def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[
         return
     files = files_of_folder(folder, config, split, _kind)
     if not files:
-        raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
+        raise DataError(f"{folder}: a folder without data: name one with files of {_endings()}")
     yield from map(_source, files)
 
 
@@ -221,7 +221,7 @@ def _remote(name: str) -> Iterator[Source]:
     # An address may end with a query; a folder holds more than data.
     known = [file for file in files if len(files) == 1 or _kind(Path(file))]
     if not known:
-        raise DataError(f"{name}: no data file there (of {_endings()})")
+        raise DataError(f"{name}: no data file there: name one of {_endings()}")
     for file in known:
         yield _source_of(file, Path(file.partition("?")[0]))
 
@@ -383,8 +383,8 @@ def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
         columns = tuple(open_arrow(source.path).schema.names)
     if source.vectors not in columns:
         raise DataError(
-            f"{source.path}: there is no column {source.vectors!r} of vectors (it has: "
-            f"{list_columns(columns)})"
+            f"{source.path}: there is no column {source.vectors!r} of vectors: name one of "
+            f"{list_columns(columns)}"
         )
 
 

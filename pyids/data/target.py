@@ -84,8 +84,8 @@ def _vectors(config: RunConfig, rows: Sequence[Row]) -> NDArray[np.float64] | No
         vectors = open_vectors(path)
         if len(vectors) != len(rows):
             raise DataError(
-                f"{path}: {len(vectors)} vectors for {len(rows)} target rows: row i of it is the "
-                "vector of target row i (--target-embeddings-file)"
+                f"{path}: {len(vectors)} vectors for {len(rows)} target rows: give one a row, in "
+                "their order (--target-embeddings-file)"
             )
         found = np.asarray(vectors.take(np.arange(len(vectors))), np.float64)
     elif (column := config.embeddings_column) is not None:
@@ -109,8 +109,8 @@ def _vector_of(row: Row, column: str) -> list[float]:
     value = row.record.get(column)
     if not isinstance(value, list) or not all(type(x) in (int, float) for x in value) or not value:
         raise DataError(
-            f"{row.path} line {row.line}: column {column!r} holds no vector: the target needs one "
-            "in every row, as the pool does, or --target-embeddings-file"
+            f"{row.path} line {row.line}: column {column!r} holds no vector: give one to "
+            "every row, or name a --target-embeddings-file"
         )
     return [float(x) for x in value]
 

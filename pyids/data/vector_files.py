@@ -64,6 +64,13 @@ def vector_paths(name: str) -> tuple[list[str], str | None]:
             f"{name}: no such file of vectors: check --embeddings-file (a file, folder or glob of "
             f"{', '.join(_ENDINGS)})"
         )
+    for file in found:
+        if not file.is_file() and not file.is_dir():
+            raise DataError(f"{file}: a pipe or device: give a file that can be read again")
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{file}: a file name that is no UTF-8: rename the file") from None
     return [str(file) for file in found], column
 
 
@@ -162,8 +169,8 @@ def open_vectors(
     vectors = VectorFiles(tuple(paths), column)
     if rows is not None and (len(vectors) < rows or (limit is None and len(vectors) != rows)):
         raise DataError(
-            f"{path}: {len(vectors)} vectors for {rows} rows of input: row i of it is the vector "
-            "of row i of the data, skipped and repeated rows included"
+            f"{path}: {len(vectors)} vectors for {rows} rows of input: give one a row, in "
+            "their order, skipped and repeated rows included"
         )
     _ = vectors.shape, vectors.dtype
     return vectors
@@ -254,7 +261,7 @@ def _of_npy(path: str) -> _Part:
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[1] == 0:
         raise DataError(
             f"{path}: {vectors.dtype} of shape {vectors.shape}: vectors are float16 or float32 "
-            "(rows, dimensions)"
+            "(rows, dimensions): save them so"
         )
     if isinstance(vectors, np.memmap):
         vectors = map_npy(Path(path))  # which keeps no descriptor: there may be thousands of files
@@ -272,8 +279,8 @@ def _of_table(path: str, schema: pa.Schema, rows: int, column: str | None) -> _P
     column = column or lists[0]
     if column not in lists:
         raise DataError(
-            f"{path}: there is no column {column!r} of lists of numbers (there are: "
-            f"{', '.join(lists) or 'none'})"
+            f"{path}: there is no column {column!r} of lists of numbers: name one of "
+            f"those it has ({', '.join(lists) or 'none'})"
         )
     kind = schema.field(column).type
     half = kind.value_type == pa.float16()
@@ -317,9 +324,11 @@ def matrix_of_lists(lists: pa.Array, path: str, column: str) -> NDArray[Any]:
     """Make a matrix of a list array; a missing list becomes a row of NaN."""
     kind = lists.type
     if not _is_list(kind):
-        raise DataError(f"{path}: column {column!r} is {kind}, not a list of numbers")
+        raise DataError(f"{path}: column {column!r} is {kind}, not a list of numbers: name another")
     if not _is_numbers(kind):
-        raise DataError(f"{path}: column {column!r} holds lists of {kind.value_type}, not numbers")
+        raise DataError(
+            f"{path}: column {column!r} holds lists of {kind.value_type}, no numbers: name another"
+        )
     widths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
     if len(widths) > 1 or widths == [0]:
         raise DataError(f"{path}: column {column!r} has lists of {widths} numbers: make them one")

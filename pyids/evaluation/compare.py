@@ -312,5 +312,5 @@ def _evaluate(
     if model is not None:
         found.append(evaluate(model, data, **options))
     if not any(found):
-        raise ConfigError("--data: no selection has trained a checkpoint, and no --model is named")
+        raise ConfigError("--data: no selection has trained a checkpoint: name a --model")
     return tuple(found)

@@ -83,7 +83,7 @@ def _from_clusters(
     centroids = unit_rows(np.asarray(pool.centroids, np.float64))
     m = min(nearest, len(centroids))
     if m < 1:
-        raise ConfigError(f"nearest is {nearest}: must be at least 1")
+        raise ConfigError(f"nearest is {nearest}: give at least 1")
     graph, shares = label_graph(centroids @ centroids.T, threshold)
     n_threads = _core.resolve_threads(checked_threads(pool.threads, "threads"))
     found = []

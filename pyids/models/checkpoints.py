@@ -113,7 +113,10 @@ def load_adapter(
         with quiet():
             model = PeftModel.from_pretrained(model, path, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{path}: the adapter cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"{path}: the adapter cannot be loaded ({one_line(error)}): train it again, or get its "
+            "files again"
+        ) from error
     check_adapter(model, Path(path))
     return model.eval(), tokenizer
 
@@ -203,7 +206,7 @@ def _find_model(output: Path) -> tuple[Path, Method]:
     pickles = [path.name for path in sorted(output.glob("**/*.bin")) if "model" in path.name]
     found = f"only {pickles[0]}, a pickle" if pickles else "nothing of the kind"
     raise ModelError(
-        f"{output}: the trainer has left {found}: it must save a LoRA adapter "
+        f"{output}: the trainer has left {found}: let it save a LoRA adapter "
         "(adapter_config.json, adapter_model.safetensors) or a whole model (config.json, "
         "*.safetensors) there"
     )
@@ -219,7 +222,7 @@ def _check_finite(folder: Path) -> None:
                 wrong = (n for n in stored.keys() if not stored.get_tensor(n).isfinite().all())  # noqa: SIM118
                 name = next(wrong, None)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: cannot be read: {one_line(error)}") from None
+            raise ModelError(f"{file}: cannot be read ({one_line(error)}): train again") from None
         if name is not None:
             raise ModelError(
                 f"{file}: weights that are not finite ({name}): lower the trainer's learning rate"
@@ -239,7 +242,9 @@ def _describe(file: Path, name: str) -> None:
             if isinstance(described.get(names), list):
                 described[names].sort()
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{file.name} of the trainer is no JSON object") from error
+        raise ModelError(
+            f"{file.name} of the trainer is no JSON object: let it save the adapter with peft"
+        ) from error
     file.write_text(json.dumps(described, indent=2, sort_keys=True), "utf-8")
 
 

@@ -115,7 +115,9 @@ class Head:
             given["position_ids"] = _positions(attention_mask)
         elif bool((attention_mask[:, :1] == 0).any()):  # padding on the left
             if "position_ids" not in accepted:
-                raise ModelError(f"model {self.name!r}: it takes no padding on the left")
+                raise ModelError(
+                    f"model {self.name!r}: it takes no padding on the left: use another"
+                )
             given["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         if hasattr(self.causal.config, "text_config"):
             # Some that see images, too, want to be told in training that there are none.

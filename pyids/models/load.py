@@ -98,7 +98,8 @@ def load_tokenizer(
             )
     except Exception as error:  # as in `load_pretrained`; re-raised
         raise ModelError(
-            f"model {ref.name!r}: its tokenizer cannot be loaded: {one_line(error)}"
+            f"model {ref.name!r}: its tokenizer cannot be loaded ({one_line(error)}): get its "
+            "files again, or use another"
         ) from error
     adapt_to_system(tokenizer, ref.system)
     return tokenizer
@@ -137,7 +138,10 @@ def load_pretrained(
         # Quantized weights are where they are to be from the first.
         model = (model if "device_map" in options else model.to(torch.device(device))).eval()
     except Exception as error:  # files of any content make any error; re-raised
-        raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"model {ref.name!r}: cannot be loaded ({one_line(error)}): get its files "
+            "again, or use another"
+        ) from error
     # A pooler stands beside the hidden states, which are what is asked for where it may be missing.
     missing = sorted(name for name in found["missing_keys"] if not re.match(_SPARE, name))
     wrong = sorted(str(key[0]) for key in found["mismatched_keys"])

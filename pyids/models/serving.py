@@ -115,7 +115,9 @@ class Engine:
             try:
                 return str(said["choices"][0]["text"]).strip()
             except (KeyError, IndexError, TypeError) as error:
-                raise ModelError(f"{self.endpoint.url}: the answer holds no text") from error
+                raise ModelError(
+                    f"{self.endpoint.url}: the answer holds no text: check the URL"
+                ) from error
 
         self._ask_all(keys, ask, progress)
         return [self._answers[keys[i]] for i in range(len(prompts))]
@@ -154,12 +156,13 @@ class Engine:
             found = np.array([math.nan, *_READ[form](said, sent)[1 : len(sent)]], np.float64)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{self.endpoint.url}: the answer holds no log-probabilities of the prompt's tokens"
+                f"{self.endpoint.url}: the answer holds no log-probabilities of the prompt's "
+                "tokens: use another version of the server"
             ) from error
         if len(found) != len(sent) or not np.isfinite(found[1:]).all() or (found[1:] > 1e-6).any():
             raise ModelError(
                 f"{self.endpoint.url}: of the {len(sent)} tokens of a prompt the server does not "
-                "give a log-probability each"
+                "give a log-probability each: use another version of it"
             )
         return found
 

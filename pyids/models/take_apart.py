@@ -97,10 +97,12 @@ class _Trial:
         except _FAILURES as error:
             raise ModelError(
                 f"model {head.name!r}: it cannot be run on tokens alone as a causal language "
-                f"model: {one_line(error)}"
+                f"model ({one_line(error)}): use another"
             ) from error
         if getattr(own, "ndim", 0) != 3 or own.shape[:2] != ids.shape:
-            raise ModelError(f"model {head.name!r}: it gives no logits for every token")
+            raise ModelError(
+                f"model {head.name!r}: it gives no logits for every token: use another"
+            )
         self.half = next(head.causal.parameters()).dtype.itemsize < 4
         self.own = own[0].float()
 
@@ -207,7 +209,9 @@ class _Trial:
             self.head = replace(self.head, way=way)
             if self.holds(self.straight):
                 return
-        raise ModelError(f"model {self.head.name!r}: it gives the same tokens other logits twice")
+        raise ModelError(
+            f"model {self.head.name!r}: it gives the same tokens other logits twice: use another"
+        )
 
     def _after_head(self) -> tuple[float, float | None] | None:
         """Return the factor and the cap that turn what the head gives into logits, or None.

@@ -272,8 +272,8 @@ def _vectors(store: Store, config: RunConfig, held: Sequence[Held]) -> NDArray[n
         given = open_vectors(path)
         if len(given) != len(held):
             raise DataError(
-                f"{path}: {len(given)} vectors for {len(held)} held-out rows: row i of it is the "
-                "vector of held-out row i (--exclude-embeddings-file)"
+                f"{path}: {len(given)} vectors for {len(held)} held-out rows: give one a row, in "
+                "their order (--exclude-embeddings-file)"
             )
         vectors = np.asarray(given.take(np.arange(len(given))), np.float64)
     elif config.has_vectors:

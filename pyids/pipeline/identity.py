@@ -19,6 +19,7 @@ from pyids.data.target import target_files
 from pyids.data.vector_files import vector_paths
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
+from pyids.models.hub import round_model
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
 from pyids.store.place import is_run_folder
@@ -101,6 +102,23 @@ def identity_of(
     return identity
 
 
+# What a model's folder is known by: weights, and what its rows become tokens by.
+_OF_MODELS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+
+
+def model_content(config: RunConfig, store: Store) -> dict[str, Any]:
+    """Give what the model of the rounds is known by: its revision, or the hashes of its files.
+
+    A file that has not changed since the run folder came to know it is not read again.
+    """
+    ref = round_model(config)
+    if ref.revision is not None or ref.path is None:
+        return {"revision": ref.revision}
+    inside = sorted(ref.path.iterdir()) if ref.path.is_dir() else [ref.path]
+    files = [str(file) for file in inside if file.suffix in _OF_MODELS or file == ref.path]
+    return {file["name"]: file["xxh3"] for file in fingerprint_files(files, store)}
+
+
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
     """Read the configuration that a run folder holds, made to point at that folder.
 
@@ -116,19 +134,22 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
         what is selected.
     """
     path = folder / "config.yaml"
-    if is_run_folder(folder) and not path.exists():
+    if is_run_folder(folder) and not path.is_file() and not path.is_symlink():
         raise DamagedError(
-            f"{path}: missing: repeat the command that began the run, with all its options, and it "
-            "is written again"
+            f"{path}: missing, or no file: repeat the command that began the run, with all its "
+            "options, and it is written again"
         )
-    if path.is_symlink() or not path.exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    if path.is_symlink() or not path.is_file():
+        raise ConfigError(
+            f"{folder} is not a run folder (it has no config.yaml): name the --output-dir of a run"
+        )
     try:
         saved = make_config(**{**load_config(path), "output_dir": str(folder)})
     except ConfigError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise ConfigError(
-            f"{path}: damaged or edited ({error}): repeat the command that began the run, with all "
-            "its options, and it is written again"
+            f"{path}: damaged or edited ({reason}): repeat the command that began the run, with "
+            "all its options, and it is written again"
         ) from None
     made_with = Store(folder).identity()
     if made_with is not None:

@@ -73,8 +73,8 @@ def _check_exclusion(config: RunConfig) -> None:
         rows = len(read_held_out(config.exclude))
         if (path := config.exclude_embeddings_file) is not None and len(open_vectors(path)) != rows:
             raise DataError(
-                f"{path}: {len(open_vectors(path))} vectors for {rows} held-out rows: row i of it "
-                "is the vector of held-out row i (--exclude-embeddings-file)"
+                f"{path}: {len(open_vectors(path))} vectors for {rows} held-out rows: give one a "
+                "row, in their order (--exclude-embeddings-file)"
             )
     if config.already is not None:
         open_sources(config.already)
@@ -103,7 +103,7 @@ def _check_quality(quality: str, default_model: str, sources: Sequence[Source]) 
         if source.columns and quality not in source.columns:
             raise ConfigError(
                 f"quality {quality!r} is neither a signal ({', '.join(SIGNALS.names())}) nor a "
-                f"column of {source.path} (it has: {list_columns(source.columns)})"
+                f"column of {source.path}: choose one, or of {list_columns(source.columns)}"
             )
         rows = islice(Reader(source.path, source.kind, source.compression), 100)
         value = next((row.get(quality) for *_, row in rows if isinstance(row, dict)), None)

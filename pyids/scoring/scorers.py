@@ -32,7 +32,7 @@ def find_scorer(name: str) -> Scorer:
     """
     found = SCORERS.find(name)
     if not callable(found):
-        raise ConfigError(f"scorer {name!r}: a scorer is a function of `Probes`, not {found!r}")
+        raise ConfigError(f"scorer {name!r}: it is {found!r}: name a function of `Probes`")
     scorer: Scorer = found
     return scorer
 

@@ -25,7 +25,9 @@ _LIMIT = 4.0
 def target_embedding(probes: Probes) -> Scores:
     """Return each row's mean cosine to the target rows nearest to it."""
     if probes.options.target_cosines is None:
-        raise ConfigError("the scorer target-embedding needs vectors of pool and target")
+        raise ConfigError(
+            "the scorer target-embedding has no vectors of pool and target: use another here"
+        )
     return Scores(probes.options.target_cosines)
 
 

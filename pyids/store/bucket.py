@@ -308,7 +308,10 @@ def _speaks_of(name: str, content: bytes) -> set[str]:
 def check_name(bucket: Bucket, name: str) -> None:
     """Refuse an object whose name would be a place outside the folder."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise ConfigError(f"{bucket.url}: holds an object {name!r:.80}, which no run has made")
+        raise ConfigError(
+            f"{bucket.url}: holds an object {name!r:.80}, which no run has made: name another "
+            "folder"
+        )
 
 
 def work_folder(url: str) -> Path:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pyids import methods
+from pyids import Selection, methods
 from pyids.errors import ConfigError, DataError, PyidsWarning
 from pyids.methods import get_method, method_names, pool_from_arrays
 
@@ -367,7 +367,7 @@ def test_what_was_killed_before_it_noted_its_round_ends_with_the_same_bytes(stal
     found = []
     for name in ("whole", "killed"):
         folder = tmp_path / name
-        with pyids.Selection.open(folder, pool.options(rounds=2)) as selection:
+        with Selection.open(folder, pool.options(rounds=2)) as selection:
             selection.ask()
             selection.tell({int(row): 1.0 for row in selection.probes()})
             before = (folder / "rounds" / "state.json").read_bytes()
@@ -376,7 +376,7 @@ def test_what_was_killed_before_it_noted_its_round_ends_with_the_same_bytes(stal
             (folder / "rounds" / "state.json").unlink()
             if stale is not None:
                 (folder / "rounds" / "state.json").write_bytes(before)
-        with pyids.Selection.open(folder) as selection:
+        with Selection.open(folder) as selection:
             selection.ask()
             selection.finish()
         found.append((folder / "rounds" / "state.json").read_bytes())

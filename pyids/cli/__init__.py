@@ -17,7 +17,6 @@ from pyids.cli.buckets import destination, in_folder
 from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
-from pyids.store.remedies import STAGES
 from pyids.terminal import answered, printable, say_error
 
 
@@ -434,24 +433,6 @@ def verify(folder: str, replay: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path())
-@in_folder
-@click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
-@click.option(
-    "--from",
-    "from_round",
-    type=click.IntRange(1),
-    default=1,
-    help="with rounds: the first that goes [default: 1]",
-)
-def clean(folder: str, stage: str, from_round: int) -> None:
-    """Remove what one stage has written to a run folder; the next command makes it again."""
-    from pyids.store.clean import clean as clean_folder
-
-    removed = clean_folder(Path(folder), stage, from_round=from_round)
-    _say("\n".join(removed) or "nothing to remove")
-
-
 cli.add_command(look.report)
 cli.add_command(look.status)
+cli.add_command(look.clean)

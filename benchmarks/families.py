@@ -107,10 +107,10 @@ OWN: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5},
     "jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1,
               "expert_layer_period": 2},
-    **dict.fromkeys(
-        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"),
-        {"layer_types": ["linear_attention", "full_attention"]},
-    ),
+    **{
+        name: {"layer_types": ["linear_attention", "full_attention"]}
+        for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+    },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "kimi_linear": {

@@ -109,7 +109,7 @@ OWN: dict[str, dict[str, Any]] = {
               "expert_layer_period": 2},
     **{
         name: {"layer_types": ["linear_attention", "full_attention"]}
-        for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text")
+        for name in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention"]},

@@ -37,16 +37,10 @@ LINES = b"".join(orjson.dumps(row) + b"\n" for row in ROWS)
 MATRIX = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
 
 
-def table():
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(ROWS), sink, row_group_size=70)
-    return sink.getvalue().to_pybytes()
-
-
-def npy(array):
-    out = io.BytesIO()
-    np.save(out, array)
-    return out.getvalue()
+_TABLE, _NPY = io.BytesIO(), io.BytesIO()
+pq.write_table(pa.Table.from_pylist(ROWS), _TABLE, row_group_size=70)
+np.save(_NPY, MATRIX)
+TABLE, NPY = _TABLE.getvalue(), _NPY.getvalue()
 
 
 class Web(ThreadingHTTPServer):
@@ -161,7 +155,7 @@ def one_line(error):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("d.jsonl", LINES), ("d.jsonl.gz", gzip.compress(LINES)), ("d.parquet", table())],
+    [("d.jsonl", LINES), ("d.jsonl.gz", gzip.compress(LINES)), ("d.parquet", TABLE)],
 )
 @pytest.mark.parametrize("etags", [True, False])
 def test_files_of_the_web_are_read_by_ranges(name, content, etags, web, monkeypatch, tmp_path):
@@ -178,7 +172,7 @@ def test_vectors_of_the_web_are_read_by_ranges(web, tmp_path):
     (tmp_path / "pool.jsonl").write_bytes(LINES)
     np.save(tmp_path / "v.npy", MATRIX)
     picks = []
-    for number, vectors in enumerate([str(tmp_path / "v.npy"), web.put("v.npy", npy(MATRIX))]):
+    for number, vectors in enumerate([str(tmp_path / "v.npy"), web.put("v.npy", NPY)]):
         given = {"data": str(tmp_path / "pool.jsonl"), "budget": 20}
         given["output_dir"] = str(tmp_path / f"run {number}")
         picks.append(pyids.select("km-random", given, embeddings_file=vectors).ids.tolist())
@@ -348,7 +342,7 @@ def in_google(google, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("d.jsonl", LINES), ("d.jsonl.gz", gzip.compress(LINES)), ("d.parquet", table())],
+    [("d.jsonl", LINES), ("d.jsonl.gz", gzip.compress(LINES)), ("d.parquet", TABLE)],
 )
 def test_files_of_googles_store_are_read_by_ranges(name, content, in_google, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "_RANGE_BYTES", 3000)
@@ -367,7 +361,7 @@ def test_folders_vectors_and_identity_in_googles_store(in_google, tmp_path):
     assert fingerprint_files([in_google("i.jsonl", b"b" * 10)]) != first
     assert remote_facts("gs://pool/i.jsonl")[1]  # its ETag
     given = {"data": in_google("d.jsonl", LINES), "budget": 20, "output_dir": str(tmp_path / "run")}
-    found = pyids.select("km-random", given, embeddings_file=in_google("v.npy", npy(MATRIX)))
+    found = pyids.select("km-random", given, embeddings_file=in_google("v.npy", NPY))
     assert len(found.ids) == 20
 
 
@@ -389,7 +383,7 @@ def test_what_is_not_in_googles_store_is_one_line(in_google, monkeypatch):
 @pytest.fixture
 def hub(web):
     """A data set on a hub: what of its API is asked when files are listed and read."""
-    files = {"README.md": b"# x", "data/a.jsonl": LINES, "data/v.npy": npy(MATRIX)}
+    files = {"README.md": b"# x", "data/a.jsonl": LINES, "data/v.npy": NPY}
     listed = [
         {
             "type": "file",

@@ -264,9 +264,9 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     steps = []
     make = trainer.micro_batches
 
-    def spy(encoded, *options):
+    def spy(encoded, *options, **more):
         steps.append([numbers[row.input_ids.tobytes()] for row in encoded])
-        return make(encoded, *options)
+        return make(encoded, *options, **more)
 
     monkeypatch.setattr(trainer, "micro_batches", spy)
     finetune.finetune(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from pyids import Selection, methods
+from pyids import methods
 from pyids.errors import ConfigError, DataError, PyidsWarning
 from pyids.methods import get_method, method_names, pool_from_arrays
 
@@ -360,24 +360,3 @@ def test_listing_the_methods_imports_nothing_heavy():
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == ""
-
-
-@pytest.mark.parametrize("stale", [None, "before the draw"])
-def test_what_was_killed_before_it_noted_its_round_ends_with_the_same_bytes(stale, pool, tmp_path):
-    found = []
-    for name in ("whole", "killed"):
-        folder = tmp_path / name
-        with Selection.open(folder, pool.options(rounds=2)) as selection:
-            selection.ask()
-            selection.tell({int(row): 1.0 for row in selection.probes()})
-            before = (folder / "rounds" / "state.json").read_bytes()
-            selection.ask()
-        if name == "killed":  # after the round's ledger entry, before its note
-            (folder / "rounds" / "state.json").unlink()
-            if stale is not None:
-                (folder / "rounds" / "state.json").write_bytes(before)
-        with Selection.open(folder) as selection:
-            selection.ask()
-            selection.finish()
-        found.append((folder / "rounds" / "state.json").read_bytes())
-    assert found[0] == found[1]

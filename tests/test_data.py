@@ -750,3 +750,13 @@ def test_a_long_item_of_an_array_takes_five_times_its_size_at_most(tmp_path):
         int, subprocess.run(command, check=True, capture_output=True).stdout.split()
     )
     assert (after - before) * 1024 < 5 * 10_000_000
+
+
+def test_rows_of_nothing_are_not_counted(tmp_path):
+    """A few bytes of Arrow may claim any number of them."""
+    file = tmp_path / "x.arrow"
+    batch = pa.record_batch({"prompt": pa.nulls(5), "completion": pa.nulls(5)})
+    with pa.ipc.new_stream(file, batch.schema) as stream:
+        stream.write_batch(batch)
+    with pytest.raises(DataError, match=r"x\.arrow row .*no column of it holds anything"):
+        check(open_sources([str(file)]))

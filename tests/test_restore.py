@@ -111,6 +111,16 @@ def test_what_is_not_of_this_process_is_not_vouched_for(finished, pool):
     assert problem.startswith("rounds/1/scores.parquet: ")
 
 
+@pytest.mark.parametrize("name", ["exclude", "already", "target", "embeddings_file"])
+def test_a_file_that_a_configuration_names_and_the_run_did_not_have(finished, name):
+    config = finished / "config.yaml"
+    kept = config.read_text()
+    [line] = re.findall(rf"^{name}:.*$", kept, re.M)
+    config.write_text(kept.replace(line, f"{name}: null" if line[-4:] != "null" else line + "x"))
+    with pytest.raises(ConfigError, match=rf"config\.yaml: {name} is .*with all its options"):
+        Selection.open(finished)
+
+
 # ---- scores --------------------------------------------------------------------------------------
 
 

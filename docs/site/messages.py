@@ -54,7 +54,7 @@ class Message(NamedTuple):
         for mark in re.finditer(r"(?::|;|,|\.|, and|, or|\?) +| \(", self.text):
             rest = self.text[mark.end() :]
             word = re.match(r"(?:then |only |so |first |please |or |and )*`?([a-z-]+)", rest)
-            remedy = rest.startswith(("REMEDY", "`pyids", "`pip")) or (
+            remedy = rest.startswith(("REMEDY", "SET_BACK", "`pyids", "`pip")) or (
                 word is not None and word[1] in VERBS
             )
             if remedy:
@@ -92,6 +92,7 @@ def page() -> str:
 
 def _row(said: str, remedy: str) -> str:
     remedy = remedy.replace("REMEDY", "what the line says: a command that makes the file again")
+    remedy = remedy.replace("SET_BACK", "set it back, or choose another --output-dir")
     cells = (" ".join(cell.split()).replace("|", "\\|") for cell in (said, remedy))
     return f"| {' | '.join(re.sub('[<>*_]', lambda found: chr(92) + found[0], c) for c in cells)} |"
 

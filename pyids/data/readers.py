@@ -273,6 +273,10 @@ class Reader:
                 if text := _twice(batch.schema.names):
                     yield self._end(text)
                     return
+                # A few bytes may hold any number of such rows.
+                if batch.num_rows and all(map(pa.types.is_null, batch.schema.types)):
+                    yield self._end("no column of it holds anything: leave the file out")
+                    return
                 if self.drop in batch.schema.names:
                     batch = batch.drop_columns([self.drop])
                 yield from self._batches(
@@ -406,8 +410,9 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     )
 
 
-# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8.
-_UNFIT = (ValueError, OverflowError, TypeError)
+# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8, a
+# type that pyarrow has no class for.
+_UNFIT = (ValueError, OverflowError, TypeError, KeyError, NotImplementedError)
 
 
 def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
@@ -424,9 +429,11 @@ def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
 
 
 def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
-    for name, column in zip(row.schema.names, row.columns, strict=True):
+    for i, name in enumerate(row.schema.names):
         try:
-            orjson.dumps(column.to_pylist(), default=to_json)
+            orjson.dumps(row.column(i).to_pylist(), default=to_json)
+        except KeyError:
+            yield f"column {name!r} is of type {row.schema.types[i]}, which is not read: drop it"
         except _UNFIT as error:
             yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
 

@@ -43,6 +43,11 @@ _FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"}
     *("exclude", "exclude_embeddings_file", "already")
 }
 
+_SET_BACK = (
+    "set it back, or choose another --output-dir; if the file is damaged, repeat the command that "
+    "began the run, with all its options"
+)
+
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Give `config` with paths of data and vectors that hold in any working directory."""
@@ -154,8 +159,18 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
     made_with = Store(folder).identity()
     if made_with is not None:
         _compare(path, decided(saved), made_with, f"{folder} was made with")
+        _compare_files(path, saved, made_with)
     check_decided(folder, saved)
     return make_config(**{**saved.model_dump(), **changes, "output_dir": str(folder)})
+
+
+def _compare_files(path: Path, saved: RunConfig, made_with: Mapping[str, Any]) -> None:
+    """Compare whether there are files of each kind, which are known by their content."""
+    for name in sorted(_FILES & made_with.keys()):
+        value, were = getattr(saved, name), made_with[name] is not None
+        if were != (value is not None):
+            origin = f"{path.parent} was made with{'' if were else 'out'} such files"
+            raise ConfigError(f"{path}: {name} is {brief(value)}, and {origin}: {_SET_BACK}")
 
 
 def decided(config: RunConfig) -> dict[str, Any]:
@@ -193,7 +208,5 @@ def _compare(where: Path, now: Mapping[str, Any], had: Mapping[str, Any], origin
     for key, value in now.items():
         if had.get(key) != value:
             raise ConfigError(
-                f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: set it "
-                "back, or choose another --output-dir; if the file is damaged, repeat the command "
-                "that began the run, with all its options"
+                f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: {_SET_BACK}"
             )

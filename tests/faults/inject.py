@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import random
 import re
@@ -438,9 +439,8 @@ def main() -> int:
             if trial.outcome != "right" or options.verbose:
                 print(f"{number} {trial.fault}: {trial.detail}: {trial.outcome}", flush=True)
                 print("    " + trial.message.replace("\n", "\n    "), flush=True)
-            if number % 50 == 49:
-                print(f"{number + 1} trials", file=sys.stderr, flush=True)
         print(f"\n{options.trials} trials in {time.monotonic() - begin:.0f} s, seed {options.seed}")
+    gc.unfreeze()
     print("| fault | trials | outcome |\n|---|---|---|")
     for fault, counts in sorted(outcomes.items()):
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())

@@ -160,7 +160,8 @@ def test_rows_that_cannot_be_used_are_told_by_the_first_of_them(tmp_path):
     with pytest.raises(DataError) as caught:
         check(open_sources([path]))
     assert str(caught.value) == (
-        f"not one row can be used; the first: {path} line 1: the response is empty"
+        f"not one row can be used: mend the data, or name its columns with --format-map; the "
+        f"first: {path} line 1: the response is empty"
     )
 
 

@@ -144,7 +144,10 @@ def _after_reading(store: Store, keep_duplicates: bool, engine: Engine | None = 
     counts = (store.rows_read, store.kept, store.skipped, store.duplicates)
     index = store.index
     if not store.kept:
-        raise DataError(f"not one row can be used; the first: {index['unusable']}")
+        raise DataError(
+            "not one row can be used: mend the data, or name its columns with --format-map; the "
+            f"first: {index['unusable']}"
+        )
     return Intake(*counts, index["formats"], index["unused"], index["unusable"])
 
 

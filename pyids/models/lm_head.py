@@ -110,7 +110,9 @@ class Head:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if bool((attention_mask > 1).any()):
             if "position_ids" not in accepted:
-                raise ModelError(f"model {self.name!r}: it takes no rows that are packed")
+                raise ModelError(
+                    f"model {self.name!r}: it takes no rows that are packed: leave --packing out"
+                )
             del given["attention_mask"]
             given["position_ids"] = _positions(attention_mask)
         elif bool((attention_mask[:, :1] == 0).any()):  # padding on the left

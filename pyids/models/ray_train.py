@@ -112,7 +112,7 @@ def _work(config: dict[str, str]) -> None:
     """Be one of the workers; what no second try would mend ends every try at once."""
     folder = Path(config["folder"])
     if (folder / _PROBLEM).exists():
-        raise ModelError("see the first try")
+        raise ModelError("an earlier try failed: see what it says")
     try:
         be_one_of_several(folder)
     except PyidsError as error:

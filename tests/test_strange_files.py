@@ -18,6 +18,7 @@ from pyids.scoring import told
 from pyids.scoring.told import read_scores
 from pyids.selection import Selection
 from pyids.store import files
+from pyids.store.clean import clean
 from pyids.store.files import fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Store
 from pyids.store.manifest import verify
@@ -150,6 +151,44 @@ def test_inputs_that_cannot_be_read_twice_or_end_never_are_refused(tmp_path, mon
     scores.write_bytes(b'{"_pyids_id": 7, "score": 1, "text": "%b"}\n' % (b"x" * 1_000_000) * 2)
     with pytest.raises(DataError, match=r"line 2: .*earlier line"):  # long lines are read
         read_scores(scores)
+
+
+def test_vectors_that_claim_an_impossible_shape(tmp_path, recwarn):
+    for shape in ("(-600, 8)", "(600000000000, 800000000)", f"({2**70}, 1)"):
+        head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+        (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00" + head.encode() + bytes(64))
+        with pytest.raises(DataError, match=r"x\.npy: "):
+            open_vectors(tmp_path / "x.npy")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["rounds/1/scores", "config", "rows/00000-0000", "x"])
+def test_an_export_does_not_lie_among_the_files_of_a_run(finished, tmp_path, name):
+    to = ["export", str(finished), "--format", "parquet", "--to"]
+    answer = CliRunner().invoke(cli, [*to, str(finished / f"{name}.parquet")])
+    assert answer.exit_code == 2
+    assert "among the files of the run" in answer.output
+    for path in (finished / "selected-x.parquet", tmp_path / "x.parquet"):
+        assert CliRunner().invoke(cli, [*to, str(path)]).exit_code == 0
+        assert path.exists()
+    assert verify(finished) == []
+
+
+@pytest.mark.parametrize("from_round", [2, 3, 4, 9])
+def test_cleaning_rounds_that_there_are_not_changes_nothing(pool, tmp_path, from_round):
+    folder, options = tmp_path / "run", pool.options(rounds=4)
+    with Selection.open(folder, **options) as selection:
+        selection.draw()
+        selection.tell({int(row): float(row % 7) for row in selection.probes()})
+        selection.draw()
+        drawn = selection.rounds.selected().tolist()
+    assert clean(folder, "rounds", from_round=from_round) == (
+        ["rounds/2"] if from_round == 2 else []
+    )
+    with Selection.open(folder) as selection:
+        assert selection.round == 1
+        selection.draw()
+        assert selection.rounds.selected().tolist() == drawn
 
 
 # ---- names and depth -----------------------------------------------------------------------------

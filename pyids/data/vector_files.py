@@ -245,12 +245,13 @@ def _open(path: str, column: str | None, changed: int | str) -> _Part:
 
 def _of_npy(path: str) -> _Part:
     try:
-        vectors: Any = (
-            RemoteArray.open(path)
-            if is_remote(path)
-            else np.load(path, mmap_mode="r", allow_pickle=False)
-        )
-    except (OSError, ValueError, EOFError) as error:
+        with np.errstate(over="ignore"):  # a shape that no file has is refused below
+            vectors: Any = (
+                RemoteArray.open(path)
+                if is_remote(path)
+                else np.load(path, mmap_mode="r", allow_pickle=False)
+            )
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(
             f"{path}: no .npy file of numbers ({error}): save it with np.save"
         ) from None

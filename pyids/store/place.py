@@ -53,6 +53,25 @@ def check_writable_place(path: Path | str) -> None:
         raise ConfigError(str(error)) from None
 
 
+def check_outside(path: Path) -> None:
+    """Check that an export would not lie among the files of a run, or take the place of one.
+
+    Raises
+    ------
+    ConfigError
+        It would.
+    """
+    path = Path(os.path.abspath(path))
+    for folder in path.parents:
+        if _is_file(folder / MARK):
+            if path.parent != folder or not path.name.startswith("selected"):
+                raise ConfigError(
+                    f"{path}: among the files of the run in {folder}: name a place outside of it, "
+                    "or selected-... at its top"
+                )
+            return
+
+
 def check_place(path: Path) -> None:
     """Check that nothing lies there but what a run has made: other files are not ours to lose.
 

@@ -63,6 +63,24 @@ def has_drawn(folder: Path) -> bool:
     return bool(left & {"selected", "probes", "checkpoint", "scores", "weights"})
 
 
+def known_rounds(rounds: Path) -> tuple[int, int]:
+    """How many rounds must have been drawn and told, by all that stands in ``rounds/``."""
+    try:
+        state = read_sealed(rounds / "state.json")
+        drawn, told = int(state["drawn"]), int(state["told"])
+    except (FileNotFoundError, DamagedError):
+        drawn = told = 0
+    for number in sorted(int(path.name) for path in rounds.glob("*") if path.name.isdecimal()):
+        stands = {path.name for path in (rounds / str(number)).glob("*")}
+        if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
+            drawn = max(drawn, number)
+        if "weights.json" in stands:
+            told = max(told, number)
+        if stands:  # of a round that begins, the one before has been told
+            told = max(told, number - 1)
+    return max(drawn, told), told
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     return [path.parent for path in (folder / "rounds").glob(f"*/checkpoint/{RECORD}")]
 
@@ -160,17 +178,7 @@ class Rounds:
 
     def known(self) -> tuple[int, int]:
         """How many rounds must have been drawn and told, by all that stands there."""
-        drawn, told = self._stated()
-        folders = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
-        for number in sorted(folders):
-            stands = {path.name for path in (self._folder / str(number)).glob("*")}
-            if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
-                drawn = max(drawn, number)
-            if "weights.json" in stands:
-                told = max(told, number)
-            if stands:  # of a round that begins, the one before has been told
-                told = max(told, number - 1)
-        return max(drawn, told), told
+        return known_rounds(self._folder)
 
     # -- damage --
 

@@ -158,8 +158,8 @@ def _held(record: Mapping[str, Any], place: str) -> Held:
     if messages is None:
         texts = tuple(dict.fromkeys(words for t in _texts(record) if (words := words_of(t))))
         prompts = tuple(text for text in texts if text.count(b" ") >= _PROMPT_WORDS - 1)
-        turns = [{"role": "user", "content": text} for text in _texts(record)]
-        return Held(place, None, prompts, texts, turns)
+        said = [{"role": "user", "content": text} for text in _texts(record)]
+        return Held(place, None, prompts, texts, said)
     turns, before = turns_of(messages)
     prompts = (b" ".join(turns[:before]),) if before else ()
     return Held(place, key, prompts, tuple(turns), messages)

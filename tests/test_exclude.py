@@ -1,6 +1,7 @@
 """What held-out rows exclude: planted copies of every kind, and rows that must stay."""
 
 import random
+import unicodedata
 
 import numpy as np
 import orjson
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import pyids
 from pyids.cli import cli
+from pyids.data import exclude
 from pyids.data.exclude import HeldOut, Options, read_held_out, words_of
 from pyids.errors import ConfigError, DataError
 
@@ -157,6 +159,14 @@ def test_words_of_a_text():
 def test_words_do_not_depend_on_what_stands_behind_them(text):
     """ASCII takes a faster way to the same words."""
     assert words_of(f"{text} é") == b" ".join([*words_of(text).split(), "é".encode()])
+
+
+def test_texts_without_marks_take_a_faster_way_to_the_same_words():
+    """Every character, between letters and behind a mark, by both patterns."""
+    for code in (*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE0200)):
+        text = unicodedata.normalize("NFKC", f"a{chr(code)}b é{chr(code)} ").lower()
+        if not exclude._SPECIAL.search(text):
+            assert exclude._PLAIN.findall(text) == exclude._word().findall(text), hex(code)
 
 
 @given(st.text(), st.text())

@@ -139,7 +139,7 @@ def _inputs(store: Store, config: RunConfig) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "version": _VERSION,
         "rows": [store.fingerprint(shard) for shard in store.shards],
-        "exclude": fingerprint_files(named_files(config.exclude or []), store),
+        "exclude": fingerprint_files(named_files(config.exclude or [], held_out=True), store),
         "already": fingerprint_files(named_files(config.already or []), store),
         "ngram": config.exclude_ngram or NGRAM,
         "overlap": config.exclude_overlap,

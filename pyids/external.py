@@ -80,8 +80,22 @@ class ExternalOptions(BaseModel):
     gradient_checkpointing: bool = option(
         "Training", "compute activations twice instead of keeping them: slower, less memory", False
     )
+    load_in_4bit: bool = option(
+        "Training",
+        "hold the base model in 4 bits while its adapter is trained (QLoRA; needs bitsandbytes)",
+        False,
+    )
+    packing: bool = option(
+        "Training", "put rows one after the other instead of padding them; none sees another", False
+    )
+    num_gpus: int | None = option(
+        "Machine", "GPUs that train and score together, a process on each", None, ge=1, le=1024
+    )
     num_processes: int = option(
-        "Machine", "processes that train together, each on a GPU of its own", 1, ge=1, le=1024
+        "Machine", "processes that train and score together, on GPUs or CPUs", 1, ge=1, le=1024
+    )
+    fsdp: bool = option(
+        "Training", "share out the weights over the processes: for models that do not fit", False
     )
 
     serve_url: Annotated[str, AfterValidator(check_url)] | None = option(
@@ -101,14 +115,27 @@ class ExternalOptions(BaseModel):
     def _check_trainer(self) -> ExternalOptions:
         if self.trainer is not None and self.train_command is not None:
             raise ValueError("--trainer and --train-command both say who trains: give one")
-        if self.num_processes > 1 and self.has_own_trainer:
-            raise ValueError("--num-processes is for the trainer of pyids: tell your own yourself")
+        if self.num_gpus is not None and self.num_processes > 1:
+            raise ValueError("--num-gpus and --num-processes both say how many train: give one")
+        if self.processes > 1 and self.has_own_trainer:
+            flag = "--num-processes" if self.num_gpus is None else "--num-gpus"
+            raise ValueError(f"{flag} is for the trainer of pyids: tell your own yourself")
+        if self.fsdp and self.processes == 1:
+            raise ValueError(
+                "--fsdp shares out the weights over several processes: say how many by --num-gpus "
+                "or --num-processes"
+            )
         if self.train_config is not None and not self.has_own_trainer:
             raise ValueError("--train-config belongs to --train-command or --trainer: name one")
         for name in ("serve_model", "serve_max_requests"):
             if getattr(self, name) is not None and self.serve_url is None:
                 raise ValueError(f"--{name.replace('_', '-')} belongs to --serve-url: name that")
         return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes train and score together."""
+        return self.num_gpus or self.num_processes
 
     @property
     def has_own_trainer(self) -> bool:

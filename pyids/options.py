@@ -70,8 +70,8 @@ class ExclusionOptions(BaseModel):
 
     exclude: Files = option(
         "Exclusion",
-        "held-out rows (files, as DATA, or a benchmark's hub name; may be repeated): rows that "
-        "repeat them, or share words with them, are never drawn",
+        "held-out rows (files, as DATA, or a benchmark such as gsm8k or owner/name@config:split; "
+        "may be repeated): rows that repeat them, or share words with them, are never drawn",
         None,
         min_length=1,
     )

@@ -111,7 +111,7 @@ def parse_mix(value: object) -> object:
     if isinstance(value, str):
         try:
             read = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{value}: cannot be read as a YAML mix of groups: {reason}") from None
         where = f"{value}: "

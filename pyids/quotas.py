@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+import numpy as np
+
+from pyids._typing import Float64
 from pyids.errors import ConfigError
 
 
@@ -218,3 +221,23 @@ def round_bounds(
     parts = [min(whole[g], max(0, -(-caps[g] * (n + 1) // rounds) - spent[g])) for g in groups]
     parts = [max(a, b) for a, b in zip(parts, lower, strict=True)]
     return lower, parts if sum(parts) >= target else whole
+
+
+# ---- what a cluster has had already --------------------------------------------------------------
+
+
+def level(shares: Float64, charge: Float64, target: int) -> float:
+    """Find the `t` with which ``sum(max(0, t * shares - charge))`` is the target.
+
+    Cells come in as `t` passes ``charge / share``, those with the least first. 0 where no
+    cell has a share.
+    """
+    there = shares > 0
+    if not there.any():
+        return 0.0
+    share, charge = shares[there], charge[there]
+    order = np.argsort(charge / share, kind="stable")
+    t = (target + np.cumsum(charge[order])) / np.cumsum(share[order])
+    # The cells that are in are those before the first whose threshold is not below the level.
+    thresholds = np.append((charge / share)[order][1:], np.inf)
+    return float(t[np.flatnonzero(t <= thresholds)[0]])

@@ -102,7 +102,7 @@ class Registry:
                 return getattr(import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(
-                f"{self.kind} {name!r} cannot be loaded from {location}: {error}"
+                f"{self.kind} {name!r} cannot be loaded from {location} ({error}): mend that module"
             ) from error
 
     def _choices(self) -> str:

@@ -291,11 +291,16 @@ class ShardedSample:
     def _merge(self) -> None:
         self._merged = _best([self._merged, *self._waiting], self._quotas)
         self._waiting.clear()
-        counts = np.bincount(self._merged.labels, minlength=len(self._quotas))
-        order = np.lexsort((self._merged.keys[:, 1], self._merged.keys[:, 0], self._merged.labels))
-        firsts = np.cumsum(counts) - counts
+        labels, (high, low) = self._merged.labels, self._merged.keys.T
+        counts = np.bincount(labels, minlength=len(self._quotas))
+        # The least key of each cluster, by its two parts: sorting for it would cost more than all
+        # else here.
+        least = np.full((2, len(counts)), np.inf)
+        np.minimum.at(least[0], labels, high)
+        least_high = high == least[0][labels]
+        np.minimum.at(least[1], labels[least_high], low[least_high])
         full = (counts > 0) & (counts >= self._quotas)
-        self.floors[full] = self._merged.keys[order[firsts[full]]]
+        self.floors[full] = least.T[full]
 
     def result(self, *, allow_fewer: bool = False) -> Sample:
         """Return the rows drawn from all shards so far.

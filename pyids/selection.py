@@ -6,6 +6,7 @@ out, for trainers of any kind: `ask` gives the rows selected so far, `tell` take
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,25 +23,27 @@ from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
 from pyids.device import device
 from pyids.engine import make_engine
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
 from pyids.pipeline.grow import carried_over
-from pyids.pipeline.identity import named, saved_config
+from pyids.pipeline.identity import model_content, named, saved_config
 from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import metadata, prepare, reopen
 from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
-from pyids.scoring.cluster_weights import columns_of, reweight
+from pyids.scoring.cluster_weights import Told, columns_of, reweight
 from pyids.scoring.told import check_told
+from pyids.store import restore
 from pyids.store.bucket import working_in
 from pyids.store.folder import Store
 from pyids.store.objects import is_bucket
 from pyids.store.place import is_ours
+from pyids.store.remedies import remedy
 
 if TYPE_CHECKING:
     import datasets
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from pyids.chat.formats import Message
     from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
+
+logger = logging.getLogger("pyids")
 
 
 def run(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
@@ -169,6 +174,7 @@ class Selection:
 
     def run_rounds(self) -> None:
         """Do the rounds that are left with the trainer that pyids brings; see `run`."""
+        self.make_again()
         while self.draw():
             checkpoint = self.train()
             if self.round == self.config.rounds - 1:
@@ -196,6 +202,8 @@ class Selection:
         n, config = self.round, self.config
         if n == config.rounds:
             return False
+        self._screen_again()
+        restore.check_scores(self.rounds)
         if self.rounds.drawn == n:
             quotas = self.draws.quotas(n)
             if config.oversample > 1:
@@ -210,6 +218,7 @@ class Selection:
         """Draw several candidates for each row, then of these, outliers of a cluster less often."""
         from pyids.scoring.screening import screen
 
+        self._check_model()
         candidates = self.draws.candidates(n, quotas, per_row)
         clusters = self.clusters_of(candidates)
         screened = screen(
@@ -243,26 +252,36 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
-        from pyids.models.checkpoints import read_record
-
         n = self.rounds.asked(self.config.rounds)
-        if self.rounds.has_checkpoint(n):
-            checkpoint = read_record(self.rounds.path(n, "checkpoint"))
-        else:
-            checkpoint = self._train(n)
-            self.rounds.save_checkpoint(n)
+        checkpoint = self._trained(n)
         self.callbacks.on_train(self, n, checkpoint)
         return checkpoint
 
-    def _train(self, n: int) -> Checkpoint:
+    def _trained(self, n: int) -> Checkpoint:
+        """Give the checkpoint of round `n`, trained if need be; where it was lost, to the same."""
+        self._check_model()
+        from pyids.models.checkpoints import read_record
+
+        if self.rounds.has_checkpoint(n):
+            return read_record(self.rounds.path(n, "checkpoint"))
+        if known := restore.known_checkpoint(self.rounds, n):
+            logger.warning("the checkpoint of round %d is damaged: training it again", n + 1)
+            # The old entry stays until the end: it knows what must come of this.
+            checkpoint = self._train(n, self.rounds.path(n, "checkpoint"))
+            restore.restore_checkpoint(self.rounds, n, known)
+            return checkpoint
+        checkpoint = self._train(n, self.rounds.begin_checkpoint(n))
+        self.rounds.save_checkpoint(n)
+        return checkpoint
+
+    def _train(self, n: int, output_dir: Path) -> Checkpoint:
         from pyids.models.finetune import finetune, training_options
         from pyids.models.own_trainer import train_outside
 
-        model, rows = round_model(self.config), self.conversations(self.rounds.selected())
+        model = round_model(self.config)
+        rows = self.conversations(self.rounds.selected_before(n + 1))
         if self.config.has_own_trainer:
             self._check_named("trainer")
-        output_dir = self.rounds.begin_checkpoint(n)
-        if self.config.has_own_trainer:
 
             def write(path: Path, form: str) -> Path:
                 return self.export(path, format=form)
@@ -278,6 +297,12 @@ class Selection:
             **training_options(self.config),
         )
 
+    def _check_model(self) -> None:
+        """Check, once, that the base model is what earlier rounds used."""
+        if not self.rounds.model:
+            self.rounds.model = model_content(self.config, self.store)
+            restore.check_model(self.rounds, self.config.round_model)
+
     def _check_named(self, what: str) -> None:
         """Refuse to start or to ask what only a folder's configuration names."""
         if not self._named:
@@ -289,12 +314,16 @@ class Selection:
 
     def score(self, checkpoint: Checkpoint) -> Scores:
         """Score this round's probe rows under the base model and the checkpoint."""
+        scores = self._score(checkpoint, self.probes())
+        self.callbacks.on_score(self, self.round, scores)
+        return scores
+
+    def _score(self, checkpoint: Checkpoint, row_ids: Int64) -> Scores:
         from pyids.scoring.probes import score_probes
 
         if self.config.serve_url is not None:
             self._check_named("server")
-        row_ids = self.probes()
-        scores = score_probes(
+        return score_probes(
             self.config,
             checkpoint.path,
             self.conversations(row_ids),
@@ -302,8 +331,6 @@ class Selection:
             cache=self.store.path,
             target={} if self.draws.target is None else self.draws.target.scoring_options(row_ids),
         )
-        self.callbacks.on_score(self, self.round, scores)
-        return scores
 
     def conversations(self, row_ids: Int64) -> list[list[Message]]:
         """Messages of the rows, by ascending row id."""
@@ -334,6 +361,17 @@ class Selection:
         self._check_open()
         # Scores told twice must not pass for those of a round that nobody has trained on.
         n = self.rounds.asked(self.config.rounds)
+        restore.check_scores(self.rounds)
+        table, told = self._told(n, scores)
+        # A `run` may have ended here, whose last round scores nothing: now the selection goes on.
+        (self.store.path / "manifest.json").unlink(missing_ok=True)
+        self.rounds.save_told(n, table, told.summary, told.weights)
+        self.callbacks.on_round_end(self, n)
+
+    def _told(
+        self, n: int, scores: Scores | Mapping[int, float]
+    ) -> tuple[dict[str, NDArray[Any]], Told]:
+        """Give what is kept of the scores of round `n`, and what they come to."""
         row_ids, columns, clusters = check_told(
             self.rounds, n, scores, *columns_of(scores, self.rounds.probes(n)), self.clusters_of
         )
@@ -341,17 +379,38 @@ class Selection:
         if not isinstance(scores, Mapping):
             terms = {"temperature": scores.temperature, "pooled_noise": scores.pooled_noise}
         told = reweight(self.rounds.weights(n), columns, clusters, self.config, **terms)
-        table: dict[str, NDArray[Any]] = {"row_id": row_ids, "cluster": clusters, **columns}
-        # A `run` may have ended here, whose last round scores nothing: now the selection goes on.
-        (self.store.path / "manifest.json").unlink(missing_ok=True)
-        self.rounds.save_told(n, table, told.summary, told.weights)
-        self.callbacks.on_round_end(self, n)
+        return {"row_id": row_ids, "cluster": clusters, **columns}, told
+
+    # -- damage --
+
+    def make_again(self) -> None:
+        """Screen, train and score again what earlier rounds have lost, to the same bytes."""
+        self._screen_again()
+        for n in range(self.round):
+            lost = restore.lost_checkpoint(self.rounds, n)
+            if lost is not None and self.config.has_own_trainer:
+                raise DamagedError(f"{lost}: missing or damaged: {remedy(lost)}")
+            if lost is not None:
+                self._trained(n)
+            probes = self.rounds.probes(n)
+            if probes is not None and not self.rounds.holds_scores(n):
+                logger.warning("the scores of round %d are damaged: scoring again", n + 1)
+                table, told = self._told(n, self._score(self._trained(n), probes))
+                restore.restore_scores(self.rounds, n, table, told.summary)
+
+    def _screen_again(self) -> None:
+        for n in range(self.rounds.drawn if self.config.oversample > 1 else 0):
+            if not self.rounds.holds_candidates(n):
+                logger.warning("the candidates of round %d are damaged: screening again", n + 1)
+                selected = self._screen(n, self.draws.quotas(n), self.config.oversample)
+                restore.check_drawn(self.rounds, n, selected)
 
     # -- the result --
 
     def finish(self) -> Path:
         """Export the selection, then write the manifest."""
         path = self.export()
+        self.rounds.settle()
         facts = {**self.draws.metadata(), **carried_over(self.store)}
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.

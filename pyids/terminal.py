@@ -90,10 +90,19 @@ def explain(error: BaseException) -> str | None:
     place = getattr(error, "filename", None)
     place = os.fsdecode(place) if isinstance(place, str | bytes) else str(place or "")
     what = _REMEDIES.get(number or 0)
+    if number in (errno.EISDIR, errno.ENOTDIR) and _in_run_folder(place):
+        what = f"a folder stands in the place of a file, or a file above it: remove it, {_GO_ON}"
     if what is None:
         reason = (getattr(error, "strerror", None) or text or type(error).__name__)[:200]
         what = f"{reason}: mend that, {_GO_ON}"
     return f"{place}: {what}" if place else what
+
+
+def _in_run_folder(place: str) -> bool:
+    above = [os.path.dirname(place)]
+    for _ in range(4):
+        above.append(os.path.dirname(above[-1]))
+    return any(os.path.isfile(os.path.join(folder, ".pyids")) for folder in above if folder)
 
 
 @contextmanager

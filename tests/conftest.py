@@ -123,3 +123,36 @@ def small(tmp_path_factory):
     module.make_pool(folder)
     module.make_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store_url():
+    """The address of a real object store on this machine."""
+    pytest.importorskip("boto3", reason="the extra remote is not installed")
+    moto = pytest.importorskip("moto.server", reason="the package moto is not installed")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def object_store(object_store_url, monkeypatch, tmp_path):
+    """A client of the object store, with a bucket, and a machine with an empty work folder."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": object_store_url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-this-test",
+        "AWS_REGION": "us-east-1",
+        "PYIDS_WORK_DIR": str(tmp_path / "machine 1"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    import boto3
+
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=object_store_url)
+    client.create_bucket(Bucket="runs-of-tests")
+    yield client
+    found = client.list_objects_v2(Bucket="runs-of-tests").get("Contents", ())
+    for one in found:
+        client.delete_object(Bucket="runs-of-tests", Key=one["Key"])

@@ -54,3 +54,36 @@ def process_that_loaded(job):
         (Path(job.folder) / f"loaded-{os.getpid()}").touch()
     time.sleep(0.05)
     return os.getpid()
+
+
+def die_inside(job):
+    """Do a task; the first one of its stage dies before its work, or with it done and not told."""
+    task, marks, when, item = job
+    mark = Path(marks) / task.__name__
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return task(item)
+    if when == "after":
+        task(item)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold_node(job):
+    """Do a task; the first one on a node says that it is there, and waits for the node's end."""
+    import ray
+
+    task, marks, node, item = job
+    if ray.get_runtime_context().get_node_id() == node:
+        (Path(marks) / task.__name__).touch()
+        time.sleep(600)
+    return task(item)
+
+
+def folder_bytes(folder):
+    """Contents of all files of a run folder but those that name where it lies."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
+    }

@@ -78,37 +78,10 @@ def test_a_refusal_shows_no_secret(pool, here):
 # ---- what does -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def store_url():
-    pytest.importorskip("boto3", reason="the extra remote is not installed")
-    moto = pytest.importorskip("moto.server", reason="the package moto is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def store(store_url, monkeypatch, tmp_path):
-    """An object store with a bucket, and a machine with an empty work folder."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": store_url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "a-secret-of-this-test",
-        "AWS_REGION": "us-east-1",
-        "PYIDS_WORK_DIR": str(tmp_path / "machine 1"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    import boto3
-
-    client = boto3.client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket="runs-of-tests")
+def store(object_store, monkeypatch):
     monkeypatch.setattr(bucket_module, "PUSH_S", 0.05)
-    yield client
-    found = client.list_objects_v2(Bucket="runs-of-tests").get("Contents", ())
-    for one in found:
-        client.delete_object(Bucket="runs-of-tests", Key=one["Key"])
+    return object_store
 
 
 def contents(client, prefix):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import pyids
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline import token_draw
-from pyids.pipeline.budgeted import level
 from pyids.pipeline.token_draw import Part, draw_tokens
+from pyids.quotas import level
 from pyids.sampling import allocate
 
 NOBODY = np.empty(0, np.int64)
@@ -330,6 +330,86 @@ def test_a_dry_run_shows_quotas_and_exclusions(sized, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="the floor 1000000 is 1000000 of 1200 response tok"):
         plan(pyids.RunConfig(**options | {"floor": ["code=1M"]}))
+
+
+@pytest.fixture
+def shared_out(sized, tiny, tmp_path):
+    """Options of a budget by tokens within bounds, with rows that are never drawn."""
+    held = tmp_path / "held-out.jsonl"
+    held.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sized.rows[:7]))
+    return [
+        *("--budget", "1.2K-tokens", "--group-by", "source", "--cap", "chat=40%"),
+        *("--floor", "code=10%", "--exclude", str(held), "--exclude-ngram", "450"),
+        *("--already", str(held), "--model", tiny),
+    ]
+
+
+def invoke(*arguments):
+    from click.testing import CliRunner
+
+    from pyids.cli import cli
+
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def files(folder):
+    """Name all that is not about hashes or locks, with the times of change."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+QUOTAS = (
+    "budget    1,200 response tokens (about ",
+    "chat 480 of ",
+    "excluded  7 rows that match held-out rows (7 exact)",
+    "already   7 rows of the pool are trained on",
+)
+
+
+def test_a_dry_run_of_select_and_ask_shows_the_same(sized, shared_out, tmp_path):
+    vectors = ["--embeddings-file", sized.vectors, "--dry-run"]
+    run = tmp_path / "run"
+    asked = invoke("ask", run, "--data", sized.path, *shared_out, *vectors)
+    method = ["--method", "km-random", "--output-dir", run]
+    chosen = invoke("select", sized.path, *method, *shared_out, *vectors)
+    for result in (asked, chosen):
+        assert result.exit_code == 0, result.output
+        assert [words for words in QUOTAS if words not in result.output] == []
+    assert "by your own trainer" in asked.output
+    assert "method    km-random: Draw from each cluster its share" in chosen.output
+    assert not run.exists()
+    refused = invoke("select", sized.path, *method, *shared_out, *vectors, "--set", "no=1")
+    assert "has no option 'no'" in refused.output
+
+
+def test_a_dry_run_of_a_selection_from_a_folder(sized, shared_out, tmp_path):
+    """It changes nothing there; rows that share nothing among clusters say so."""
+    run = tmp_path / "run"
+    assert invoke("select", sized.path, "--method", "random", "--budget", 20, "--output-dir", run,
+                  "--embeddings-file", sized.vectors).exit_code == 0  # fmt: skip
+    options = ["--method", "longest", *shared_out]
+    invoke("select", run, *options, "--dry-run")
+    before = files(run)
+    result = invoke("select", run, *options, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert [words for words in QUOTAS if words not in result.output] == []
+    assert "longest shares nothing among clusters" in result.output
+    assert files(run) == before
+    assert not (run / "selected-longest.jsonl").exists()
+
+
+def test_a_plan_shows_quotas_by_its_sample(sized, shared_out, tmp_path):
+    """Of a pool as small as this one the sample is all of it."""
+    arguments = [sized.path, *shared_out, "--embeddings-file", sized.vectors]
+    result = invoke("plan", *arguments)
+    assert result.exit_code == 0, result.output
+    words = (*QUOTAS[:2], "excluded  about 7 rows", "already   about 7 rows")
+    assert [word for word in words if word not in result.output] == []
+    result = invoke("plan", *arguments, "--floor", "math=95%")
+    assert "does not fit: the floors come to " in result.output
+    by_file = ["--group-by", "file", "--cap", f"{sized.path.name}=100%"]
+    result = invoke("plan", *arguments[:1], *arguments[-2:], "--budget", 40, *by_file)
+    assert f"groups    rows, about: {sized.path.name} 40 of 400" in result.output
 
 
 def test_the_report_says_what_was_capped_and_excluded(sized, tmp_path):

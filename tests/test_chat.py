@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from pyids.chat.formats import Turns
+from pyids.chat.render import response_length, said_in
 from pyids.chat.template import Encoded, encode, encode_prompt, text_of, truncate, with_turns
 from pyids.errors import ModelError
+from pyids.models.endpoint import Endpoint
+from pyids.models.judge import Judge
+from pyids.scoring.cache import content_hash
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -285,3 +289,42 @@ def test_text_of_joins_the_turns():
     assert text_of(turns) == "a"
     parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
     assert text_of([*turns, {"role": "assistant", "content": parts}]) == "a\nbc"
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "river"}}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reasoning_content": "Hm."},
+        {"thinking": "Hm."},
+        {"tool_calls": [CALL]},
+        {"tool_calls": [CALL], "content": ""},
+    ],
+)
+def test_what_is_embedded_counted_and_judged_has_reasoning_and_calls(change):
+    """Rows that differ in them alone are not alike, nor near-duplicates for certain."""
+    plain = [{"role": "user", "content": "Name one."}, {"role": "assistant", "content": "Rhine."}]
+    row = [plain[0], {**plain[1], **change}]
+    said = "Hm." if "tool_calls" not in change else '"name": "find", "arguments": {"what": "river"}'
+    assert said not in text_of(plain)
+    assert said in text_of(row)
+    assert said_in(row[1]) in text_of(row)
+    assert response_length(row) == len(said_in(row[1]))
+    assert content_hash(row) != content_hash(plain)
+    judge = Judge(Endpoint("http://127.0.0.1:9/v1", "m"))
+    assert said in judge._fill(row)
+
+
+def test_rows_that_differ_in_the_tools_on_offer_are_not_embedded_alike():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    offers = [Turns(turns, tools) for tools in ([CALL], [{"name": "other"}], [{"no": "name"}])]
+    assert [text_of(row) for row in offers] == ["a\nb\nfind", "a\nb\nother", "a\nb"]
+
+
+def test_what_a_template_may_show_beside_is_part_of_the_content_that_is_scored():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    named = [{**turns[0], "name": "Ann"}, turns[1]]
+    timed = [{**turns[0], "timestamp": "12:00"}, turns[1]]
+    assert content_hash(named) != content_hash(turns) == content_hash(timed)

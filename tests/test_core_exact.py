@@ -387,12 +387,20 @@ def test_floors_of_earlier_shards_change_no_draw(kind: str) -> None:
 def test_levels_pick_the_same_rows(level: str) -> None:
     code = """
 import numpy as np
+from pyids import neighbors
 from pyids.methods import greedy
 x = np.random.default_rng(0).integers(-2, 3, (900, 12)).astype("f4")
 x[np.all(x == 0, axis=1)] = 1
 picks = greedy.facility_location(x, 60), greedy.facility_location(x, 20, epsilon=0.2, seed=1)
 novel = greedy.novel_select(x, 60, weights=np.ones(900), horizon=20)
 print([p.rows.tolist() + p.values.tolist() for p in (*picks, novel)])
+# Cosines of small integers: many lie at the threshold, and at the last neighbor that counts.
+y = np.random.default_rng(1).integers(0, 2, (900, 12)).astype("f4")
+y[np.all(y == 0, axis=1)] = 1
+kept = [neighbors.filter_near(y, np.arange(900), 400, threshold=t) for t in (0.5, 2 / 3, 0.75)]
+print([p.rows.tolist() for p in kept])
+print(neighbors.neighbor_distances(x, 5).tolist(), neighbors.neighbor_distances(y, 3).tolist())
+print(neighbors.neighbor_distances(y, 3, reference=np.arange(0, 900, 2)).tolist())
 """
     assert in_child(code, PYIDS_SIMD=level) == in_child(code)
 

@@ -175,3 +175,20 @@ def test_pages_name_options_that_exist():
             continue
         for option in re.findall(r"(?<![\w-])(--[a-z][a-z-]*[a-z])(?![\w-])", page.read_text()):
             assert option in known, f"{page.name}: {option}"
+
+
+def test_every_message_says_what_to_do():
+    spec = importlib.util.spec_from_file_location("messages", ROOT / "docs/site/messages.py")
+    messages = importlib.util.module_from_spec(spec)
+    sys.modules["messages"] = messages
+    spec.loader.exec_module(messages)
+    found = list(messages.messages())
+    assert len(found) > 300
+    without = [m for m in found if not m.parts[1] and not m.text.endswith(messages.PASSED_ON)]
+    assert without == []
+    page = messages.page()
+    assert page.count("\n| ") > 300
+    full = "| the disk is full | make room, then the same command goes on |"
+    assert full in page
+    probe = messages.Message("x.py", 1, "PATH: it is broken, which nobody expected")
+    assert probe.parts == (probe.text, "")

@@ -1,6 +1,7 @@
 """The engines: order, bounded look-ahead, errors, dead workers, and a cluster that is not ours."""
 
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.pipeline.prepare import prepare
+from pyids.scoring.cache import store_quality
 from pyids.selection import Selection
 from pyids.store.files import hash_file, known_hash
 from pyids.store.folder import Store
@@ -31,6 +33,7 @@ from engine_tasks import (
     Job,
     die_at_three,
     die_once,
+    folder_bytes,
     process_id,
     process_that_loaded,
     refuse_three,
@@ -110,6 +113,22 @@ def test_a_dead_local_worker_is_an_error_and_no_hang(tmp_path):
         with pytest.raises(PyidsError, match="a worker process died"):
             list(engine.map(die_at_three, jobs(tmp_path)))
         assert list(engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
+
+
+def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
+    """It holds the lock of the queue of tasks, and the others would wait for it for ever."""
+    with LocalEngine(2) as engine:
+        list(engine.map(process_id, jobs(tmp_path, 4)))
+        workers = list(engine._pool._processes.values())
+        time.sleep(0.5)  # until both wait: one in the queue, one for its lock
+        os.kill(workers[0].pid, signal.SIGKILL)
+        with pytest.raises(PyidsError, match="a worker process died"):
+            list(engine.map(process_id, jobs(tmp_path, 4)))
+        # By the system's word: two threads that wait for one child may both be told nothing.
+        deadline = time.monotonic() + 20
+        while any(Path(f"/proc/{process.pid}").exists() for process in workers):
+            assert time.monotonic() < deadline, "a worker is left behind"
+            time.sleep(0.05)
 
 
 def test_a_dead_ray_worker_is_an_error_and_no_hang(ray_engine, tmp_path):
@@ -265,16 +284,8 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
         assert os.environ.pop("RAY_AUTH_MODE") == "token"
 
 
-def folder_bytes(folder):
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
-    }
-
-
 def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypatch):
-    """Read, vectors, k-means, near-duplicates on Ray, with more groups than workers."""
+    """Read, vectors, k-means, near-duplicates, ratings on Ray, with more groups than workers."""
     for name in "abc":
         rows = [{"prompt": f"{name}{i % 290}", "completion": f"answer {i}"} for i in range(400)]
         (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
@@ -289,6 +300,7 @@ def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypat
             rounds=1,
             clusters=7,
             semdedup_threshold=0.999,
+            quality="length",
             engine=engine,
             output_dir=str(tmp_path / engine),
         )
@@ -301,6 +313,30 @@ def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypat
         assert manifest["files"].keys() - {"config.yaml"} == names
     assert found[0] == found[1]
     assert any(name.startswith("distinct/") for name in found[0])
+    assert sum(name.startswith("quality/cache/") for name in found[0]) >= 3
+
+
+def test_rows_get_the_same_ratings_from_every_engine(engine, tmp_path, tiny):
+    """A model's ratings to the bit; a worker that has rated a shard does not rate it again."""
+    for name in "ab":
+        rows = [{"prompt": f"{name}{i}", "completion": "so " * (1 + i % 5)} for i in range(6)]
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    rated = []
+    for number in range(2):
+        with Store.open(tmp_path / f"run{number}") as store:
+            ingest(store, open_sources([str(tmp_path / "*.jsonl")]), engine=engine)
+            where = (LocalEngine(), engine)[number]
+            options = {"default_model": tiny, "engine": where}
+            rated.append(store_quality(store, "perplexity", **options))
+            files = {path: path.stat().st_mtime_ns for path in store.path.rglob("cache/**/*.npy")}
+            assert len(files) == 2
+            again = store_quality(store, "perplexity", **options)
+            assert {path: path.stat().st_mtime_ns for path in files} == files
+            assert again.tobytes() == rated[-1].tobytes()
+            with pytest.raises(DataError, match=r"a.jsonl: row 1 holds 'a0' in column 'prompt'"):
+                store_quality(store, "prompt", **options)
+    assert len(set(rated[0].tolist())) > 6
+    assert rated[0].tobytes() == rated[1].tobytes()
 
 
 def test_files_are_hashed_by_the_workers(engine, tmp_path):

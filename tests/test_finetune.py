@@ -14,9 +14,10 @@ from pyids.chat import template
 from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
-from pyids.errors import ModelError
+from pyids.errors import ConfigError, ModelError
 from pyids.models import batching, finetune, hub, lm_head, load, nll
 from pyids.models.finetune import training_options
+from pyids.pipeline.preflight import check_model
 from pyids.scoring import scorers
 from pyids.scoring.probes import Models, ScoringOptions
 from pyids.store.folder import Store
@@ -263,9 +264,9 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     steps = []
     make = trainer.micro_batches
 
-    def spy(encoded, *options):
+    def spy(encoded, *options, **more):
         steps.append([numbers[row.input_ids.tobytes()] for row in encoded])
-        return make(encoded, *options)
+        return make(encoded, *options, **more)
 
     monkeypatch.setattr(trainer, "micro_batches", spy)
     finetune.finetune(
@@ -275,3 +276,53 @@ def test_each_row_once_an_epoch(tiny, tmp_path, monkeypatch):
     first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
     assert sorted(first) == sorted(second) == list(range(10))
     assert (first != second).any()
+
+
+def test_the_description_of_an_adapter_is_the_same_in_every_process(tiny, tmp_path):
+    """Sets of strings have another order in each; what is written has that of the alphabet."""
+    finetune.finetune(tiny, ROWS, output_dir=tmp_path / "x")
+    described = json.loads((tmp_path / "x" / "adapter_config.json").read_bytes())
+    names = described["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names)
+    assert described["base_model_name_or_path"] == tiny
+
+
+def test_an_adapter_of_a_base_model_in_four_bits(tiny, tmp_path, monkeypatch):
+    """QLoRA: trained on weights of 4 bits, near to what whole ones give; for the whole model."""
+    pytest.importorskip("bitsandbytes", reason="needs the qlora extra")
+    model, _ = load.load_model(tiny, in_4bit=True)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert "Linear4bit" in kinds
+    options = {"learning_rate": 1e-2, "num_train_epochs": 3, "batch_size": 2}
+    whole = finetune.finetune(tiny, ROWS, output_dir=tmp_path / "whole", **options)
+    coarse = [
+        finetune.finetune(tiny, ROWS, output_dir=tmp_path / name, load_in_4bit=True, **options)
+        for name in "ab"
+    ]
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "whole")
+    assert abs(coarse[0].loss - whole.loss) < 0.05 * whole.loss
+    loaded, _ = finetune.load_checkpoint(tmp_path / "a", tiny)  # the base model is whole there
+    assert not {"Linear4bit"} & {type(module).__name__ for module in loaded.modules()}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"finetuning_type": "full"}, "leave out --finetuning-type full"),
+        ({"fsdp": True, "num_processes": 2}, "leave out --finetuning-type full, --fsdp"),
+        ({}, r"needs the package bitsandbytes: pip install 'pyids-select\[qlora\]'"),
+    ],
+)
+def test_four_bits_that_cannot_be_are_refused_before_any_work(more, words, tiny, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "pyids.pipeline.preflight.find_spec",
+        lambda name: None if name == "bitsandbytes" else find(name),
+    )
+    config = make_config(data="x", budget=9, model=tiny, load_in_4bit=True, device="cpu", **more)
+    with pytest.raises(ConfigError, match=words):
+        check_model(config)

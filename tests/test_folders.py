@@ -51,7 +51,7 @@ def test_train_is_read_and_the_rest_is_said(names, train, caplog, tmp_path):
 def test_another_split_is_named(tmp_path):
     tree(tmp_path, "train.jsonl", "validation.jsonl", "test.jsonl")
     assert found(f"{tmp_path}:test", tmp_path) == ["test.jsonl"]
-    with pytest.raises(DataError, match="no split 'dev': it has"):
+    with pytest.raises(DataError, match="no split 'dev': choose one of"):
         found(f"{tmp_path}:dev", tmp_path)
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(DataError, match="holds the splits test, validation: name one, such as"):

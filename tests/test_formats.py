@@ -114,6 +114,30 @@ def test_tool_calls_stay_and_stand_for_a_response():
     assert roles == ["user", "assistant", "tool", "assistant"]
 
 
+CALLS = [{"type": "function", "function": {"name": "find", "arguments": {"what": "river"}}}]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (json.dumps(CALLS), CALLS),
+        (CALLS, CALLS),
+        *((nothing, None) for nothing in ("", "[]", "null", [], None)),
+    ],
+)
+def test_calls_that_are_json_text_are_calls(given, expected):
+    row = {"messages": [turns(ASK)[0], {**turns(ANSWER)[0], "tool_calls": given}]}
+    last = to_messages(row, "auto")[-1]
+    assert last == {**turns(ANSWER)[0], **({"tool_calls": expected} if expected else {})}
+
+
+@pytest.mark.parametrize("given", ["find(river)", 3, {"name": "find"}, ["find"], '["find"]'])
+def test_calls_that_are_none_are_named(given):
+    row = {"messages": [turns(ASK)[0], {**turns(ANSWER)[0], "tool_calls": given}]}
+    with pytest.raises(BadRow, match=r"the tool_calls of turn 1 is .*: make it a list of objects"):
+        to_messages(row, "auto")
+
+
 def test_any_two_columns_are_a_format():
     assert check_format("in/out") == "in/out"
     assert to_messages({"in": "a", "out": "b"}, "in/out") == turns(
@@ -131,7 +155,7 @@ def test_any_two_columns_are_a_format():
         ({"messages": turns(ASK)}, "messages", "no turn of the assistant"),
         ({"messages": None}, "messages", "column 'messages' is null: make it a list of turns"),
         ({"messages": "[1"}, "messages", "column 'messages' is a text: make it a list of turns"),
-        ({"messages": turns(("User", "x"))}, "messages", "turn 0 has the role 'User'"),
+        ({"messages": turns(("Usher", "x"))}, "messages", "turn 0 has the role 'Usher'"),
         ({"messages": [{"content": "x"}]}, "messages", "turn 0 has the role None"),
         ({"messages": [{"role": [], "content": "x"}]}, "messages", r"turn 0 has the role \[\]"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "sharegpt", "from 'alien'"),
@@ -156,6 +180,14 @@ def test_bad_rows_name_the_column_and_the_remedy(record, format, says):
 def test_rows_that_say_nothing_are_unusable(prompt, response, says):
     with pytest.raises(UnusableRow, match=f"the {says} is empty"):
         to_messages({"prompt": prompt, "completion": response}, "prompt/completion")
+
+
+def test_an_answer_that_was_rejected_is_not_learnt():
+    row = {"prompt": "q", "completion": "a", "label": False}
+    with pytest.raises(UnusableRow, match="its label is false"):
+        to_messages(row, "auto")
+    for other in ({**row, "label": True}, {**row, "text": "x"}, {**row, "label": 0}):
+        assert len(to_messages(other, "auto")) == 2
 
 
 def test_only_one_empty_turn_is_no_reason_to_lose_a_conversation():

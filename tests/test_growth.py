@@ -1,5 +1,11 @@
 """A run folder that is extended by more files: what stays, what is worked on, what follows."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import orjson
 import pytest
@@ -8,7 +14,6 @@ from click.testing import CliRunner
 import pyids
 from pyids.cli import cli
 from pyids.errors import ConfigError
-from pyids.pipeline import clusters
 from pyids.store.manifest import verify
 
 PARTS = ((0, 200), (200, 320), (320, 400))
@@ -151,27 +156,117 @@ def test_centers_are_made_of_all_rows_on_request(weekly, tmp_path):
     assert contents(tmp_path / "run", "labels") == contents(tmp_path / "new", "labels")
 
 
-@pytest.mark.parametrize("stage", ["extend", "_assign_new", "claim", "_put_away"])
-def test_a_growth_that_is_killed_goes_on(weekly, tmp_path, monkeypatch, stage):
-    from pyids.pipeline import grow, prepare
-    from pyids.store.folder import Store
+# Python runs it when it starts: the process is killed (SIGKILL) at the n-th file that it puts into
+# its place, before it stands there or, where n is even, after.
+KILLING = """
+import os, signal
+left = int(os.environ["KILL_AT"])
+even = left % 2 == 0
+def counting(move):
+    def moved(source, target, **options):
+        global left
+        left -= 1
+        if left == 0 and even:
+            move(source, target, **options)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return move(source, target, **options)
+    return moved
+os.rename, os.replace = counting(os.rename), counting(os.replace)
+"""
 
-    class Killed(BaseException):
-        pass
 
-    def killed(*arguments, **options):
-        raise Killed
+def ask_killed(folder, killing, options):
+    """Ask by `pyids`, killed at the first file, later and later, until it comes to its end.
 
-    drive(tmp_path / "run", **weekly.options(0))
+    Each time it goes on where it was stopped. Returns how often it was killed.
+    """
+    command = [Path(sys.executable).with_name("pyids"), "-q", "ask", folder]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            command += [f"--{name.replace('_', '-')}", one]
+    path = os.pathsep.join(filter(None, [str(killing), os.environ.get("PYTHONPATH", "")]))
+    number = kills = 0
+    while kills < 50:
+        number += 1 + number // 3
+        environment = {**os.environ, "PYTHONPATH": path, "KILL_AT": str(number)}
+        done = subprocess.run(
+            [str(part) for part in command], env=environment, capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return kills
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        kills += 1
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.timeout(1200)
+def test_a_folder_grown_in_three_steps_killed_all_along_is_one_made_at_once(weekly, tmp_path):
+    """By SIGKILL, of real processes, at many of the files that a growth writes."""
+    killing = tmp_path / "killing"
+    killing.mkdir()
+    (killing / "sitecustomize.py").write_text(KILLING)
+    drive(tmp_path / "steps", **weekly.options(0))
+    kills = []
+    for weeks in ((0, 1), (0, 1, 2)):
+        options = weekly.options(*weeks)
+        kills.append(ask_killed(tmp_path / "steps", killing, options))
+        drive(tmp_path / "steps", **options)
+    print(f"killed {kills} times")
+    assert min(kills) >= 5
+    drive(tmp_path / "once", **weekly.options(0))
+    drive(tmp_path / "once", **weekly.options(0, 1, 2))
+    steps, once = contents(tmp_path / "steps"), contents(tmp_path / "once")
+    assert steps.keys() == once.keys()
+    assert [name for name in steps if steps[name] != once[name]] == []
+    for number in ("1", "2"):
+        assert (tmp_path / "steps" / "grown" / number / "selected.jsonl").exists()
+    assert verify(tmp_path / "steps") == []
+
+
+def stamps(folder, pattern):
+    return {path: path.stat().st_mtime_ns for path in folder.glob(pattern)}
+
+
+@pytest.mark.parametrize("files", ["one", "several"])
+def test_vectors_that_are_there_are_not_copied_again(weekly, tmp_path, files):
+    """Of one file that has grown the entries name the new one; of several nothing changes."""
+    run = tmp_path / "run"
+
+    def options(*weeks):
+        given = weekly.options(*weeks)
+        if files == "several":
+            folder = tmp_path / "parts"
+            folder.mkdir(exist_ok=True)
+            for n in weeks:
+                path = folder / f"{n}.npy"
+                if not path.exists():
+                    np.save(path, weekly.vectors[slice(*PARTS[n])])
+            given["embeddings_file"] = str(folder)
+        return given
+
+    drive(run, **options(0))
+    before, entries = stamps(run, "embeddings/*.npy"), stamps(run, "embeddings/*.json")
+    drive(run, **options(0, 1))
+    assert before.items() <= stamps(run, "embeddings/*.npy").items()
+    assert len(stamps(run, "embeddings/*.npy")) == len(before) + 1
+    assert (entries.items() <= stamps(run, "embeddings/*.json").items()) == (files == "several")
     drive(tmp_path / "whole", **weekly.options(0))
     drive(tmp_path / "whole", **weekly.options(0, 1))
-    place = {"extend": prepare, "_assign_new": clusters, "claim": Store, "_put_away": grow}[stage]
-    with monkeypatch.context() as patch:
-        patch.setattr(place, stage, killed)
-        with pytest.raises(Killed):
-            drive(tmp_path / "run", **weekly.options(0, 1))
+    assert contents(run) == contents(tmp_path / "whole")
+    # And none is read again when the same command is given.
+    now = stamps(run, "embeddings/*")
+    pyids.Selection.open(run, **options(0, 1)).close()
+    assert stamps(run, "embeddings/*") == now
+
+
+def test_vectors_that_are_damaged_are_copied_again(weekly, tmp_path):
+    drive(tmp_path / "run", **weekly.options(0))
+    [path] = (tmp_path / "run" / "embeddings").glob("*.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
     drive(tmp_path / "run", **weekly.options(0, 1))
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert path.read_bytes() == whole
 
 
 def test_only_new_shards_are_worked_on(weekly, tmp_path, monkeypatch):

@@ -163,7 +163,7 @@ def test_lasting_failures_are_named_without_the_key(monkeypatch):
     cases = [
         ((400, {"error": "no such model"}), ModelError, "status 400 .*no such model"),
         ((401, {}), ConfigError, "refuses the key .*set A_TEST_KEY"),
-        ((500, b"oops"), ModelError, "status 500 after 3 requests: oops"),
+        ((500, b"oops"), ModelError, r"status 500 after 3 requests \(oops\)"),
         ((200, b"<html>"), ModelError, "status 200"),
         ((200, {"choices": []}), ModelError, "holds no message"),
         ((307, {}), ModelError, "status 307"),

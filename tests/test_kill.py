@@ -10,6 +10,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+import pyids
+
 PYIDS = str(Path(sys.executable).with_name("pyids"))
 
 # Each stage begins when the file before it stands; a pattern of the run folder.
@@ -81,3 +83,24 @@ def test_killed_in_every_stage_and_resumed(tmp_path):
     for name in ("1/weights.npy", "2/selected.npy"):
         file = f"rounds/{name}"
         assert (disturbed / file).read_bytes() == (undisturbed / file).read_bytes()
+
+
+@pytest.mark.parametrize("stale", [None, "before the draw"])
+def test_what_was_killed_before_it_noted_its_round_ends_with_the_same_bytes(stale, pool, tmp_path):
+    found = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        with pyids.Selection.open(folder, pool.options(rounds=2)) as selection:
+            selection.ask()
+            selection.tell({int(row): 1.0 for row in selection.probes()})
+            before = (folder / "rounds" / "state.json").read_bytes()
+            selection.ask()
+        if name == "killed":  # after the round's ledger entry, before its note
+            (folder / "rounds" / "state.json").unlink()
+            if stale is not None:
+                (folder / "rounds" / "state.json").write_bytes(before)
+        with pyids.Selection.open(folder) as selection:
+            selection.ask()
+            selection.finish()
+        found.append((folder / "rounds" / "state.json").read_bytes())
+    assert found[0] == found[1]

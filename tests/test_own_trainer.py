@@ -232,7 +232,7 @@ def of_another(task):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("nothing", "has left nothing of the kind: it must save a LoRA adapter"),
+        ("nothing", "has left nothing of the kind: let it save a LoRA adapter"),
         ("last_words", "has left only pytorch_model.bin, a pickle"),
         (
             "not_finite",

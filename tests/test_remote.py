@@ -176,9 +176,9 @@ def test_few_rows_of_a_matrix_take_few_bytes(bucket, monkeypatch):
     asked = []
     whole = remote._range
 
-    def counting(system, name, start, stop):
+    def counting(system, name, start, stop, etag):
         asked.append(stop - start)
-        return whole(system, name, start, stop)
+        return whole(system, name, start, stop, etag)
 
     monkeypatch.setattr(remote, "_range", counting)
     monkeypatch.setattr(remote, "_RANGE_BYTES", 1000)

@@ -113,6 +113,36 @@ def test_filter_near_is_the_definition(n, d, threshold):
         np.testing.assert_array_equal(picks.rows, expected)
 
 
+def test_filter_near_tells_thresholds_apart_that_float32_does_not():
+    """Rows of three ones in twelve columns: two that share two have a cosine of exactly 2 u u."""
+    x = np.zeros((220, 12), np.float32)
+    for row, ones in zip(x, combinations(range(12), 3), strict=True):
+        row[list(ones)] = 1
+    unit = neighbors.inverse_lengths([x], 1)[0]
+    shared = 2 * (unit * unit)
+    every = neighbors.filter_near(x, np.arange(220), 220, threshold=shared)
+    assert every.rows.tolist() == list(range(220))
+    apart = []
+    for row in range(220):
+        if not (x[apart] @ x[row] >= 2).any():
+            apart.append(row)
+    some = neighbors.filter_near(x, np.arange(220), 220, threshold=np.nextafter(shared, 0))
+    assert some.rows.tolist() == apart
+
+
+def test_neighbor_distances_are_those_of_float64_where_neighbors_are_many():
+    """More repeats than the list has room for; neighbors that float32 cannot tell apart."""
+    x = np.random.default_rng(2).normal(size=(90, 24))
+    x = np.repeat(x, 9, axis=0) * (1 + 1e-6 * np.random.default_rng(3).normal(size=(810, 24)))
+    x = x.astype(np.float32)
+    got = neighbors.neighbor_distances(x, 4, threads=2)
+    unit = x.astype(float) * neighbors.inverse_lengths([x], 1)[:, None]
+    products = unit @ unit.T
+    np.fill_diagonal(products, -np.inf)
+    want = np.maximum(0, 1 - np.sort(products, axis=1)[:, :-5:-1]).sum(1)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("n_neighbors", [1, 10])
 def test_neighbor_distances_are_the_definition(n_neighbors):
     x = np.random.default_rng(0).normal(size=(700, 20)).astype(np.float32)

@@ -62,6 +62,10 @@ class Vllm:
 
             self.models[body["lora_name"]] = load_adapter(body["lora_path"], str(self.folder))[0]
             return 200, b"Success: LoRA adapter added successfully."
+        if path == "/v1/chat/completions":  # the judge
+            said = body["messages"][-1]["content"]
+            rating = 1 + sum(said.encode()) % 10
+            return 200, {"choices": [{"message": {"content": f"[[{rating}]]"}}]}
         name = body.get("lora_path", "base") if path == "/generate" else body.get("model")
         if name not in self.models:
             return 404, {"message": f"The model {name} does not exist."}
@@ -309,3 +313,79 @@ def test_a_strangers_folder_asks_no_server(small, serve, tmp_path, monkeypatch):
     ):
         selection.score(selection.train())
     assert server.requests == []
+
+
+# ---- answers of a served model, rated ------------------------------------------------------------
+
+
+def test_a_judge_rates_the_answers_of_a_server(small, serve, tmp_path):
+    """Capped at the engine, capped at the judge, gone on with: each question is asked once."""
+    server = serve()
+    given = options(small, tmp_path / "run", scorer="judge", judge_url=server.url, judge_model="j")
+    given |= {"serve_url": server.url, "serve_model": "base"}
+    with pytest.raises(ConfigError, match="the cap of 7 requests is reached"):
+        pyids.run({**given, "serve_max_requests": 7})
+    answers = (tmp_path / "run" / "serve.jsonl").read_text().count("\n")
+    assert 0 < answers < 8
+    with pytest.raises(ConfigError, match="cap of 3 requests is reached"):
+        pyids.run({**given, "judge_max_requests": 3})
+    assert (tmp_path / "run" / "serve.jsonl").read_text().count("\n") == 8  # the probes
+    ratings = (tmp_path / "run" / "judge.jsonl").read_text().count("\n")
+    assert 0 < ratings <= 3
+    asked = len(server.requests)
+    served = pyids.run(given)
+    new = [body for path, body in server.requests[asked:] if path == "/v1/chat/completions"]
+    assert len(new) == (tmp_path / "run" / "judge.jsonl").read_text().count("\n") - ratings
+    assert not [1 for path, body in server.requests[asked:] if "max_tokens" in body
+                and "echo" not in body and path == "/v1/completions"]  # fmt: skip
+    local = pyids.run(
+        options(small, tmp_path / "local", scorer="judge", judge_url=server.url, judge_model="j")
+    )
+    assert scores(served.run_folder) == scores(local.run_folder)
+    assert served.ids.tolist() == local.ids.tolist()
+
+
+def test_a_reward_model_rates_the_answers_of_a_server(small, serve, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from pyids.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(str(small / "model"))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    server = serve()
+    more = {"scorer": "reward", "reward_model": str(tmp_path / "reward")}
+    local = pyids.run(options(small, tmp_path / "local", **more))
+    more |= {"serve_url": server.url, "serve_model": "base"}
+    with pytest.raises(ConfigError, match="the cap of 7 requests is reached"):
+        pyids.run(options(small, tmp_path / "served", **more, serve_max_requests=7))
+    served = pyids.run(options(small, tmp_path / "served", **more))
+    ours, theirs = scores(local.run_folder), scores(served.run_folder)
+    assert ours.keys() == theirs.keys()
+    for name, column in ours.items():
+        np.testing.assert_allclose(theirs[name], column, atol=1e-5)
+    assert served.ids.tolist() == local.ids.tolist()
+
+
+def test_a_server_that_takes_text_alone_is_one_line(small, serve, tmp_path):
+    """As that of transformers itself, 5.23."""
+    server = serve()
+
+    def spoil(path, body, answer):
+        if path == "/v1/completions" and not isinstance(body["prompt"], str):
+            return 400, {"detail": "prompt must be a string."}
+        return (404, {}) if path == "/generate" else answer
+
+    server.spoil = spoil
+    with pytest.raises(ModelError, match=r"gives no log-probabilities of prompts.*vLLM") as caught:
+        pyids.run(options(small, tmp_path / "run", serve_url=server.url, serve_model="base"))
+    assert "\n" not in str(caught.value)

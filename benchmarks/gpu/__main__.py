@@ -2,7 +2,6 @@
 
     python benchmarks/gpu                     all of it; a JSON file in benchmarks/results
     python benchmarks/gpu --dry-run           every op on tiny shapes, in Triton's interpreter
-    python benchmarks/gpu --compile 90        every kernel for a chip that need not be here
 
 Needs the checkout, torch and triton; nothing is built. Anchors are timed where their packages are
 found. Every op runs in a process of its own: one that crashes, hangs or runs out of memory is a row
@@ -164,7 +163,6 @@ def work(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, interpreted")
-    parser.add_argument("--compile", type=int, metavar="CAPABILITY", help="90 for Hopper")
     parser.add_argument("--only", default=",".join(OPS), help="ops, separated by commas")
     parser.add_argument("--seconds", type=float, default=470.0, help="for all of it")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results)")
@@ -173,10 +171,6 @@ def main() -> int:
     options = parser.parse_args()
     # Triton decides when it is imported whether it interprets.
     os.environ["TRITON_INTERPRET"] = str(int(options.dry_run))
-    if options.compile:
-        from compile import compile_all
-
-        return compile_all(options.compile)
     if options.op:
         return work(options) or 0
     only = set(options.only.split(","))

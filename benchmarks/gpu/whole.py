@@ -40,44 +40,20 @@ MODEL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
          "tie_word_embeddings": True}  # fmt: skip
 ENCODER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6,
            "num_attention_heads": 12, "vocab_size": 30522}  # fmt: skip
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def write_models(folder: Path, texts: list[str]) -> None:
     """Write a language model and an encoder, with a tokenizer made of the texts."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import (
-        BertConfig,
-        BertModel,
-        LlamaConfig,
-        LlamaForCausalLM,
-        PreTrainedTokenizerFast,
-    )
+    from quality.model import train_tokenizer
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=special, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1],
-        pad_token=special[1], chat_template=TEMPLATE, model_max_length=512,
-    )  # fmt: skip
     torch.manual_seed(0)
-    for name, model in (
-        ("model", LlamaForCausalLM(LlamaConfig(**MODEL))),
-        ("encoder", BertModel(BertConfig(**ENCODER))),
-    ):
-        model.save_pretrained(folder / name)
-        fast.save_pretrained(folder / name)
+    model, encoder = LlamaForCausalLM(LlamaConfig(**MODEL)), BertModel(BertConfig(**ENCODER))
+    for name, part in (("model", model), ("encoder", encoder)):
+        part.save_pretrained(folder / name)
+        train_tokenizer(texts).save_pretrained(folder / name)
 
 
 def run_driver(bench: Bench) -> None:

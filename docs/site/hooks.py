@@ -4,10 +4,14 @@ They stay where people look for them in a checkout, and the command line describ
 """
 
 import re
+import sys
 from pathlib import Path
 
 import click
 from mkdocs.structure.files import File
+
+sys.path.insert(0, str(Path(__file__).parent))
+import messages
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -32,6 +36,7 @@ def on_files(files, config):
     for path in sorted((ROOT / "examples").glob("*.py")):
         files.append(File.generated(config, path.name, abs_src_path=str(path)))
     files.append(File.generated(config, "reference/cli.md", content=_commands()))
+    files.append(File.generated(config, "reference/messages.md", content=messages.page()))
     return files
 
 

@@ -12,7 +12,7 @@ import xxhash
 from pyids.chat.formats import Message, UnusableRow, tools_of
 
 # What turns carry that no model is given: rows that differ in it alone are the same row.
-_BOOKKEEPING = frozenset(
+BOOKKEEPING = frozenset(
     {"id", "message_id", "parent_id", "turn_id", "turn_identifier", "timestamp", "created"}
     | {"created_at", "create_time", "hashed_ip", "header", "country", "state", "language"}
     | {"toxic", "redacted", "openai_id"}
@@ -77,14 +77,22 @@ def digest(messages: Iterable[Message]) -> bytes:
     if tools := tools_of(messages):
         parts.append("\x1f\x1f" + _canonical(tools))
     try:
-        return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
+        if sum(map(len, parts)) <= _BLOCK:
+            return xxhash.xxh3_128_digest("\x1e".join(parts).encode())
+        # The same bytes in pieces, which do not copy a text of many megabytes once more.
+        hasher = xxhash.xxh3_128()
+        for number, part in enumerate(parts):
+            hasher.update(b"\x1e" if number else b"")
+            for start in range(0, len(part), _BLOCK):
+                hasher.update(part[start : start + _BLOCK].encode())
+        return hasher.digest()
     except UnicodeEncodeError:
         raise UnusableRow("a text holds half of a surrogate pair (a broken \\u escape)") from None
 
 
 def _carried(message: Message) -> Iterable[str]:
     """Give what a turn carries beside role and content; what says nothing is left out."""
-    for key in sorted(message.keys() - {"role", "content"} - _BOOKKEEPING):
+    for key in sorted(message.keys() - {"role", "content"} - BOOKKEEPING):
         value = message[key]
         if key == "weight":
             if value == 0:

@@ -44,7 +44,10 @@ def check_format_map(given: str) -> str:
 
     remedy = "write prompt=COLUMN+COLUMN,response=COLUMN, or name a YAML file of such keys"
     if given.lstrip().startswith("{"):
-        found: Any = json.loads(given)
+        try:
+            found: Any = json.loads(given)
+        except (ValueError, RecursionError):
+            raise ValueError(f"the format map {given!r:.80} is no JSON: {remedy}") from None
     elif "=" in given and not Path(given).is_file():
         found = {}
         for part in given.split(","):
@@ -53,7 +56,7 @@ def check_format_map(given: str) -> str:
     else:
         try:
             found = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"the format map {given!r} cannot be read ({reason}): {remedy}"

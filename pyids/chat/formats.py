@@ -44,20 +44,25 @@ from pyids.chat.turns import Message as Message
 from pyids.chat.turns import Tool as Tool
 from pyids.chat.turns import Turns as Turns
 from pyids.chat.turns import UnusableRow as UnusableRow
-from pyids.chat.turns import as_list, kind_of, read_turns
+from pyids.chat.turns import as_list, kind_of, read_turns, text_of_parts
 from pyids.chat.turns import list_columns as list_columns
 from pyids.chat.turns import tools_of as tools_of
 
 FORMATS = tuple(schema.name for schema in SCHEMAS)
 
 
+# Preference rows of single answers, as TRL's KTO takes them.
+_RATED = {"prompt", "completion", "label"}
+
+
 # Columns whose name says that they belong to the prompt.
 _PROMPT_LIKE = re.compile(
     r"(sys|system)([_ -]?(prompt|message|instruction)s?)?|contexts?|inputs?|histor(y|ies)|"
     r"instructions?|questions?|quer(y|ies)|prompts?|problems?|background|passages?|documents?|"
-    r"articles?|persona|(available_)?tools|functions|(reasoning|think).*|thoughts?|rationale|"
+    r"articles?|persona|(available_)?tools|functions|thoughts?|.*(reasoning|think|rationale).*|"
     r"(complex_)?cot|chain_of_thought|choices|options|examples|demonstrations|few_shot|definition|"
-    r"images?|audios?|videos?|knowledge|scratchpad|messages|conversations?",
+    r"images?|audios?|videos?|knowledge|scratchpad|messages|conversations?|.*_(context|history)|"
+    r"premise|hypothesis|evidence|facts|story|paragraphs?|scenario|situation|hints?|constraints",
     re.IGNORECASE,
 )
 
@@ -178,6 +183,8 @@ def to_messages(record: Mapping[str, Any], format: str) -> list[Message]:
         messages = schema.read(record)
     else:
         messages = read_pair(record, *format.split("/"))
+        if record.get("label") is False and record.keys() == _RATED:
+            raise UnusableRow("its label is false: an answer that was rejected")
     if messages and messages[0]["role"] not in ("system", "developer"):
         messages = _system(record) + messages
     _check(messages, record)
@@ -194,6 +201,8 @@ def _system(record: Mapping[str, Any]) -> list[Message]:
     for column in SYSTEM_COLUMNS:
         if column in record:
             text = record[column]
+            if (parts := text_of_parts(text)) is not None:  # as Anthropic's API takes it
+                text = parts[0]
             if isinstance(text, str) and text.strip():
                 return [{"role": "system", "content": text}]
     return []
@@ -237,7 +246,7 @@ def _check(messages: Sequence[Message], record: Mapping[str, Any]) -> None:
         else:
             asked = asked or said
     if not has_assistant:
-        raise BadRow("no turn of the assistant: every row needs a response to learn from")
+        raise BadRow("no turn of the assistant: add one, which is what is learnt from")
     if not answered:
         raise UnusableRow("the response is empty")
     if not weighted:
@@ -293,8 +302,3 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
             yield from _texts(value)
         elif isinstance(value, dict):
             yield from _texts(v for k, v in value.items() if k not in ("role", "from", "type"))
-
-
-def response_length(messages: Sequence[Message]) -> int:
-    """Return the characters that the assistant wrote."""
-    return sum(len(m.get("content") or "") for m in messages if m["role"] == "assistant")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from pyids.chat.digest import digest, normalize
 from pyids.chat.formats import Message
+from pyids.chat.render import said_in
 
 # Three words in a row; shorter texts are one shingle.
 _SHINGLE = 3
@@ -62,7 +63,7 @@ def prompt_words(messages: Sequence[Message]) -> tuple[str, ...]:
 
 
 def _words(messages: Iterable[Message]) -> tuple[str, ...]:
-    text = " ".join(normalize(str(m.get("content") or "")) for m in messages)
+    text = " ".join(normalize(said_in(m)) for m in messages)
     return tuple(_WORD.findall(text.lower()))
 
 

@@ -196,12 +196,32 @@ def reasoning_of(turn: Mapping[str, Any]) -> str:
     return next((text for text in texts if isinstance(text, str) and text.strip()), "")
 
 
+def said_in(message: Mapping[str, Any]) -> str:
+    """Return all that a turn says, as one text: its reasoning, its content and its calls."""
+    content = plain(message)["content"]
+    if len(message) == 2:  # most turns
+        return str(content)
+    calls = message.get("tool_calls") or ()
+    return "\n".join(filter(None, [reasoning_of(message), content, *map(_call_text, calls)]))
+
+
+def response_length(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return the characters that the assistant wrote: answers, reasoning and calls."""
+    return sum(len(said_in(message)) for message in messages if message["role"] == "assistant")
+
+
 def _call_text(call: Any) -> str:
     function = call.get("function", call) if isinstance(call, dict) else call
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         with contextlib.suppress(ValueError):  # what is no JSON stays a text
             function = {**function, "arguments": json.loads(function["arguments"])}
     return f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>"
+
+
+def name_of_tool(tool: Mapping[str, Any]) -> str:
+    """Return the name of a tool on offer, often that of a function inside it; empty without one."""
+    function = tool.get("function", tool)
+    return str(function.get("name") or "") if isinstance(function, dict) else ""
 
 
 def has_loss(turn: Mapping[str, Any]) -> bool:

@@ -67,6 +67,9 @@ _SPEAKER = re.compile(
 )
 
 
+_MARK = re.compile(r"###\s*(Human|User|Assistant|System):")
+
+
 def _is_conversation(value: object) -> bool:
     """Whether a value of a column of any name is a conversation for certain."""
     turns = as_list(value)
@@ -88,6 +91,7 @@ SHAPES: dict[str, Callable[[Any], bool]] = {
     ),
     "conversation": _is_conversation,
     "transcript": lambda value: isinstance(value, str) and _SPEAKER.match(value) is not None,
+    "tagged": lambda value: isinstance(value, str) and _MARK.match(value.lstrip()) is not None,
     "calls": lambda value: (
         isinstance(value, str | list)
         and isinstance(calls := as_list(value), list)
@@ -197,7 +201,9 @@ def _history(record: Record, *, strict: bool = False) -> list[Message]:
             and all(isinstance(text, str) for text in pair)
         ):
             if strict:
-                raise BadRow(f"column 'history': item {number} is no pair of two texts")
+                raise BadRow(
+                    f"column 'history': item {number} is no pair of two texts: make it one"
+                )
             return []
         messages.append({"role": "user", "content": pair[0]})
         messages.append({"role": "assistant", "content": pair[1]})
@@ -234,6 +240,16 @@ def _transcript(column: str) -> Callable[[Record], list[Message]]:
     return read
 
 
+def _tagged(record: Record) -> list[Message]:
+    """Cut a text at the marks of its speakers, which may stand anywhere in it."""
+    _, *parts = _MARK.split(record["text"])
+    roles = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
+    return [
+        {"role": roles[name.lower()], "content": said.strip()}
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
 def _text(record: Record) -> list[Message]:
     if not isinstance(record.get("text"), str):
         raise BadRow(wrong(record, "text", "a text"))
@@ -267,7 +283,10 @@ def _contents(record: Record) -> list[Message]:
             )
         role = turn.get("role", "user")
         if role not in ("user", "model", "system"):
-            raise BadRow(f"column 'contents': turn {number} has the role {brief(role)}")
+            raise BadRow(
+                f"column 'contents': turn {number} has the role {brief(role)}: name user, "
+                "model or system"
+            )
         text = "".join(part["text"] for part in parts)
         messages.append({"role": "assistant" if role == "model" else role, "content": text})
     return messages
@@ -339,6 +358,7 @@ SCHEMAS: tuple[Schema, ...] = (
     _turns("chosen", "chosen", "preference sets without a prompt", "conversation"),
     Schema("transcript", {"chosen": "transcript"}, "HH-RLHF", _transcript("chosen")),
     Schema("chat", {"chat": "transcript"}, "Glaive function calling", _transcript("chat")),
+    Schema("tagged", {"text": "tagged"}, "OpenAssistant-Guanaco (### Human:)", _tagged),
     Schema("text", {"text": "text"}, "language-model rows: all of it is the response", _text),
 )
 

@@ -23,7 +23,8 @@ from pyids.chat.render import (
     common_suffix,
     ends_turn,
     has_loss,
-    plain,
+    name_of_tool,
+    said_in,
 )
 from pyids.errors import ModelError
 
@@ -165,9 +166,11 @@ def text_of(messages: Conversation) -> str:
     """Return the text that stands for a conversation in the embedding space.
 
     All turns in order, without their roles, joined by newlines: for one question and one answer
-    that is the question, a newline, the answer.
+    that is the question, a newline, the answer. Reasoning stands before the answer that it leads
+    to, calls of tools behind it, and the names of the tools on offer at the end.
     """
-    return "\n".join(text for message in messages if (text := plain(message)["content"]))
+    texts = [text for message in messages if (text := said_in(message))]
+    return "\n".join([*texts, *filter(None, map(name_of_tool, tools_of(messages)))])
 
 
 def _encode_marked(turns: list[Turn], render: Renderer) -> Encoded:

@@ -98,6 +98,8 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
                 break
         else:
             return list(turns)
+        if (found := _plain_exchange(turns)) is not None:
+            return found
     else:
         turns = as_list(turns)
     if not isinstance(turns, list):
@@ -108,6 +110,22 @@ def read_turns(record: Mapping[str, Any], column: str) -> list[Message]:
     if turns and isinstance(turns[0], dict) and (pair := _exchange_of(turns[0])):
         return _read_exchanges(turns, pair, column)
     return [_read_turn(turn, number, column) for number, turn in enumerate(turns)]
+
+
+def _plain_exchange(turns: list[Any]) -> list[Message] | None:
+    """Read turns of ``from`` and ``value`` alone; None where there is more to look at."""
+    found: list[Message] = []
+    for turn in turns:
+        if not (
+            type(turn) is dict
+            and len(turn) == 2
+            and type(content := turn.get("value")) is str
+            and type(said := turn.get("from")) is str
+            and (role := _ROLES.get(said)) is not None
+        ):
+            return None
+        found.append({"role": role, "content": content})
+    return found
 
 
 def as_list(value: Any) -> Any:
@@ -151,11 +169,13 @@ def text_of_parts(content: Any) -> tuple[str, str] | None:
 
 def _read_turn(turn: Any, number: int, column: str) -> Message:
     if not isinstance(turn, dict):
-        raise BadRow(f"column {column!r}: turn {number} is {kind_of(turn)}, not an object")
+        raise BadRow(
+            f"column {column!r}: turn {number} is {kind_of(turn)}, not an object: make it one"
+        )
     role_key = next((key for key in _ROLE_KEYS if key in turn), "role")
     content_key = next((key for key in _CONTENT_KEYS if key in turn), "content")
     said = turn.get(role_key)
-    role = _ROLES.get(said) if isinstance(said, str) else None
+    role = (_ROLES.get(said) or _ROLES.get(said.lower())) if isinstance(said, str) else None
     if role is None:
         raise BadRow(
             f"column {column!r}: turn {number} has the {role_key} {brief(said)}: use one of "
@@ -169,7 +189,7 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
             found["reasoning"] = turn["reasoning"]
     found["role"] = role
     found["content"] = turn.get(content_key)
-    _add_calls(found, turn)
+    _add_calls(found, turn, number, column)
     _add_reasoning(found)
     _add_weight(found, turn, number, column)
     if found["content"] is None and any(found.get(key) for key in CARRIED[1:4]):
@@ -183,12 +203,24 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
     return {**first, **found}
 
 
-def _add_calls(found: Message, turn: Mapping[str, Any]) -> None:
+def _add_calls(found: Message, turn: Mapping[str, Any], number: int, column: str) -> None:
     """Make a call of a function, as the OpenAI API once gave it, one of a tool."""
     call = turn.get("function_call")
     if isinstance(call, dict) and not found.get("tool_calls"):
         found.pop("function_call", None)
         found["tool_calls"] = [{"type": "function", "function": call}]
+    if "tool_calls" not in found:
+        return
+    calls = as_list(found["tool_calls"])  # tables hold them as JSON text
+    if calls in ("", "null", "[]", []):
+        del found["tool_calls"]
+    elif isinstance(calls, list) and all(isinstance(call, dict) for call in calls):
+        found["tool_calls"] = calls
+    else:
+        raise BadRow(
+            f"column {column!r}: the tool_calls of turn {number} is {kind_of(calls)}: make it a "
+            "list of objects"
+        )
 
 
 def _add_reasoning(found: Message) -> None:

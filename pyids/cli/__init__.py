@@ -17,12 +17,18 @@ from pyids.cli.buckets import destination, in_folder
 from pyids.cli.options import GroupedCommand, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
-from pyids.store.remedies import STAGES
-from pyids.terminal import answered, printable
+from pyids.terminal import answered, printable, say_error
 
 
 class _Commands(click.Group):
     """A group whose commands answer a mendable mistake with one line and exit code 2."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+                say_error(f"{word}: a name that is no UTF-8: rename what it names")
+                ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def invoke(self, context: click.Context) -> Any:
         with answered(debug=context.params["debug"]):
@@ -78,11 +84,16 @@ def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"--set {setting}: write NAME=VALUE")
         try:
             parsed[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise ConfigError(
                 f"--set {setting}: the value is not YAML: close its brackets, or quote it"
             ) from None
     return parsed
+
+
+_dry_run = click.option(
+    "--dry-run", is_flag=True, help="Check data, config, models and output, then stop."
+)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,7 +112,7 @@ def cli(quiet: bool, debug: bool) -> None:
 @cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1)
 @config_options()
-@click.option("--dry-run", is_flag=True, help="Check data, config, models and output, then stop.")
+@_dry_run
 @look.run_options
 @_shows_progress
 def run(
@@ -139,6 +150,7 @@ def run(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="option of the method")
 @click.option("--to", "path", type=click.Path(), help="file [default: in the run folder]")
 @config_options(ROUND_FIELDS)
+@_dry_run
 @_shows_progress
 def select(
     data: tuple[str, ...],
@@ -146,9 +158,11 @@ def select(
     settings: tuple[str, ...],
     path: str | None,
     config_file: str | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
+    from pyids.methods import planned
     from pyids.methods import select as select_module
     from pyids.methods.select import select_from_folder
     from pyids.pipeline.inputs import working
@@ -160,10 +174,17 @@ def select(
         for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
             del in_file[name]
         changes = {**in_file, **_given(options)}
+        if dry_run:
+            _say(planned.plan_from_folder(data[0], method, parsed, **changes))
+            return
         with destination(path) as to:
             to.say(select_from_folder(data[0], method, to.path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
+        if dry_run:
+            with working(config) as made:
+                _say(planned.plan_selection(made, method, parsed))
+            return
         with destination(path) as to, working(config) as made:
             to.say(select_module.select(made, method, to.path, settings=parsed))
 
@@ -221,7 +242,7 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
         destination(path) as to,
         Selection(reopen(config, finish=True), config) as selection,
     ):
-        ended = selection.round == config.rounds and not manifest.exists()
+        ended = selection.round == config.rounds and not manifest.is_file()
         if ended and not selection.store.read_only:
             selection.finish()  # the last `tell` was stopped before this
         written = selection.export(to.path, format=form)
@@ -235,8 +256,11 @@ def export(folder: str, form: str, path: str | None, hub_name: str | None) -> No
 @click.argument("folder", type=click.Path())
 @click.option("--data", "data", multiple=True, help="start a selection from this; may be repeated")
 @config_options(TRAINER_FIELDS | {"output_dir"})
+@_dry_run
 @_shows_progress
-def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: Any) -> None:
+def ask(
+    folder: str, data: tuple[str, ...], config_file: str | None, dry_run: bool, **options: Any
+) -> None:
     """Draw the next rows for a trainer of your own; exit code 3 when all rounds are done.
 
     With --data and --budget a selection is started in FOLDER. Two paths are printed: everything
@@ -246,6 +270,12 @@ def ask(folder: str, data: tuple[str, ...], config_file: str | None, **options: 
 
     given = data or config_file or _given(options)
     config = _gather(data, config_file, {**options, "output_dir": folder}) if given else None
+    if dry_run:
+        from pyids.pipeline.identity import saved_config
+        from pyids.pipeline.preflight import plan
+
+        _say(plan(config or saved_config(Path(folder)), trains=False))
+        return
     with Selection.open(folder, config) as selection:
         if not selection.draw():
             click.echo("all rounds are done: `pyids export` writes the selection", err=True)
@@ -403,24 +433,6 @@ def verify(folder: str, replay: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path())
-@in_folder
-@click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
-@click.option(
-    "--from",
-    "from_round",
-    type=click.IntRange(1),
-    default=1,
-    help="with rounds: the first that goes [default: 1]",
-)
-def clean(folder: str, stage: str, from_round: int) -> None:
-    """Remove what one stage has written to a run folder; the next command makes it again."""
-    from pyids.store.clean import clean as clean_folder
-
-    removed = clean_folder(Path(folder), stage, from_round=from_round)
-    _say("\n".join(removed) or "nothing to remove")
-
-
 cli.add_command(look.report)
 cli.add_command(look.status)
+cli.add_command(look.clean)

@@ -53,7 +53,7 @@ def destination(to: str | None) -> Iterator[Destination]:
     """Check that something can be written there, before the work for it; afterwards it is."""
     from pyids.store.bucket import written_to
     from pyids.store.objects import is_bucket
-    from pyids.store.place import check_writable_place
+    from pyids.store.place import check_outside, check_writable_place
 
     if to is not None and is_bucket(to):
         with written_to(to) as path:
@@ -62,6 +62,7 @@ def destination(to: str | None) -> Iterator[Destination]:
     else:
         if to is not None:
             check_writable_place(to)
+            check_outside(Path(to))
         place = Destination(None if to is None else Path(to))
         yield place
     for line in place._lines:

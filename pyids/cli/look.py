@@ -1,4 +1,4 @@
-"""Commands that let people look at a run: its report, how far it is, its trackers."""
+"""Commands that let people look at a run, and tidy it: report, status, trackers, clean."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from pyids.cli.buckets import in_folder
 from pyids.config import RunConfig
+from pyids.store.remedies import STAGES
+from pyids.terminal import printable
 
 if TYPE_CHECKING:
     from pyids.callbacks import Callback
@@ -82,3 +84,22 @@ def status(folder: str, as_json: bool) -> None:
 
     found = status_of(folder)
     click.echo(found.to_json() if as_json else found)
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@in_folder
+@click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
+@click.option(
+    "--from",
+    "from_round",
+    type=click.IntRange(1),
+    default=1,
+    help="with rounds: the first that goes [default: 1]",
+)
+def clean(folder: str, stage: str, from_round: int) -> None:
+    """Remove what one stage has written to a run folder; the next command makes it again."""
+    from pyids.store.clean import clean as clean_folder
+
+    removed = clean_folder(Path(folder), stage, from_round=from_round)
+    click.echo(printable("\n".join(removed)) or "nothing to remove")

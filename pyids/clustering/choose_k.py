@@ -83,7 +83,7 @@ def choose_k(
         There is no such criterion, there are fewer than 4 rows, or the grid does not fit.
     """
     if criterion not in ("silhouette", "elbow"):
-        raise ConfigError(f"criterion {criterion!r} is neither silhouette nor elbow")
+        raise ConfigError(f"criterion {criterion!r} is neither silhouette nor elbow: choose one")
     n = sum(len(shard) for shard in shards)
     if n < 4:
         raise ConfigError(f"{n} rows are too few to choose a number of clusters: give --clusters")
@@ -92,7 +92,8 @@ def choose_k(
     ks = list(default_grid(len(sample)) if grid is None else grid)
     if not ks or min(ks) < 2 or max(ks) > len(sample) or ks != sorted(set(ks)):
         raise ConfigError(
-            f"the grid {ks} must be ascending numbers of clusters, 2 to {len(sample)} sampled rows"
+            f"the grid {ks} must be ascending: give numbers of clusters, 2 to {len(sample)} (the "
+            "sampled rows)"
         )
     points = []
     for done, k in enumerate(ks, 1):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from pyids.config import load_config
 from pyids.store.files import atomic_write
 
 if TYPE_CHECKING:
@@ -135,8 +136,7 @@ def size_category(n_rows: int) -> str:
 
 def _config(store: Store) -> dict[str, Any]:
     path = store.path / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return config if isinstance(config, dict) else {}
+    return load_config(path) if path.is_file() else {}
 
 
 def _rows_of(card: Path) -> str | None:
@@ -153,7 +153,7 @@ def _front_matter(card: Path) -> dict[str, Any]:
     try:
         found = _FRONT_MATTER.match(card.read_text(encoding="utf-8"))
         front = yaml.safe_load(found[1]) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return {}
     return front if isinstance(front, dict) else {}
 

@@ -19,6 +19,10 @@ from pyids.errors import DataError
 BLOCK_BYTES = 1 << 20
 
 
+# First bytes that tell what a file is: a tar archive names itself after 257.
+HEAD_BYTES = 512
+
+
 # How compressed files begin.
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -35,6 +39,19 @@ _REFUSED = (
     (b"7z\xbc\xaf", "a 7z archive", "unpack it, and name the files in it"),
     (b"SQLite format 3", "an SQLite database", "export its table as CSV"),
     (b"\x89HDF", "an HDF5 file", "export its rows as JSON lines or parquet"),
+    (b"ORC", "an ORC file", "export its rows as JSON lines or parquet"),
+    (b"Obj\x01", "an Avro file", "export its rows as JSON lines or parquet"),
+    (b"FEA1", "a Feather file of version 1", "write it again with pyarrow.feather, or as parquet"),
+    (b"PARE", "an encrypted parquet file", "decrypt it"),
+    (b"\x93NUMPY", "a .npy file of numbers", "give rows, and vectors with --embeddings-file"),
+    (b"%PDF", "a PDF file", "export its text as JSON lines"),
+    (b"Rar!", "a RAR archive", "unpack it, and name the files in it"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", "unpack it (lz4 -d)"),
+    (b"<?xml", "an XML file", "get the file itself (is this a server's answer?)"),
+    *(
+        (b"\x80" + bytes([version]), "a Python pickle", "export its rows as JSON lines")
+        for version in (2, 3, 4, 5)
+    ),
     (b"<!doctype html", "a web page", "get the file itself (does the download need a login?)"),
     (b"<html", "a web page", "get the file itself (does the download need a login?)"),
 )
@@ -51,7 +68,7 @@ def sniff(path: str, head: bytes) -> tuple[str | None, str | None]:
     path : str
         Its name, for messages.
     head : bytes
-        Its first bytes, 64 or more where it has so many.
+        Its first `HEAD_BYTES`, where it has so many.
 
     Returns
     -------
@@ -65,9 +82,7 @@ def sniff(path: str, head: bytes) -> tuple[str | None, str | None]:
     DataError
         It is no data: what it is, and the remedy.
     """
-    for magic, what, remedy in _REFUSED:
-        if head.lower().startswith(magic.lower()):
-            raise DataError(f"{path}: {what}: {remedy}")
+    check_head(path, head)
     for magic, compression in _MAGIC.items():
         if head.startswith(magic):
             return None, compression
@@ -79,6 +94,29 @@ def sniff(path: str, head: bytes) -> tuple[str | None, str | None]:
     if head.startswith(b"ARROW1"):
         return "arrow", None
     return None, encoding_of(head)
+
+
+def check_head(path: str, head: bytes, *, unpacked: bool = False) -> None:
+    """Refuse what is no data by its first bytes; `unpacked`: by those inside a compressed file.
+
+    Raises
+    ------
+    DataError
+        What it is, and the remedy.
+    """
+    inside = " inside" if unpacked else ""
+    for magic, what, remedy in _REFUSED:
+        # Letters alone might begin a text as well: the name of a first column.
+        told = not magic.isalnum() or b"\0" in head
+        begins = head.lower() if magic.startswith(b"<") else head
+        if told and begins.startswith(magic):
+            raise DataError(f"{path}: {what}{inside}: {remedy}")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{path}: a tar archive{inside}: unpack it (tar -xf), and name the files")
+    if len(head) >= 16 and not head.strip(b"\0"):
+        raise DataError(f"{path}: nothing but zeros: get it again (a download that broke off?)")
+    if unpacked and any(map(head.startswith, (*_MAGIC, b"PAR1", b"ARROW1"))):
+        raise DataError(f"{path}: a packed file inside a packed one: unpack it once")
 
 
 def encoding_of(head: bytes) -> str | None:
@@ -125,7 +163,7 @@ def size_of(path: str) -> int:
 def head_of(path: str) -> bytes:
     """Return the first bytes of a file."""
     with open_raw(path) as file:
-        return file.read(64)
+        return file.read(HEAD_BYTES)
 
 
 def _by_arrow(compression: str) -> Callable[[str], io.BufferedReader]:

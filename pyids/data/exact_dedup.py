@@ -1,15 +1,17 @@
-"""Exact duplicates over all shards, in bounded memory.
+"""Exact duplicates over all shards, in bounded memory, on any engine.
 
-The digests are dealt to buckets by their leading bits, spilled, and each bucket is sorted by
-itself. Equal digests lie in one bucket, and a stable sort keeps the order of the row ids, so that
-the first of each run is the row that the others repeat. Nothing holds more than a bucket,
-and one bucket is open at a time.
+The digests are dealt to buckets by their leading bits, some shards at a time; then each bucket is
+gathered from all of them and sorted by itself. Equal digests lie in one bucket, and a stable sort
+keeps the order of the row ids, so that the first of each run is the row that the others repeat.
+What is kept of a bucket is the rows that repeat one. No process holds more than a few shards or
+one bucket.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,26 +22,30 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids.data.sources import Source
+from pyids.engine import Engine, LocalEngine
 from pyids.progress import report
-from pyids.store.files import atomic_write, create_mapped, fingerprint
+from pyids.store.files import atomic_write, fingerprint
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, read_entry, write_entry
+from pyids.store.reading import store_of
 
 # About so many rows a bucket: some 10 MB while it is sorted.
 ROWS_PER_BUCKET = 1 << 17
+# Buckets that one task sorts, one after the other.
+_BUCKETS_A_TASK = 8
+
+# About so many rows are dealt at a time.
+_ROWS_DEALT = 1 << 19
 
 
-# Rows whose digests are held before they are appended to the files of their buckets.
-_ROWS_HELD = 1 << 19
+_DEALT = np.dtype([("high", ">u8"), ("low", ">u8"), ("row_id", "<i8")])
+# A row, and the one that it repeats.
+_REPEAT = np.dtype([("row_id", "<i8"), ("first", "<i8")])
 
 
-_SPILLED = np.dtype([("high", ">u8"), ("low", ">u8"), ("row_id", "<i8")])
-
-
-_SKIPPED = -1
-
-
-def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
+def drop_duplicates(
+    store: Store, *, keep_duplicates: bool = False, engine: Engine | None = None
+) -> None:
     """Write ``keep/``, ``skipped.jsonl`` and ``duplicates.jsonl``; skip it when it is done already.
 
     Parameters
@@ -48,6 +54,8 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
         With its rows read.
     keep_duplicates : bool, default False
         Rows that repeat an earlier one stay; they are listed all the same.
+    engine : Engine, optional
+        Where digests are dealt and sorted; by default this process.
     """
     keep = store.path / "keep"
     inputs = {
@@ -60,7 +68,7 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     begin(entry)
     shutil.rmtree(store.scratch, ignore_errors=True)
     store.scratch.mkdir()
-    first = _first_occurrences(store)
+    unusable, repeats = _compare(store, engine or LocalEngine())
     counts = {"kept": 0, "skipped": 0, "duplicates": 0}
     files = [store.path / "skipped.jsonl", store.path / "duplicates.jsonl"]
     with (
@@ -71,9 +79,13 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     ):
         for shard in store.shards:
             ids = np.arange(shard.first_row_id, shard.first_row_id + shard.rows, dtype=np.int64)
-            firsts = first[shard.first_row_id : shard.first_row_id + shard.rows]
-            usable = firsts != _SKIPPED
-            repeated = usable & (firsts != ids)
+            usable, firsts = np.ones(shard.rows, bool), ids.copy()
+            for some in unusable:
+                usable[_within(some, some, shard) - shard.first_row_id] = False
+            for pairs in repeats:
+                at = _within(pairs["row_id"], pairs, shard)
+                firsts[at["row_id"] - shard.first_row_id] = at["first"]
+            repeated = firsts != ids
             counts["skipped"] += _list_skipped(store, shard, ~usable, skipped)
             counts["duplicates"] += _list_duplicates(store, shard, repeated, firsts, duplicates)
             kept = ids[usable] if keep_duplicates else ids[usable & ~repeated]
@@ -84,7 +96,7 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
                 np.lib.format.write_array(file, kept, allow_pickle=False)
             files.append(path)
             report("deduplicate", shard.first_row_id + shard.rows, store.rows_read)
-    del first
+    del unusable, repeats
     shutil.rmtree(store.scratch)
     for stray in set(keep.rglob("*.npy")) - set(files):
         stray.unlink()
@@ -92,60 +104,133 @@ def drop_duplicates(store: Store, *, keep_duplicates: bool = False) -> None:
     store.forget()
 
 
-def _first_occurrences(store: Store) -> NDArray[np.int64]:
-    """For each row the first row with its digest (itself, mostly), -1 where it was skipped.
+def _within(row_ids: NDArray[np.int64], values: NDArray[Any], shard: Shard) -> NDArray[Any]:
+    """Cut out of values by ascending row id those of a shard."""
+    start, stop = np.searchsorted(row_ids, [shard.first_row_id, shard.first_row_id + shard.rows])
+    return values[start:stop]
 
-    int64 (rows read,), mapped to a file: not in memory.
+
+def _compare(store: Store, engine: Engine) -> tuple[list[NDArray[np.int64]], list[NDArray[Any]]]:
+    """Find the ids of the unusable rows, and which rows repeat which.
+
+    Returns
+    -------
+    tuple of lists of arrays
+        Mapped to files, each ascending by row id: int64 ids, and `_REPEAT`.
     """
-    rows = store.rows_read
     bits = 1
-    while rows >> bits > ROWS_PER_BUCKET:
+    while store.rows_read >> bits > ROWS_PER_BUCKET:
         bits += 1
-    spills = [store.scratch / f"{bucket:05d}.spill" for bucket in range(1 << bits)]
-    for path in spills:
-        path.touch()
-    held: list[NDArray[Any]] = []
-    for shard in store.shards:
-        held.append(_digests(store, shard))
-        if sum(map(len, held)) >= _ROWS_HELD:
-            _append(held, spills, bits)
-    _append(held, spills, bits)
-    first: NDArray[np.int64] = create_mapped(store.scratch / "first.i8", (rows,), np.int64)
-    for start in range(0, rows, ROWS_PER_BUCKET):
-        first[start : start + ROWS_PER_BUCKET] = _SKIPPED
-    for path in spills:
-        spilled = np.fromfile(path, dtype=_SPILLED)
-        order = np.lexsort((spilled["low"], spilled["high"]))  # stable: row ids stay ascending
-        high, low, ids = (spilled[name][order] for name in ("high", "low", "row_id"))
+    deals = [
+        _Deal(str(store.path), str(store.scratch), number, tuple(shards), bits)
+        for number, shards in enumerate(_cut(store.shards))
+    ]
+    if not deals:
+        return [], []
+    ends = np.array(list(engine.map(_deal, deals)))
+    finds = []
+    for first in range(0, 1 << bits, _BUCKETS_A_TASK):
+        last = min(first + _BUCKETS_A_TASK, 1 << bits)
+        cuts = tuple(map(tuple, ends[:, first : last + 1].tolist()))
+        finds.append(_Find(str(store.scratch), first, cuts))
+    for _ in engine.map(_find, finds):
+        pass
+    unusable = [_load(store.scratch / f"{deal.number:06d}.unusable.npy") for deal in deals]
+    repeats = [_load(store.scratch / f"{find.first:06d}.repeats.npy") for find in finds]
+    return unusable, repeats
+
+
+def _cut(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Group shards to about `_ROWS_DEALT` rows."""
+    group: list[Shard] = []
+    for shard in shards:
+        group.append(shard)
+        if sum(one.rows for one in group) >= _ROWS_DEALT:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """What `_deal` needs: paths and numbers."""
+
+    folder: str
+    scratch: str
+    number: int
+    shards: tuple[Shard, ...]
+    bits: int
+
+
+def _deal(task: _Deal) -> list[int]:
+    """Write the digests of some shards bucket by bucket; return where each bucket starts."""
+    store, scratch = store_of(task.folder), Path(task.scratch)
+    digests, unusable = [np.empty(0, _DEALT)], [np.empty(0, np.int64)]
+    for shard in task.shards:
+        found = _digests(store, shard)
+        digests.append(found)
+        missing = np.ones(shard.rows, bool)
+        missing[found["row_id"] - shard.first_row_id] = False
+        unusable.append(shard.first_row_id + np.flatnonzero(missing))
+    dealt = np.concatenate(digests)
+    bucket = (dealt["high"] >> np.uint64(64 - task.bits)).astype(np.int64)
+    _save(scratch / f"{task.number:06d}.dealt.npy", dealt[np.argsort(bucket, kind="stable")])
+    _save(scratch / f"{task.number:06d}.unusable.npy", np.concatenate(unusable))
+    return [0, *np.cumsum(np.bincount(bucket, minlength=1 << task.bits)).tolist()]
+
+
+@dataclass(frozen=True)
+class _Find:
+    """What `_find` needs: the buckets from `first` on, and where they lie in each deal's file."""
+
+    scratch: str
+    first: int
+    cuts: tuple[tuple[int, ...], ...]
+
+
+def _find(task: _Find) -> int:
+    """Write which rows of some buckets repeat which, ascending; return their number."""
+    scratch = Path(task.scratch)
+    dealt = [_load(scratch / f"{number:06d}.dealt.npy") for number in range(len(task.cuts))]
+    found = [np.empty(0, _REPEAT)]
+    for bucket in range(len(task.cuts[0]) - 1):
+        parts = [
+            part[cut[bucket] : cut[bucket + 1]] for part, cut in zip(dealt, task.cuts, strict=True)
+        ]
+        some = np.concatenate(parts)
+        order = np.lexsort((some["low"], some["high"]))  # stable: row ids stay ascending
+        high, low, ids = (some[name][order] for name in ("high", "low", "row_id"))
         new = np.ones(len(ids), dtype=bool)
         new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        first[ids] = ids[new][np.cumsum(new) - 1]
-        path.unlink()
-    return first
+        repeats = np.empty(np.count_nonzero(~new), _REPEAT)
+        repeats["row_id"] = ids[~new]
+        repeats["first"] = ids[new][np.cumsum(new) - 1][~new]
+        found.append(repeats)
+    repeats = np.concatenate(found)
+    _save(scratch / f"{task.first:06d}.repeats.npy", repeats[np.argsort(repeats["row_id"])])
+    return len(repeats)
 
 
-def _append(held: list[NDArray[Any]], spills: list[Path], bits: int) -> None:
-    """Append digests to the files of their buckets, in order; one file is open at a time."""
-    spilled = np.concatenate([np.empty(0, _SPILLED), *held])
-    held.clear()
-    bucket = spilled["high"] >> np.uint64(64 - bits)
-    spilled = spilled[np.argsort(bucket, kind="stable")]
-    ends = np.cumsum(np.bincount(bucket.astype(np.int64), minlength=len(spills)))
-    for path, start, end in zip(spills, [0, *ends[:-1]], ends, strict=True):
-        if end > start:
-            with path.open("ab") as file:
-                file.write(spilled[start:end].tobytes())
+def _save(path: Path, values: NDArray[Any]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _load(path: Path) -> NDArray[Any]:
+    values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
 
 
 def _digests(store: Store, shard: Shard) -> NDArray[Any]:
-    """Give the digests of a shard's usable rows with their row ids, as `_SPILLED`."""
+    """Give the digests of a shard's usable rows with their row ids, as `_DEALT`."""
     column = _columns(store, shard, ["digest"])["digest"]
     usable = pc.is_valid(column).to_numpy(zero_copy_only=False)
     digests = np.frombuffer(b"".join(column.drop_null().to_pylist()), dtype=">u8").reshape(-1, 2)
-    spilled = np.empty(len(digests), dtype=_SPILLED)
-    spilled["high"], spilled["low"] = digests.T
-    spilled["row_id"] = shard.first_row_id + np.flatnonzero(usable)
-    return spilled
+    dealt = np.empty(len(digests), dtype=_DEALT)
+    dealt["high"], dealt["low"] = digests.T
+    dealt["row_id"] = shard.first_row_id + np.flatnonzero(usable)
+    return dealt
 
 
 def _columns(store: Store, shard: Shard, names: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ selection is the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import logging
 from collections import Counter
@@ -147,9 +148,10 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
         write(store, selected.sorted(), path)
         write_card(store, selected, path, format)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}): choose another place"
-        ) from None
+        full, taken = (errno.ENOSPC, errno.EDQUOT), (errno.EISDIR, errno.ENOTDIR)
+        other = "remove what stands there" if error.errno in taken else "choose another place"
+        what = "make room, or choose another place" if error.errno in full else other
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}): {what}") from None
     return path
 
 

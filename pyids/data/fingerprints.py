@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyids.data.containers import head_of
-from pyids.data.remote import is_remote, remote_facts
+from pyids.data.remote import is_remote, remote_facts, remote_hash
 from pyids.data.sources import Source
 from pyids.engine import Engine
 from pyids.store.files import fingerprint, hash_file, hash_once, remembered, write_sealed
@@ -68,9 +67,8 @@ def fingerprint_files(
     found = []
     for name in paths:
         if is_remote(name):
-            size, mark = remote_facts(name)
-            # Without a mark of its own the beginning stands for the content.
-            xxh3 = fingerprint([size, mark or head_of(name).hex()])
+            size = remote_facts(name)[0]
+            xxh3 = fingerprint([size, remote_hash(name, limit_bytes)])
             found.append({"name": Path(name).name, "bytes": size, "xxh3": xxh3})
             continue
         path = Path(name).resolve()

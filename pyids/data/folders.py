@@ -10,7 +10,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +52,39 @@ def parse_name(name: str) -> tuple[Path, str | None, str | None] | None:
     return Path(found["folder"]), found["config"], found["split"]
 
 
-def choose_split(folder: Path, splits: list[str], wanted: str | None) -> str:
-    """Return the split that is meant: what is wanted, train, or the only one.
+# The splits that are meant where none is named: of data to learn from, and of a benchmark.
+TRAIN = ("train",)
+HELD_OUT = ("test", "validation", "dev")
+
+
+def choose_split(
+    folder: Path | str, splits: list[str], wanted: str | None, prefer: Sequence[str] = TRAIN
+) -> str:
+    """Return the split that is meant: what is wanted, the first of `prefer`, or the only one.
 
     Raises
     ------
     DataError
-        There is no such split, or several and no train.
+        There is no such split, or several and none of `prefer`.
     """
     names = ", ".join(splits)
     if wanted is not None:
         if wanted not in splits:
-            raise DataError(f"{folder}: there is no split {wanted!r}: it has {names}")
+            raise DataError(f"{folder}: there is no split {wanted!r}: choose one of {names}")
         return wanted
-    if "train" in splits:
-        return "train"
+    if (found := next((name for name in prefer if name in splits), None)) is not None:
+        return found
     if len(splits) == 1:
         return splits[0]
     raise DataError(f"{folder}: holds the splits {names}: name one, such as {folder}:{splits[0]}")
 
 
 def files_of_folder(
-    folder: Path, config: str | None, split: str | None, is_data: Callable[[Path], Any]
+    folder: Path,
+    config: str | None,
+    split: str | None,
+    is_data: Callable[[Path], Any],
+    prefer: Sequence[str] = TRAIN,
 ) -> list[Path]:
     """Give the data files of a folder that are meant, sorted by path; log what is left out.
 
@@ -83,6 +94,8 @@ def files_of_folder(
         As `parse_name` gives them; the split ``all`` is every file.
     is_data : callable
         Whether a file is one of data, by its name.
+    prefer : sequence of str
+        The splits that are meant where none is named.
 
     Raises
     ------
@@ -105,11 +118,13 @@ def files_of_folder(
     configs = _configs(folder)
     if config is not None and config not in configs:
         known = ", ".join(configs) or "none"
-        raise DataError(f"{folder}: there is no configuration {config!r} (its README has: {known})")
+        raise DataError(
+            f"{folder}: there is no configuration {config!r} (its README has: {known}): choose one"
+        )
     splits = _named(folder, configs, config, files) if configs else _by_words(folder, files)
     if not splits:
         return files
-    chosen = choose_split(folder, list(splits), split)
+    chosen = choose_split(folder, list(splits), split, prefer)
     _log_left_out(folder, splits, chosen, files)
     return splits[chosen]
 
@@ -156,7 +171,7 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     head = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
     try:
         found = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{folder / 'README.md'}: its head is no YAML ({reason}): mend it"

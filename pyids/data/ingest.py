@@ -16,6 +16,7 @@ from typing import Any
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.formats import BadRow, UnusableRow
+from pyids.data.diagnose import summarize
 from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.fingerprints import fingerprint_sources
 from pyids.data.look import Look
@@ -39,7 +40,7 @@ MAX_ERRORS = 20
 
 
 # To be raised when the same input would be read differently.
-_READER_VERSION = 3
+_READER_VERSION = 4
 
 
 Progress = Callable[[int, int, int], None]
@@ -59,6 +60,8 @@ class Intake:
         Chat format -> number of rows of it.
     unused : dict
         Column that looks like part of the prompt and does not reach the model -> rows with it.
+    unusable : str
+        Where the first unusable row stands and why it is one; "" where there is none.
     """
 
     rows: int
@@ -67,10 +70,11 @@ class Intake:
     duplicates: int
     formats: dict[str, int]
     unused: dict[str, int] = field(default_factory=dict)
+    unusable: str = field(default="", compare=False)
 
 
 def describe(intake: Intake) -> str:
-    """Say in one line what was read, and in one more each what of the prompt is left out."""
+    """Say in one line what was read, and in one more each what is left out."""
     formats = ", ".join(f"{_name(name)} ({rows})" for name, rows in intake.formats.items())
     unused = [
         f"column {column!r} of {rows} rows looks like part of the prompt and does not reach the "
@@ -81,6 +85,7 @@ def describe(intake: Intake) -> str:
         [
             f"read {intake.rows} rows of {formats}: {intake.kept} stay, {intake.skipped} are "
             f"unusable, {intake.duplicates} repeat another",
+            *([f"the first unusable row: {intake.unusable}"] if intake.unusable else []),
             *unused,
         ]
     )
@@ -127,16 +132,23 @@ def ingest(
     Raises
     ------
     DataError
-        The first `MAX_ERRORS` errors of the data, one a line: file, line or row, column, remedy.
+        The first `MAX_ERRORS` errors of the data: file, line or row, column, remedy, those of one
+        kind in one line; or not one row can be used.
     """
     _read(store, sources, engine or LocalEngine(), limit, strict, progress, records=True)
-    return _after_reading(store, keep_duplicates)
+    return _after_reading(store, keep_duplicates, engine)
 
 
-def _after_reading(store: Store, keep_duplicates: bool) -> Intake:
-    drop_duplicates(store, keep_duplicates=keep_duplicates)
+def _after_reading(store: Store, keep_duplicates: bool, engine: Engine | None = None) -> Intake:
+    drop_duplicates(store, keep_duplicates=keep_duplicates, engine=engine)
     counts = (store.rows_read, store.kept, store.skipped, store.duplicates)
-    return Intake(*counts, store.index["formats"], store.index["unused"])
+    index = store.index
+    if not store.kept:
+        raise DataError(
+            "not one row can be used: mend the data, or name its columns with --format-map; the "
+            f"first: {index['unusable']}"
+        )
+    return Intake(*counts, index["formats"], index["unused"], index["unusable"])
 
 
 def check(
@@ -243,7 +255,7 @@ def _read(
         if limit is not None and found.rows >= limit:
             break
     if found.errors:
-        raise DataError(_summary(found.errors))
+        raise DataError("\n".join(summarize(found.errors, MAX_ERRORS)))
     if not found.rows:
         raise DataError(f"{', '.join(s.path for s in sources[:3])}: no rows: check the data")
     write_sealed(rows_folder / "index.json", found.index(limit))
@@ -258,6 +270,7 @@ class _Found:
         self.sources = sources
         self.rows = 0
         self.errors: list[str] = []
+        self.unusable = ""
         self.files: dict[str, Any] = {}
         self._shards: list[dict[str, Any]] = []
         self._counts = {"formats": Counter[str](), "unused": Counter[str]()}
@@ -267,10 +280,11 @@ class _Found:
         """Add the report of the next split."""
         number = task.split.source_number
         source, first_line = self.sources[number], self._first_lines[number]
-        self.errors += [
-            f"{source.path} {source.unit} {first_line + line}: {text}"
-            for line, text in report["problems"]
-        ]
+        where = f"{source.path} {source.unit}"
+        self.errors += [f"{where} {first_line + line}: {text}" for line, text in report["problems"]]
+        if report["unusable"] is not None and not self.unusable:
+            line, text = report["unusable"]
+            self.unusable = f"{where} {first_line + line}: {text}"
         for name, shard_rows in report["shards"]:
             shard = {"name": name, "first_row_id": self.rows, "rows": shard_rows}
             self._shards.append({**shard, "source": number, "first_line": first_line})
@@ -289,6 +303,7 @@ class _Found:
             "sources": [asdict(source) for source in self.sources],
             "shards": self._shards,
             "files": self.files,
+            "unusable": self.unusable,
             **{name: dict(count.most_common()) for name, count in self._counts.items()},
         }
 
@@ -299,12 +314,6 @@ def groups_per_shard(total_bytes: int) -> int:
     while total_bytes > BYTES_BEFORE_DOUBLING:
         groups, total_bytes = 2 * groups, total_bytes // 2
     return groups
-
-
-def _summary(errors: list[str]) -> str:
-    if len(errors) <= MAX_ERRORS:
-        return "\n".join(errors)
-    return "\n".join([*errors[:MAX_ERRORS], f"... and more: these are the first {MAX_ERRORS}"])
 
 
 def _remove_strays(folder: Path, known: set[str]) -> None:
@@ -338,6 +347,7 @@ def read_split(task: _Task) -> dict[str, Any]:
     )
     writer = ShardWriter(folder, split_name(split.number), task.groups_per_shard, task.records)
     problems: list[tuple[int, str]] = []
+    unusable: tuple[int, str] | None = None
     look = Look(source.format)
     with writer:
         for line, raw, record in reader:
@@ -351,6 +361,7 @@ def read_split(task: _Task) -> dict[str, Any]:
                     problems.append((line, str(error)))
                 except UnusableRow as error:
                     problem = str(error)
+                    unusable = unusable or (line, problem)
                     if task.strict:
                         problems.append((line, f"{problem} (an error because of --strict)"))
                 writer.add(raw, line, key, problem)
@@ -365,6 +376,7 @@ def read_split(task: _Task) -> dict[str, Any]:
         ],
         "formats": dict(look.formats),
         "unused": dict(look.unused),
+        "unusable": unusable,
     }
     if problems:
         return {**report, "files": {}, "problems": problems}

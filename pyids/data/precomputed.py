@@ -1,7 +1,8 @@
 """Precomputed vectors in place of an encoder: files of vectors, or a column of the data.
 
 They are copied shard by shard, the kept rows only, into ``embeddings/``: the run folder then needs
-nothing outside it. Files are mapped, both ways, so that no shard is ever held whole.
+nothing outside it. Files are mapped, both ways, so that no shard is ever held whole. A shard that
+has its vectors keeps them, whatever the files hold beside.
 """
 
 from __future__ import annotations
@@ -39,10 +40,17 @@ from pyids.data.zero_vectors import (
     zero_rows,
 )
 from pyids.engine import Engine, LocalEngine
-from pyids.errors import DataError, PyidsWarning
-from pyids.store.files import atomic_write, create_npy, fingerprint
+from pyids.errors import DamagedError, DataError, PyidsWarning
+from pyids.store.files import atomic_write, create_npy, fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Shard, Store
-from pyids.store.ledger import begin, checked, load_npy, read_entry, write_entry
+from pyids.store.ledger import (
+    begin,
+    checked,
+    damaged_files,
+    load_npy,
+    read_entry,
+    write_entry,
+)
 
 Block = tuple[int, NDArray[Any]]
 
@@ -198,10 +206,14 @@ def _target(store: Store, shard: Shard) -> _Target:
 
 def _tasks_of_file(store: Store, vectors: VectorFiles) -> Iterator[_Task]:
     hashes = [file["xxh3"] for file in fingerprint_files(vectors.paths, store)]
-    one = hashes[0] if len(hashes) == 1 else fingerprint(hashes)
     half = vectors.dtype == np.float16
     files = VectorFiles(vectors.paths, vectors.column)  # without what is open here
     for shard in store.shards:
+        ids = shard.row_ids
+        # Of several files those of its own rows alone: others may come as the pool grows.
+        own = [[hashes[n], first] for n, first in vectors.files_of(ids.start, ids.stop)]
+        in_first = own == [[hashes[0], ids.start]]
+        one = hashes[0] if in_first else fingerprint(own)
         yield _Task((_target(store, shard),), vectors.column or "", one, half, files=files)
 
 
@@ -246,6 +258,8 @@ def _copy(task: _Task) -> list[dict[str, Any]]:
         out = Path(target.out)
         entry = out.with_suffix(".json")
         done = read_entry(entry, inputs)
+        if done is None and task.files is not None:
+            done = _carried_over(out, inputs, target, task.files)
         if stream is not None:
             matrices = stream.take(target.rows)
             if done is not None:
@@ -263,6 +277,34 @@ def _copy(task: _Task) -> list[dict[str, Any]]:
             done = write_entry(entry, [out], inputs, **_write(out, found, target, dtype))
         reports.append({**done, "name": target.name})
     return reports
+
+
+def _carried_over(
+    out: Path, inputs: dict[str, Any], target: _Target, files: VectorFiles
+) -> dict[str, Any] | None:
+    """Give the entry of a shard anew where it has these vectors already, out of another file.
+
+    A file that a pool has grown in is another file: what it says of old rows is compared with what
+    was copied, and only the entry is written.
+    """
+    entry = out.with_suffix(".json")
+    try:
+        had = read_sealed(entry)
+    except (FileNotFoundError, DamagedError):
+        return None
+    if {**had["inputs"], "vectors": None} != {**inputs, "vectors": None}:
+        return None
+    if next(damaged_files(entry, had), None) is not None:
+        return None
+    copied = load_npy(out)
+    if copied.shape != (had["rows"], files.shape[1]):
+        return None
+    for start, block in blocks(files, load_npy(Path(target.keep))):
+        with np.errstate(over="ignore"):
+            block = block.astype(copied.dtype, copy=False)
+        if block.tobytes() != copied[start : start + len(block)].tobytes():
+            return None
+    return write_sealed(entry, {**had, "inputs": inputs})
 
 
 def _write(

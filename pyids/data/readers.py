@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pyids.chat.rawjson import array_items, compact, has_half_surrogate, parse
 from pyids.data.containers import BLOCK_BYTES, open_bytes, open_raw, unreadable
+from pyids.data.diagnose import what_line
 from pyids.data.remote import is_remote
 
 # Rows of a table that become objects at a time: few, for a small file may hold huge rows.
@@ -93,11 +94,9 @@ class Reader:
         drop: str | None = None,
         max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
-        self.path = path
-        self.kind = kind
+        self.path, self.kind = path, kind
         self.compression = compression
-        self.start = start
-        self.stop = stop
+        self.start, self.stop = start, stop
         self.drop = drop
         self.max_row_bytes = max_row_bytes
         self.lines = 0
@@ -146,6 +145,7 @@ class Reader:
                     left -= len(line)
                 self.lines += 1
                 raw = line.strip()
+                del line  # while a row is looked at, nothing else of it is held
                 if raw[:1] != b"{" or raw[-1:] != b"}":
                     # Files that were written in pieces have a byte order mark between them, too.
                     raw = raw.removeprefix(codecs.BOM_UTF8).removesuffix(codecs.BOM_UTF8)
@@ -172,12 +172,24 @@ class Reader:
                     opened = True
                     if text[0] == "[":
                         end, position = "]", 1
-                before = position
+                before, more = position, True
                 try:
-                    for item, record, stop in array_items(text, position, ended=ended):
-                        position = stop
-                        self.lines += 1
-                        yield self._item(item, record)
+                    while more:
+                        more = False
+                        for item, record, stop in array_items(text, position, ended=ended):
+                            position = stop
+                            self.lines += 1
+                            if more := len(item) > BLOCK_BYTES:
+                                break
+                            yield self._item(item.encode(), record)
+                        if more:
+                            # While a huge item is looked at, the text is not held.
+                            text, position, before = text[position:], 0, -1
+                            raw = item.encode()
+                            del item
+                            found = self._item(raw, record)
+                            del raw, record
+                            yield found
                 except (ValueError, RecursionError) as error:
                     yield self._end(f"JSON that cannot be read ({error}): mend or delete the item")
                     return
@@ -191,14 +203,13 @@ class Reader:
                 what = "array breaks off or is broken" if end else "file is broken JSON from"
                 yield self._end(f"the {what} here ({rest[:40]!r}): mend it, or get the file again")
 
-    def _item(self, item: str, record: Any) -> Item:
-        raw = item.encode()
+    def _item(self, raw: bytes, record: Any) -> Item:
         if len(raw) > self.max_row_bytes:
             return self.lines, raw, Problem(self.lines, self._too_long())
         if b"\n" in raw:
             raw = compact(raw)
         if isinstance(record, dict):
-            broken = "\\ud" in item or "\\uD" in item
+            broken = b"\\ud" in raw or b"\\uD" in raw
             return self.lines, raw, _whole(record) if broken else record
         return self.lines, raw, _no_object(self.lines, record)
 
@@ -261,6 +272,10 @@ class Reader:
                 batch.validate(full=True)  # the file's offsets are not to be believed
                 if text := _twice(batch.schema.names):
                     yield self._end(text)
+                    return
+                # A few bytes may hold any number of such rows.
+                if batch.num_rows and all(map(pa.types.is_null, batch.schema.types)):
+                    yield self._end("no column of it holds anything: leave the file out")
                     return
                 if self.drop in batch.schema.names:
                     batch = batch.drop_columns([self.drop])
@@ -369,7 +384,8 @@ def _parse_slowly(line: int, raw: bytes) -> dict[str, Any] | Problem:
     except json.JSONDecodeError as error:
         return Problem(
             line,
-            f"broken JSON at column {error.colno} ({error.msg}): mend or delete the line",
+            what_line(raw)
+            or f"broken JSON at column {error.colno} ({error.msg}): mend or delete the line",
         )
     except UnicodeDecodeError as error:
         return Problem(line, _not_utf8(error))
@@ -394,8 +410,9 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     )
 
 
-# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8.
-_UNFIT = (ValueError, OverflowError, TypeError)
+# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8, a
+# type that pyarrow has no class for.
+_UNFIT = (ValueError, OverflowError, TypeError, KeyError, NotImplementedError)
 
 
 def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
@@ -412,9 +429,11 @@ def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
 
 
 def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
-    for name, column in zip(row.schema.names, row.columns, strict=True):
+    for i, name in enumerate(row.schema.names):
         try:
-            orjson.dumps(column.to_pylist(), default=to_json)
+            orjson.dumps(row.column(i).to_pylist(), default=to_json)
+        except KeyError:
+            yield f"column {name!r} is of type {row.schema.types[i]}, which is not read: drop it"
         except _UNFIT as error:
             yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
 

@@ -85,7 +85,7 @@ class RemoteArray:
                 rows = np.frombuffer(content, self.dtype).reshape(-1, self.shape[1])
                 taken.append(rows[part - first])
         except (OSError, ValueError) as error:
-            raise DataError(f"{self.path}: cannot be read: {error}") from None
+            raise DataError(f"{self.path}: cannot be read ({error}): check the address") from None
         return np.concatenate(taken)
 
 

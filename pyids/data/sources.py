@@ -12,9 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pyids.chat.formats import check_format, detect_format, list_columns, no_format
-from pyids.data.containers import head_of, size_of, sniff
-from pyids.data.folders import choose_split, files_of_folder, parse_name
+from pyids.chat.formats import (
+    BadRow,
+    UnusableRow,
+    check_format,
+    detect_format,
+    list_columns,
+    no_format,
+    to_messages,
+)
+from pyids.data.containers import HEAD_BYTES, check_head, head_of, open_bytes, size_of, sniff
+from pyids.data.diagnose import what_lines, what_object, what_table
+from pyids.data.folders import HELD_OUT, TRAIN, choose_split, files_of_folder, parse_name
 from pyids.data.readers import (
     MAX_ROW_BYTES,
     UNREADABLE,
@@ -40,14 +49,34 @@ SPLIT_BYTES = 32 << 20
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".jl": "jsonl",
     ".json": "jsonl",  # or an array: its first byte tells
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz"}
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+
+
+# What benchmarks are called, and where the rows stand that are reported.
+BENCHMARKS = {
+    "arc-challenge": "allenai/ai2_arc@ARC-Challenge:test",
+    "arc-easy": "allenai/ai2_arc@ARC-Easy:test",
+    "gsm8k": "openai/gsm8k@main:test",
+    "hellaswag": "Rowan/hellaswag:validation",
+    "humaneval": "openai/openai_humaneval:test",
+    "ifeval": "google/IFEval:train",
+    "math-500": "HuggingFaceH4/MATH-500:test",
+    "mbpp": "google-research-datasets/mbpp@full:test",
+    "mmlu": "cais/mmlu@all:test",
+    "mmlu-pro": "TIGER-Lab/MMLU-Pro:test",
+    "truthfulqa": "truthfulqa/truthful_qa@generation:validation",
+    "winogrande": "allenai/winogrande@winogrande_xl:validation",
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +134,7 @@ def open_sources(
     format: str = "auto",
     vectors: str | None = None,
     max_row_bytes: int = MAX_ROW_BYTES,
+    held_out: bool = False,
 ) -> list[Source]:
     """Find the files that `data` names and what each holds.
 
@@ -122,6 +152,9 @@ def open_sources(
         Column of precomputed vectors.
     max_row_bytes : int
         The longest row: a small compressed file may hold one that no memory takes.
+    held_out : bool
+        Whether it is a benchmark: then of several splits ``test`` is meant, or ``validation``,
+        unless one is named, and `BENCHMARKS` have short names.
 
     Returns
     -------
@@ -140,7 +173,8 @@ def open_sources(
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
-        sources = [source for name in data for source in _find(str(name))]
+        prefer = HELD_OUT if held_out else TRAIN
+        sources = [source for name in data for source in _find(str(name), prefer)]
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to look there: ask its owner") from None
     if not sources:
@@ -151,17 +185,18 @@ def open_sources(
     ]
 
 
-def named_files(names: Sequence[str]) -> list[str]:
+def named_files(names: Sequence[str], *, held_out: bool = False) -> list[str]:
     """Return the files that `names` stand for, whatever their rows hold; see `open_sources`."""
-    return [source.path for source in open_sources(names, format="text")] if names else []
+    found = open_sources(names, format="text", held_out=held_out) if names else []
+    return [source.path for source in found]
 
 
-def _find(name: str) -> Iterator[Source]:
+def _find(name: str, prefer: Sequence[str]) -> Iterator[Source]:
     path = Path(name)
     if is_remote(name):
         yield from _remote(name)
     elif (folder := parse_name(name)) is not None:
-        yield from _in_folder(*folder)
+        yield from _in_folder(*folder, prefer)
     elif path.is_file():
         yield _source(path)
     elif path.exists():
@@ -170,23 +205,27 @@ def _find(name: str) -> Iterator[Source]:
         files = [Path(file) for file in sorted(glob.glob(name, recursive=True))]
         known = [file for file in files if file.is_file() and _kind(file)]
         if not known:
-            raise DataError(f"{name}: no data file matches (of {_endings()})")
+            raise DataError(f"{name}: no data file matches: name files of {_endings()}")
         yield from map(_source, known)
     elif (hub := _HUB_NAME.fullmatch(name)) and not _kind(path):
-        yield from _on_hub(hub["name"], hub["config"], hub["split"] or "train")
+        yield from _on_hub(hub["name"], hub["config"], hub["split"], prefer)
+    elif prefer == HELD_OUT and name.lower() in BENCHMARKS:
+        yield from _find(BENCHMARKS[name.lower()], prefer)
     else:
         raise DataError(f"{name}: no such file or folder: check the path")
 
 
-def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[Source]:
+def _in_folder(
+    folder: Path, config: str | None, split: str | None, prefer: Sequence[str]
+) -> Iterator[Source]:
     if (folder / "dataset_dict.json").is_file():
         splits = _of_dataset(folder / "dataset_dict.json", "splits")
         if not splits or not all(isinstance(name, str) and _is_plain(name) for name in splits):
             raise DataError(f"{folder}/dataset_dict.json: names no splits: save the data set again")
-        chosen = choose_split(folder, splits, split)
+        chosen = choose_split(folder, splits, split, prefer)
         if left := [name for name in splits if name != chosen]:
             logger.info("%s: read the split %s; left out %s", folder, chosen, ", ".join(left))
-        yield from _in_folder(folder / chosen, None, None)
+        yield from _in_folder(folder / chosen, None, None, prefer)
         return
     if (folder / "state.json").is_file():
         for file in _of_dataset(folder / "state.json", "_data_files"):
@@ -198,9 +237,9 @@ def _in_folder(folder: Path, config: str | None, split: str | None) -> Iterator[
                 )
             yield Source(str(folder / name), "arrow", None)
         return
-    files = files_of_folder(folder, config, split, _kind)
+    files = files_of_folder(folder, config, split, _kind, prefer)
     if not files:
-        raise DataError(f"{folder}: a folder without data: it needs files of {_endings()}")
+        raise DataError(f"{folder}: a folder without data: name one with files of {_endings()}")
     yield from map(_source, files)
 
 
@@ -209,7 +248,7 @@ def _remote(name: str) -> Iterator[Source]:
     # An address may end with a query; a folder holds more than data.
     known = [file for file in files if len(files) == 1 or _kind(Path(file))]
     if not known:
-        raise DataError(f"{name}: no data file there (of {_endings()})")
+        raise DataError(f"{name}: no data file there: name one of {_endings()}")
     for file in known:
         yield _source_of(file, Path(file.partition("?")[0]))
 
@@ -231,7 +270,9 @@ def _is_plain(name: str) -> bool:
     return name not in ("", ".", "..") and Path(name).name == name
 
 
-def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:
+def _on_hub(
+    name: str, config: str | None, split: str | None, prefer: Sequence[str]
+) -> Iterator[Source]:
     try:
         import datasets
     except ImportError:
@@ -240,12 +281,20 @@ def _on_hub(name: str, config: str | None, split: str) -> Iterator[Source]:
             "pip install 'pyids-select[train]'"
         ) from None
     try:
-        dataset = datasets.load_dataset(name, config, split=split)
+        if split is None and prefer == HELD_OUT:
+            splits = datasets.get_dataset_split_names(name, config)
+            split = choose_split(name, splits, None, prefer)
+            logger.info("%s: read the split %s of %s", name, split, ", ".join(splits))
+        dataset = datasets.load_dataset(name, config, split=split or "train")
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # The second line of some names the configurations that there are.
+        said = str(error).strip().splitlines()[:2] or [type(error).__name__]
+        form = "" if config else f" (a configuration as {name}@CONFIG)"
         raise DataError(
-            f"{name}: no such file, and the hub does not give it ({reason}): check the name and "
-            "the network, or give a local file"
+            f"{name}: no such file, and the hub does not give it ({' '.join(said)}): check the "
+            f"name{form} and the network, or give a local file"
         ) from None
     for file in dataset.cache_files:
         yield Source(file["filename"], "arrow", None)
@@ -285,6 +334,9 @@ def _source_of(path: str, name: Path) -> Source:
         return Source(path, kind, _COMPRESSIONS.get(name.suffix.lower()))
     if compression is not None and kind in ("parquet", "arrow"):
         raise DataError(f"{path}: it is {compression}, not {kind}: unpack it, or get it again")
+    if compression is not None:
+        with suppress(*UNREADABLE), open_bytes(path, compression) as file:
+            check_head(path, file.read(HEAD_BYTES), unpacked=True)
     return Source(path, cast(Kind, is_kind or kind), compression)
 
 
@@ -302,32 +354,63 @@ def _look_into(source: Source, format: str) -> Source:
     )
     empty = True
     first: dict[str, Any] | None = None
-    line = 1
-    for number, _, record in islice(reader, 100):
-        empty = False
-        if not isinstance(record, Problem):
-            line, first = number, record
+    line, alone = 1, True
+    for number, raw, record in islice(reader, 100):
+        if first is not None:
+            alone = False
             break
-        if record.ends_file:
-            raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
+        if isinstance(record, Problem):
+            if empty and source.kind == "jsonl":
+                _check_lines(path, raw)
+            if record.ends_file:
+                raise DataError(f"{path} {source.unit} {record.line}: {record.text}")
+        else:
+            line, first = number, record
+        empty = False
     if empty:
         raise DataError(f"{path}: the file holds no rows: leave it out, or get it again")
     # Without one row that can be read, the reading itself reports the first errors.
     columns = tuple(first or ())
     if source.vectors and first is not None:
         _check_vectors(source, columns)
-    if format == "auto" and first is not None and detect_format(first) is None:
-        if key := next((key for key, value in first.items() if _is_rows(value)), None):
-            raise DataError(
-                f"{path}: one object with the rows under {key!r}: write them out with jq -c "
-                f"'.[\"{key}\"][]' {Path(path).name} > rows.jsonl"
-            )
-        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+    if format == "auto" and first is not None:
+        _check_form(source, line, first, alone=alone)
     return replace(source, format=format, columns=columns)
 
 
-def _is_rows(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+def _check_lines(path: str, raw: bytes) -> None:
+    """Refuse a table that is named as JSON lines, by its first line."""
+    if text := what_lines(path, raw[:HEAD_BYTES].decode(errors="replace")):
+        raise DataError(f"{path}: {text}")
+
+
+def _check_form(source: Source, line: int, first: dict[str, Any], *, alone: bool) -> None:
+    """Refuse a file by its first row, where nothing tells how it holds a conversation."""
+    path, found = source.path, detect_format(first)
+    if (
+        alone
+        and source.kind in ("jsonl", "json")
+        and not _is_read(first, found)
+        and (text := what_object(path, first, known=found is not None))
+    ):
+        raise DataError(f"{path}: {text}")
+    if found is None:
+        if source.kind in ("csv", "tsv") and (text := what_table(path, list(first))):
+            raise DataError(f"{path}: {text}")
+        raise DataError(f"{path} {source.unit} {line}: {no_format(first)}")
+
+
+def _is_read(record: dict[str, Any], format: str | None) -> bool:
+    """Whether a row gives a conversation, or an empty one."""
+    if format is None:
+        return False
+    try:
+        to_messages(record, format)
+    except BadRow:
+        return False
+    except UnusableRow:
+        pass
+    return True
 
 
 def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
@@ -337,8 +420,8 @@ def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
         columns = tuple(open_arrow(source.path).schema.names)
     if source.vectors not in columns:
         raise DataError(
-            f"{source.path}: there is no column {source.vectors!r} of vectors (it has: "
-            f"{list_columns(columns)})"
+            f"{source.path}: there is no column {source.vectors!r} of vectors: name one of "
+            f"{list_columns(columns)}"
         )
 
 

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from pyids.chat.formats import Message
 from pyids.config import RunConfig
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
-from pyids.data.vector_files import open_vectors
+from pyids.data.vector_files import open_vectors, vector_paths
 from pyids.errors import DataError
 from pyids.store.folder import Row, Store
 
@@ -85,8 +84,8 @@ def _vectors(config: RunConfig, rows: Sequence[Row]) -> NDArray[np.float64] | No
         vectors = open_vectors(path)
         if len(vectors) != len(rows):
             raise DataError(
-                f"{path}: {len(vectors)} vectors for {len(rows)} target rows: row i of it is the "
-                "vector of target row i (--target-embeddings-file)"
+                f"{path}: {len(vectors)} vectors for {len(rows)} target rows: give one a row, in "
+                "their order (--target-embeddings-file)"
             )
         found = np.asarray(vectors.take(np.arange(len(vectors))), np.float64)
     elif (column := config.embeddings_column) is not None:
@@ -110,8 +109,8 @@ def _vector_of(row: Row, column: str) -> list[float]:
     value = row.record.get(column)
     if not isinstance(value, list) or not all(type(x) in (int, float) for x in value) or not value:
         raise DataError(
-            f"{row.path} line {row.line}: column {column!r} holds no vector: the target needs one "
-            "in every row, as the pool does, or --target-embeddings-file"
+            f"{row.path} line {row.line}: column {column!r} holds no vector: give one to "
+            "every row, or name a --target-embeddings-file"
         )
     return [float(x) for x in value]
 
@@ -131,11 +130,11 @@ def check_width(vectors: NDArray[np.float64], dim: int, where: str) -> None:
         )
 
 
-def target_files(config: RunConfig) -> list[Path]:
+def target_files(config: RunConfig) -> list[str]:
     """Return the files of the target: what its identity is taken from."""
     if config.target is None:
         return []
-    files = [Path(source.path) for source in open_sources(config.target, format=config.format)]
+    files = [source.path for source in open_sources(config.target, format=config.format)]
     if config.target_embeddings_file is not None:
-        files.append(Path(config.target_embeddings_file))
+        files += vector_paths(config.target_embeddings_file)[0]
     return files

@@ -64,6 +64,13 @@ def vector_paths(name: str) -> tuple[list[str], str | None]:
             f"{name}: no such file of vectors: check --embeddings-file (a file, folder or glob of "
             f"{', '.join(_ENDINGS)})"
         )
+    for file in found:
+        if not file.is_file() and not file.is_dir():
+            raise DataError(f"{file}: a pipe or device: give a file that can be read again")
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{file}: a file name that is no UTF-8: rename the file") from None
     return [str(file) for file in found], column
 
 
@@ -112,6 +119,16 @@ class VectorFiles:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def files_of(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Give the files that hold rows of a range: which one, and where in it the range begins."""
+        ends = np.cumsum([part.rows for part in self._parts]).tolist()
+        starts = [0, *ends[:-1]]
+        return [
+            (n, max(0, start - first))
+            for n, (first, end) in enumerate(zip(starts, ends, strict=True))
+            if first < stop and end > start
+        ]
+
     def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """Give the vectors of ascending row ids, in any float type, (len(ids), D)."""
         ends = np.cumsum([part.rows for part in self._parts])
@@ -152,8 +169,8 @@ def open_vectors(
     vectors = VectorFiles(tuple(paths), column)
     if rows is not None and (len(vectors) < rows or (limit is None and len(vectors) != rows)):
         raise DataError(
-            f"{path}: {len(vectors)} vectors for {rows} rows of input: row i of it is the vector "
-            "of row i of the data, skipped and repeated rows included"
+            f"{path}: {len(vectors)} vectors for {rows} rows of input: give one a row, in "
+            "their order, skipped and repeated rows included"
         )
     _ = vectors.shape, vectors.dtype
     return vectors
@@ -172,6 +189,9 @@ class _Part:
 
     def take(self, positions: NDArray[np.int64]) -> NDArray[Any]:
         if self.array is not None:
+            first, last = positions[0], positions[-1] + 1
+            if isinstance(self.array, np.ndarray) and last - first == len(positions):
+                return self.array[first:last]  # without a copy
             return np.asarray(self.array[positions])
         if self.path.endswith(".lance"):
             table = _lance(self.path).take(positions.tolist(), columns=[self.column])
@@ -225,12 +245,13 @@ def _open(path: str, column: str | None, changed: int | str) -> _Part:
 
 def _of_npy(path: str) -> _Part:
     try:
-        vectors: Any = (
-            RemoteArray.open(path)
-            if is_remote(path)
-            else np.load(path, mmap_mode="r", allow_pickle=False)
-        )
-    except (OSError, ValueError, EOFError) as error:
+        with np.errstate(over="ignore"):  # a shape that no file has is refused below
+            vectors: Any = (
+                RemoteArray.open(path)
+                if is_remote(path)
+                else np.load(path, mmap_mode="r", allow_pickle=False)
+            )
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise DataError(
             f"{path}: no .npy file of numbers ({error}): save it with np.save"
         ) from None
@@ -241,7 +262,7 @@ def _of_npy(path: str) -> _Part:
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[1] == 0:
         raise DataError(
             f"{path}: {vectors.dtype} of shape {vectors.shape}: vectors are float16 or float32 "
-            "(rows, dimensions)"
+            "(rows, dimensions): save them so"
         )
     if isinstance(vectors, np.memmap):
         vectors = map_npy(Path(path))  # which keeps no descriptor: there may be thousands of files
@@ -259,8 +280,8 @@ def _of_table(path: str, schema: pa.Schema, rows: int, column: str | None) -> _P
     column = column or lists[0]
     if column not in lists:
         raise DataError(
-            f"{path}: there is no column {column!r} of lists of numbers (there are: "
-            f"{', '.join(lists) or 'none'})"
+            f"{path}: there is no column {column!r} of lists of numbers: name one of "
+            f"those it has ({', '.join(lists) or 'none'})"
         )
     kind = schema.field(column).type
     half = kind.value_type == pa.float16()
@@ -304,9 +325,11 @@ def matrix_of_lists(lists: pa.Array, path: str, column: str) -> NDArray[Any]:
     """Make a matrix of a list array; a missing list becomes a row of NaN."""
     kind = lists.type
     if not _is_list(kind):
-        raise DataError(f"{path}: column {column!r} is {kind}, not a list of numbers")
+        raise DataError(f"{path}: column {column!r} is {kind}, not a list of numbers: name another")
     if not _is_numbers(kind):
-        raise DataError(f"{path}: column {column!r} holds lists of {kind.value_type}, not numbers")
+        raise DataError(
+            f"{path}: column {column!r} holds lists of {kind.value_type}, no numbers: name another"
+        )
     widths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
     if len(widths) > 1 or widths == [0]:
         raise DataError(f"{path}: column {column!r} has lists of {widths} numbers: make them one")

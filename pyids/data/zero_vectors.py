@@ -12,9 +12,9 @@ from pyids.data.exact_dedup import places
 from pyids.data.vector_files import blocks, open_vectors
 from pyids.errors import DataError
 from pyids.store.arrays import map_npy
-from pyids.store.files import atomic_write, read_json
+from pyids.store.files import atomic_write
 from pyids.store.folder import Store
-from pyids.store.ledger import begin, load_npy, write_entry
+from pyids.store.ledger import begin, checked_by, load_npy, load_sealed, write_entry
 
 _ROWS_PER_BLOCK = 1024
 
@@ -35,7 +35,8 @@ def drop_zero_rows(store: Store) -> None:
         With its vectors copied; those of the shards that lose rows are to be copied again.
     """
     index = store.path / "keep" / "index.json"
-    metadata = read_json(index)
+    metadata = load_sealed(index)
+    checked_by(index, store.path / "skipped.jsonl")
     dropped = {
         shard.name: _zero_ids(store.artifact("embeddings", shard), store.artifact("keep", shard))
         for shard in store.shards
@@ -57,7 +58,10 @@ def drop_zero_rows(store: Store) -> None:
     count = sum(map(len, dropped.values()))
     write_entry(
         index,
-        [store.artifact("keep", shard) for shard in store.shards],
+        [
+            *(store.path / name for name in ("skipped.jsonl", "duplicates.jsonl")),
+            *(store.artifact("keep", shard) for shard in store.shards),
+        ],
         metadata["inputs"],
         kept=metadata["kept"] - count,
         skipped=metadata["skipped"] + count,

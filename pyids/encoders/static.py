@@ -105,7 +105,7 @@ class StaticEncoder:
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(
                 f"encoder {self.name!r}: {self.table.weights.name} holds no single table of token "
-                f"vectors: {one_line(error)}"
+                f"vectors ({one_line(error)}): get the files again"
             ) from error
         table = table.float()
         if "mapping" in tensors:  # tokens that share a vector

@@ -92,7 +92,10 @@ def _read_recipe(folder: Path, name: str) -> Recipe:
         if kind == "Pooling":
             inside = (folder / module["path"]).resolve()
             if not inside.is_relative_to(folder.resolve()):
-                raise ModelError(f"encoder {name!r}: its modules.json names a file outside of it")
+                raise ModelError(
+                    f"encoder {name!r}: its modules.json names a file outside of it: get the "
+                    "files again from a place that you trust"
+                )
             pooling = _read_pooling(_read_json(inside / "config.json"), name)
         elif kind == "Normalize":
             normalize = True

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from pyids.errors import ConfigError, PyidsError
 
@@ -104,12 +104,15 @@ class LocalEngine(Closing):
     workers : int, default 1
         With 1, tasks run in this process. Above it, in processes that are spawned, not forked: a
         fork copies locks that threads of this process may hold.
+    gpus : int, default 0
+        GPUs of this machine, of which each process sees one; 0 leaves them all to each.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, gpus: int = 0) -> None:
         if workers < 1:
             raise ConfigError(f"workers is {workers}: give 1 or more")
         self.workers = workers
+        self._gpus = gpus
         self._pool: ProcessPoolExecutor | None = None
 
     def check(self, folder: Path, files: Iterable[str]) -> None:
@@ -123,8 +126,14 @@ class LocalEngine(Closing):
 
     def _map_in_pool(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")
+            devices = None
+            if self._gpus:
+                devices = spawn.SimpleQueue()
+                for n in range(self.workers):
+                    devices.put(_gpu_name(n % self._gpus))
             self._pool = ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                self.workers, spawn, initializer=_begin, initargs=(devices,)
             )
         running: deque[tuple[T, Future[R]]] = deque()
         try:
@@ -138,6 +147,7 @@ class LocalEngine(Closing):
                 yield running[0][1].result()
                 running.popleft()
         except BrokenProcessPool:
+            self._end_workers()
             self._pool = None  # a broken pool takes no more work; the next map starts a new one
             place = f" at or soon after {running[0][0]!r}" if running else ""
             raise PyidsError(
@@ -150,10 +160,17 @@ class LocalEngine(Closing):
 
     def kill(self) -> None:
         """End the worker processes at once; what they were writing is removed by the next run."""
-        if self._pool is not None:
-            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
-                process.kill()
+        self._end_workers()
         self.close()
+
+    def _end_workers(self) -> None:
+        """Kill what is left of the workers.
+
+        Those of a broken pool might never end: one that is killed while it waits for a task keeps
+        the lock of their queue, and they hold SIGTERM back (`_signals_held`).
+        """
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.kill()
 
     def close(self) -> None:
         """End the worker processes."""
@@ -175,6 +192,19 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _gpu_name(n: int) -> str:
+    """Return the name of the n-th GPU that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(n) if visible is None else visible.split(",")[n].strip()
+
+
+def _begin(devices: Any) -> None:
+    """Begin a worker: with a GPU of its own, if they are dealt out."""
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.get()
+    _end_with_parent()
+
+
 def _end_with_parent() -> None:
     """End this worker when the process that started it dies, even by SIGKILL."""
     parent = multiprocessing.parent_process()
@@ -189,7 +219,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def make_engine(name: str, workers: int | None = None, *, address: str | None = None) -> Engine:
+def make_engine(
+    name: str, workers: int | None = None, *, address: str | None = None, gpus: int = 0
+) -> Engine:
     """Make the engine `name`.
 
     Parameters
@@ -200,6 +232,8 @@ def make_engine(name: str, workers: int | None = None, *, address: str | None = 
         Tasks at a time; default 1 for ``local``, the cluster's CPUs for ``ray``.
     address : str, optional
         The Ray cluster's address.
+    gpus : int, default 0
+        See `LocalEngine`; on a cluster, Ray deals them out.
 
     Raises
     ------
@@ -207,7 +241,7 @@ def make_engine(name: str, workers: int | None = None, *, address: str | None = 
         An unknown name, a cluster that does not answer, or Ray missing.
     """
     if name == "local":
-        return LocalEngine(1 if workers is None else workers)
+        return LocalEngine(1 if workers is None else workers, gpus)
     if name == "ray":
         from pyids.engine.ray import RayEngine
 

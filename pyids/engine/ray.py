@@ -144,7 +144,9 @@ class RayEngine(Closing):
                 f"{name}: has not answered in {_CHECK_SECONDS} s: mend it, or take it out"
             ) from None
         except self._ray.exceptions.RayError as error:
-            raise ConfigError(f"{name}: cannot run a task: {_first_line(error)}") from None
+            raise ConfigError(
+                f"{name}: cannot run a task ({_first_line(error)}): see that pyids starts there"
+            ) from None
         if problem is not None:
             raise ConfigError(f"{name}: {problem.format(folder=folder)}")
 
@@ -213,8 +215,8 @@ class RayEngine(Closing):
             raise error.cause from None
         except errors.RayError as error:
             raise PyidsError(
-                f"a Ray worker died at {item!r} ({_first_line(error)}): the same command goes on "
-                "where it stopped"
+                f"a Ray worker died at {item!r} ({_first_line(error)}): repeat the "
+                "command, which goes on where it stopped"
             ) from None
 
     def close(self) -> None:

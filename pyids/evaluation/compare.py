@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pyids._typing import Float64
 from pyids.chat.digest import digest
-from pyids.chat.formats import response_length
+from pyids.chat.render import response_length
 from pyids.chat.template import encode
 from pyids.config import DEFAULT_MODEL
 from pyids.data.export import PREFIX
@@ -312,5 +312,5 @@ def _evaluate(
     if model is not None:
         found.append(evaluate(model, data, **options))
     if not any(found):
-        raise ConfigError("--data: no selection has trained a checkpoint, and no --model is named")
+        raise ConfigError("--data: no selection has trained a checkpoint: name a --model")
     return tuple(found)

@@ -28,7 +28,7 @@ def find_tasks(tasks: Sequence[str], include_path: str | None) -> Any:
             "--tasks needs the LM evaluation harness: pip install 'pyids-select[eval]'"
         )
     if include_path is not None and not Path(include_path).is_dir():
-        raise ConfigError(f"--include-path {include_path}: there is no such folder")
+        raise ConfigError(f"--include-path {include_path}: there is no such folder: check the path")
     from lm_eval.tasks import TaskManager
 
     manager = None

@@ -8,6 +8,7 @@ of each without bounds says what they are to have within them; then it selects f
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -93,7 +94,15 @@ def _narrow(pool: Pool, units: Int64, stays: np.ndarray) -> tuple[Pool, Int64]:
 
 
 def choose_groups(
-    choose: Choose, pool: Pool, units: Int64, groups: Int64, bounds: Bounds, budget: int, seed: int
+    choose: Choose,
+    pool: Pool,
+    units: Int64,
+    groups: Int64,
+    bounds: Bounds,
+    budget: int,
+    seed: int,
+    *,
+    trained: Int64 | None = None,
 ) -> Int64:
     """Select within the bounds of groups; see `choose_units`.
 
@@ -103,6 +112,9 @@ def choose_groups(
         int (N,), the group of each row.
     bounds
         What each may have.
+    trained
+        int (M,), the group of each row of ``pool.already``, which charges the clusters of its group
+        alone.
     """
     n_groups = len(bounds.names)
     held = np.bincount(groups, weights=units, minlength=n_groups).astype(np.int64).tolist()
@@ -120,6 +132,9 @@ def choose_groups(
     chosen, carried = [np.empty(0, np.int64)], 0
     for group, quota in enumerate(quotas):
         own, own_units = _narrow(pool, units, groups == group)
+        if pool.already is not None and trained is not None:
+            had = pool.already.without(pool.already.row_ids[trained != group])
+            own = replace(own, already=had)
         if len(own) and quota + carried:
             taken = choose_units(choose, own, own_units, quota + carried, seed)
             carried += quota - int(own_units[np.searchsorted(own.row_ids, taken)].sum())

@@ -10,6 +10,7 @@ from pyids.methods.pool import Pool
 
 @method(
     needs=("labels",),
+    uses=("already",),
     source="Shao et al., Balanced Data Sampling with Clustering, arXiv 2402.14526",
     cost="O(N)",
 )
@@ -19,4 +20,4 @@ def select(pool: Pool, budget: int, *, seed: int) -> Int64:
     The paper samples clusters uniformly and clips how often a row may repeat; a subset holds each
     row at most once, which is a clip of 1.
     """
-    return draw_evenly(pool, pool.labels, budget, seed)
+    return draw_evenly(pool, pool.labels, budget, seed, pool.charge)

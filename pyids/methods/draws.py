@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.methods.pool import Pool
+from pyids.quotas import level
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
 from pyids.scoring.row_weights import BLOCK_ROWS
 
@@ -56,22 +57,79 @@ def draw_one(pool: Pool, seed: int) -> int:
     return int(draw(pool, np.zeros(len(pool), np.int32), [1], seed)[0])
 
 
-def draw_evenly(pool: Pool, groups: NDArray[np.int32], budget: int, seed: int) -> Int64:
+def draw_evenly(
+    pool: Pool, groups: NDArray[np.int32], budget: int, seed: int, charge: Int64 | None = None
+) -> Int64:
     """Draw as equally many rows of each group as their sizes allow, uniformly inside.
 
-    Which groups give one more, where the budget does not divide, follows the seed.
+    Which groups give one more, where the budget does not divide, follows the seed. What is trained
+    on already, int64 (G,) rows of each group, counts as drawn.
     """
-    sizes = np.bincount(groups)
-    return draw(pool, groups, allocate(budget, np.ones(len(sizes)), sizes, seed=seed), seed)
+    sizes = np.bincount(groups, minlength=0 if charge is None else len(charge))
+    charge = np.zeros(len(sizes), np.int64) if charge is None else charge
+    quotas = charged_quotas(budget, np.ones(len(sizes)), charge, sizes, seed=seed)
+    return draw(pool, groups, quotas, seed)
 
 
 def size_quotas(pool: Pool, budget: int) -> Int64:
     """Share the budget among the clusters in proportion to their sizes, exactly.
 
     Rows left over go to the largest remainders, as in the paper; of equal ones to the lowest
-    cluster.
+    cluster. What is trained on already counts as part of its cluster, and as drawn.
     """
-    return allocate(budget, pool.cluster_sizes, pool.cluster_sizes)
+    charge = pool.charge
+    return charged_quotas(budget, pool.cluster_sizes + charge, charge, pool.cluster_sizes)
+
+
+def charged_quotas(
+    budget: int, shares: Float64 | Int64, charge: Int64, capacity: Int64, *, seed: int | None = None
+) -> Int64:
+    """Share `budget` so that it and what clusters have had already are in proportion to `shares`.
+
+    The parts are ``min(max(0, t * shares[c] - charge[c]), capacity[c])`` for the one `t` with which
+    they come to the budget, rounded by `pyids.sampling.allocate`: a cluster that has had more than
+    its part gets nothing, and what it has too many is borne by all others.
+
+    Parameters
+    ----------
+    budget
+        Rows to hand out, at least 0.
+    shares
+        float64 or int64 (K,), finite and not negative.
+    charge
+        int64 (K,), rows that each cluster has had.
+    capacity
+        int64 (K,), rows that it has left.
+    seed
+        See `allocate`.
+
+    Returns
+    -------
+    int64 array of shape (K,)
+        Its sum is ``min(budget, capacity.sum())``.
+
+    Examples
+    --------
+    >>> charged_quotas(6, np.ones(3), np.array([4, 0, 1]), np.full(3, 9)).tolist()
+    [0, 3, 3]
+    """
+    if not charge.any():
+        return allocate(budget, shares, capacity, seed=seed)
+    shares, had = np.asarray(shares, np.float64), charge.astype(np.float64)
+    parts, rest = np.zeros(len(shares)), min(budget, int(capacity.sum()))
+    free = (shares > 0) & (capacity > 0)
+    while free.any():
+        t = level(shares[free], had[free], rest)
+        part = np.where(free, np.maximum(0, t * shares - had), 0.0)
+        full = free & (part >= capacity)
+        if not full.any():
+            parts[free] = part[free]
+            break
+        # The level only rises when others are full: these stay so.
+        parts[full] = capacity[full]
+        rest -= int(capacity[full].sum())
+        free &= ~full
+    return allocate(budget, parts, capacity, seed=seed)
 
 
 def first_of_each_cluster(pool: Pool, keys: Float64, quotas: Int64) -> Int64:

@@ -75,13 +75,22 @@ def phi(z: Int64) -> Int64:
     return rounded
 
 
-def maximize(labels: Labels, budget: int) -> Picks:
+def maximize(labels: Labels, budget: int, *, had: Labels | None = None) -> Picks:
     """Pick again and again the row of largest gain; equal gains go to the lower row.
 
     Lazily: a gain that was computed earlier bounds the present one, for phi is concave and what is
     covered only grows; rounding adds at most `_ROUNDING` units a label. So only rows whose bound
     reaches the best gain found are looked at, and every pick is the plain greedy's. Rows of one
     label vector wait in line behind the lowest of them.
+
+    Parameters
+    ----------
+    labels
+        The rows to pick from.
+    budget
+        How many.
+    had
+        Rows, of the same labels, that S begins with.
 
     Returns
     -------
@@ -94,6 +103,10 @@ def maximize(labels: Labels, budget: int) -> Picks:
     """
     lines, first = _lines(labels)
     covered = np.zeros(len(labels.graph), np.int64)
+    if had is not None:
+        for at in range(0, len(had.labels), _ENTRIES):
+            _, label, value = had.entries(np.arange(at, min(at + _ENTRIES, len(had.labels))))
+            np.add.at(covered, label, value)
     slack = _ROUNDING * labels.labels.shape[1] * labels.graph.shape[1]
     heads = first[:-1].copy()  # of each line, the place in `lines` of its next row
     step = max(1, _ENTRIES // (labels.labels.shape[1] * labels.graph.shape[1]))

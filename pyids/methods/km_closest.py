@@ -10,6 +10,7 @@ from pyids.methods.pool import Pool
 
 @method(
     needs=("embeddings", "labels", "centroids"),
+    uses=("already",),
     source="Yu et al., arXiv 2409.11378, section 4.1",
     cost="O(N D)",
 )

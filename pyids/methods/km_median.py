@@ -12,6 +12,7 @@ from pyids.methods.pool import Pool
 
 @method(
     needs=("embeddings", "labels", "centroids"),
+    uses=("already",),
     source="Yu et al., arXiv 2409.11378 (a baseline of its code)",
     cost="O(N D + N log N)",
 )

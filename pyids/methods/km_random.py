@@ -10,6 +10,7 @@ from pyids.methods.pool import Pool
 
 @method(
     needs=("labels",),
+    uses=("already",),
     source="Yu et al., arXiv 2409.11378, section 2.1",
     cost="O(N)",
 )

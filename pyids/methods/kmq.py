@@ -13,6 +13,7 @@ from pyids.scoring.row_weights import log_weight_of
 
 @method(
     needs=("labels", "quality"),
+    uses=("already",),
     source="Yu et al., arXiv 2409.11378, section 2.1",
     cost="O(N)",
 )

@@ -55,8 +55,8 @@ def select(
     """
     if rows_per_cluster < 1 or epochs < 1 or dims < 1 or not 0 < warm_up <= 1:
         raise ConfigError(
-            f"less takes rows_per_cluster, epochs and dims of at least 1 and a warm_up of 0 to 1, "
-            f"not {rows_per_cluster}, {epochs}, {dims} and {warm_up}"
+            f"less with rows_per_cluster, epochs, dims, warm_up of {rows_per_cluster}, {epochs}, "
+            f"{dims}, {warm_up}: give at least 1, and a warm_up of 0 to 1"
         )
     n_warm = min(len(pool), max(64, min(10_000, round(warm_up * len(pool)))))
     everyone = np.zeros(len(pool), np.int32)

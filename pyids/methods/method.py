@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,6 +71,22 @@ class Method:
             p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "seed"
         }
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check that the method has these options, and needs no other.
+
+        Raises
+        ------
+        ConfigError
+            One is unknown or missing.
+        """
+        known = self.options
+        if unknown := sorted(set(options) - set(known)):
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"method {self.name!r} has no option {unknown[0]!r}: {takes}")
+        for name, default in known.items():
+            if default is inspect.Parameter.empty and name not in options:
+                raise ConfigError(f"method {self.name!r} needs the option {name!r}: give it")
+
     def __call__(self, pool: Pool, budget: int, *, seed: int = 0, **options: Any) -> Int64:
         """Select exactly ``min(budget, N)`` distinct rows.
 
@@ -92,13 +108,7 @@ class Method:
         budget = operator.index(budget)
         if budget < 0:
             raise ValueError(f"budget is {budget}: must not be negative")
-        known = self.options
-        if unknown := sorted(set(options) - set(known)):
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ConfigError(f"method {self.name!r} has no option {unknown[0]!r}: {takes}")
-        for name, default in known.items():
-            if default is inspect.Parameter.empty and name not in options:
-                raise ConfigError(f"method {self.name!r} needs the option {name!r}: give it")
+        self.check_options(options)
         if budget == 0 or budget >= len(pool):
             return pool.row_ids[:budget].copy()
         for need in self.needs:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from pyids import _core
@@ -22,7 +19,7 @@ _BLOCK_ROWS = 4096
 
 @method(
     needs=("embeddings", "centroids"),
-    uses=("quality",),
+    uses=("quality", "already"),
     source="Chen et al. (MIG), arXiv 2504.13835",
     cost="O(N K D) time for the labels, then about b rows a pick; 40 N bytes",
     guarantee="the plain greedy's picks, so at least 1 - 1/e of the most information",
@@ -42,8 +39,8 @@ def select(
     Labels are the clusters: e_x holds the cosines of x to its nearest centroids, scaled to sum to
     1. A joins labels whose centroids have a cosine of `threshold` or more, each label's column
     scaled to sum to 1. q is 1, or `--quality` over its mean; a quality that is negative somewhere
-    counts by its rank, the share of rows that are no better. Nothing is drawn; in the order of
-    picking.
+    counts by its rank, the share of rows that are no better. S begins with what is trained on
+    already. Nothing is drawn; in the order of picking.
 
     Parameters
     ----------
@@ -55,43 +52,54 @@ def select(
         A column of tags (a list of texts a row) to take as labels instead, each of weight 1 and
         joined with no other.
     """
-    quality = _quality(pool)
+    trained = pool.only([]) if pool.already is None else pool.already
+    quality = _quality(pool, trained)
     if tags is not None:
-        labels = _from_tags(pool.column(tags), tags, quality, pool.row_ids)
+        labels, had = _from_tags([pool, trained], tags, quality)
     else:
-        labels = _from_clusters(pool, quality, nearest, threshold)
-    return maximize(labels, budget).rows
+        labels, had = _from_clusters([pool, trained], quality, nearest, threshold)
+    return maximize(labels, budget, had=had).rows
 
 
-def _quality(pool: Pool) -> Float64:
+def _quality(pool: Pool, trained: Pool) -> list[Float64]:
+    """Return q of the pool's rows and of those that are trained on already."""
     if not pool.knows("quality"):
-        return np.ones(len(pool))
-    quality = pool.quality
+        return [np.ones(len(pool)), np.ones(len(trained))]
+    quality, had = pool.quality, trained.loaders["quality"]() if len(trained) else np.empty(0)
     if quality.min() < 0:
-        _, place, counts = np.unique(quality, return_inverse=True, return_counts=True)
-        quality = np.cumsum(counts)[place] / len(quality)
-    scaled: Float64 = quality / quality.mean()
-    return scaled
+        ordered = np.sort(quality)
+        quality, had = (
+            np.searchsorted(ordered, values, side="right") / len(ordered)
+            for values in (quality, had)
+        )
+    # One that is negative where the pool has none says no more than that the row is bad.
+    return [values / quality.mean() for values in (quality, np.maximum(had, 0))]
 
 
-def _from_clusters(pool: Pool, quality: Float64, nearest: int, threshold: float) -> Labels:
+def _from_clusters(
+    pools: list[Pool], quality: list[Float64], nearest: int, threshold: float
+) -> list[Labels]:
+    pool = pools[0]
     centroids = unit_rows(np.asarray(pool.centroids, np.float64))
     m = min(nearest, len(centroids))
     if m < 1:
-        raise ConfigError(f"nearest is {nearest}: must be at least 1")
+        raise ConfigError(f"nearest is {nearest}: give at least 1")
     graph, shares = label_graph(centroids @ centroids.T, threshold)
-    labels, weights = np.empty((len(pool), m), np.int32), np.empty((len(pool), m), np.int64)
     n_threads = _core.resolve_threads(checked_threads(pool.threads, "threads"))
-    at = 0
-    for shard in pool.embeddings:
-        for begin in range(0, len(shard), _BLOCK_ROWS):
-            block = np.ascontiguousarray(shard[begin : begin + _BLOCK_ROWS])
-            factors = inverse_lengths([block], n_threads)
-            squares = _core.squared_distances([block], factors, centroids, n_threads)
-            part = slice(at, at + len(block))
-            labels[part], weights[part] = soft_labels(1 - squares / 2, m)
-            at += len(block)
-    return Labels(labels, weights, quality, graph, shares)
+    found = []
+    for some, q in zip(pools, quality, strict=True):
+        labels, weights = np.empty((len(some), m), np.int32), np.empty((len(some), m), np.int64)
+        at = 0
+        for shard in some.embeddings:
+            for begin in range(0, len(shard), _BLOCK_ROWS):
+                block = np.ascontiguousarray(shard[begin : begin + _BLOCK_ROWS])
+                factors = inverse_lengths([block], n_threads)
+                squares = _core.squared_distances([block], factors, centroids, n_threads)
+                part = slice(at, at + len(block))
+                labels[part], weights[part] = soft_labels(1 - squares / 2, m)
+                at += len(block)
+        found.append(Labels(labels, weights, q, graph, shares))
+    return found
 
 
 def soft_labels(cosines: Float64, m: int) -> tuple[Int64, Int64]:
@@ -116,21 +124,30 @@ def label_graph(cosines: Float64, threshold: float) -> tuple[Int64, Int64]:
     return order, np.take_along_axis(whole, order, axis=1)
 
 
-def _from_tags(column: Sequence[Any], name: str, quality: Float64, row_ids: Int64) -> Labels:
+def _from_tags(pools: list[Pool], name: str, quality: list[Float64]) -> list[Labels]:
     numbers: dict[str, int] = {}
+    bearing = [_tags(pool, name, numbers) for pool in pools]
+    if not numbers:
+        raise ConfigError(f"column {name!r} holds no tag in any row: name another")
+    graph = np.arange(len(numbers))[:, None]
+    found = []
+    for rows, q in zip(bearing, quality, strict=True):
+        m = max(map(len, rows), default=0)
+        labels, weights = np.zeros((len(rows), m), np.int32), np.zeros((len(rows), m), np.int64)
+        for i, row in enumerate(rows):
+            labels[i, : len(row)], weights[i, : len(row)] = row, UNIT
+        found.append(Labels(labels, weights, q, graph, np.full_like(graph, UNIT)))
+    return found
+
+
+def _tags(pool: Pool, name: str, numbers: dict[str, int]) -> list[list[int]]:
+    """Return the numbers of each row's tags; new tags get the next ones."""
     rows = []
-    for row_id, value in zip(row_ids.tolist(), column, strict=True):
+    for row_id, value in zip(pool.row_ids.tolist(), pool.column(name), strict=True):
         tags = [value] if isinstance(value, str) else value
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
             raise ConfigError(
                 f"row {row_id} holds no list of texts in column {name!r}: name a column of tags"
             )
         rows.append([numbers.setdefault(tag, len(numbers)) for tag in dict.fromkeys(tags)])
-    if not numbers:
-        raise ConfigError(f"column {name!r} holds no tag in any row: name another")
-    m = max(map(len, rows))
-    labels, weights = np.zeros((len(rows), m), np.int32), np.zeros((len(rows), m), np.int64)
-    for i, row in enumerate(rows):
-        labels[i, : len(row)], weights[i, : len(row)] = row, UNIT
-    graph = np.arange(len(numbers))[:, None]
-    return Labels(labels, weights, quality, graph, np.full_like(graph, UNIT))
+    return rows

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.formats import response_length
+from pyids.chat.render import response_length
 from pyids.checks import check, integers
 from pyids.errors import ConfigError
 
@@ -86,6 +86,9 @@ class Pool:
         Threads that a method may use; one per core unless given. No result depends on it.
     metric : {"euclidean", "cosine"}
         Of the clusters; for the cosine, `centroids` are unit vectors and rows count at unit length.
+    already : Pool or None
+        Rows that are trained on already: none of them is in the pool, and the same is known of
+        them. A method that shares its budget among clusters or groups counts them as drawn.
     """
 
     row_ids: Int64
@@ -93,6 +96,7 @@ class Pool:
     column_loader: Callable[[str], Sequence[Any]] = field(repr=False)
     threads: int | None = None
     metric: Metric = "euclidean"
+    already: Pool | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in ("euclidean", "cosine"):
@@ -147,12 +151,22 @@ class Pool:
     def cluster_sizes(self) -> Int64:
         """Rows of each cluster: int64 (K,)."""
         sizes = np.zeros(len(self.centroids) if self.knows("centroids") else 0, np.int64)
+        if self.already is not None:  # which may be all of the last cluster
+            sizes = np.zeros(max(len(sizes), len(self.already.cluster_sizes)), np.int64)
         for start in range(0, len(self), _BLOCK_ROWS):
             some = self.labels[start : start + _BLOCK_ROWS]
             counts = np.bincount(some, minlength=len(sizes))
             counts[: len(sizes)] += sizes
             sizes = counts
         return sizes
+
+    @property
+    def charge(self) -> Int64:
+        """Rows of each cluster that are trained on already: int64 (K,)."""
+        n_clusters = len(self.cluster_sizes)
+        if self.already is None:
+            return np.zeros(n_clusters, np.int64)
+        return np.bincount(self.already.labels, minlength=n_clusters).astype(np.int64)
 
     @cached_property
     def centroids(self) -> NDArray[Any]:
@@ -195,7 +209,13 @@ class Pool:
         """
         if not len(gone := integers("row_ids", row_ids)):
             return self
-        stays = ~np.isin(self.row_ids, gone)
+        return self._where(~np.isin(self.row_ids, gone))
+
+    def only(self, row_ids: ArrayLike) -> Pool:
+        """Return the pool with these of its rows alone; see `without`."""
+        return self._where(np.isin(self.row_ids, integers("row_ids", row_ids)))
+
+    def _where(self, stays: NDArray[np.bool_]) -> Pool:
         if stays.all():
             return self
         loaders = {

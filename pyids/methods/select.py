@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.export import Selected, export
 from pyids.device import device
+from pyids.engine import make_engine
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
@@ -23,7 +25,7 @@ from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
-from pyids.pipeline.exclude import Excluded, exclude, excluded, stands
+from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands
 from pyids.pipeline.identity import named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
@@ -114,11 +116,27 @@ def select_from_folder(
     ConfigError
         Another field differs: it would need another folder.
     """
-    folder_config = saved_config(Path(folder))
+    folder_config, config = configs_of(Path(folder), changes)
+
+    def open_folder(config: RunConfig, until: Stage) -> Store:
+        return reopen(config, until, may_write=path is None)
+
+    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+
+
+def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, RunConfig]:
+    """Return the configuration of a run folder, and that of a selection from it.
+
+    Raises
+    ------
+    ConfigError
+        What a selection needs is another folder's, or names what this user has not.
+    """
+    folder_config = saved_config(folder)
     # Without rounds, a budget need not reach for one row in each.
     # And one that is given counts what it says, not what the folder's does.
     unit = {"budget_unit": None} if "budget" in changes else {}
-    config = saved_config(Path(folder), **{"rounds": 1, **unit, **changes})
+    config = saved_config(folder, **{"rounds": 1, **unit, **changes})
     others = [
         name
         for name in sorted(changes.keys() - _OF_A_SELECTION)
@@ -131,16 +149,36 @@ def select_from_folder(
         )
     own = "model" in changes or config.model == DEFAULT_MODEL
     asked = config.quality is not None or config.unit != "rows"
-    if asked and not own and not is_ours(Path(folder), named(folder_config)):
+    if asked and not own and not is_ours(folder, named(folder_config)):
         raise ConfigError(
             f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
             "--model for the quality, or for the tokens"
         )
+    return folder_config, config
 
-    def open_folder(config: RunConfig, until: Stage) -> Store:
-        return reopen(config, until, may_write=path is None)
 
-    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+def check_method(config: RunConfig, method: str, settings: Mapping[str, Any]) -> Method:
+    """Find a method, and check that options give all that it needs.
+
+    Raises
+    ------
+    ConfigError
+        There is no such method, or it needs what is not given.
+    """
+    chosen = get_method(method)
+    chosen.check_options(settings)
+    if "quality" in chosen.needs and config.quality is None:
+        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
+    if config.serve_url is not None and not rate.served_quality(config):
+        raise ConfigError(
+            "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
+            "leave it out"
+        )
+    if "target" in chosen.needs and config.target is None:
+        raise ConfigError(
+            f"method {method!r} needs --target: name rows of what the model is to learn"
+        )
+    return chosen
 
 
 def _needed(method: Method, config: RunConfig) -> Stage:
@@ -166,15 +204,16 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
 
 
 def make_pool(
-    store: Store, config: RunConfig, quality: Float64 | None, never: Int64 | None = None
+    store: Store, config: RunConfig, quality: Float64 | None, without: Excluded = NOTHING
 ) -> Pool:
-    """Make the pool less what no method selects: repeats of the target, worse answers, `never`."""
-    others = other_responses(store, config)
-    if never is not None:
-        others = np.union1d(others, never)
+    """Make the pool less what no method selects: repeats of the target, worse answers, `without`.
+
+    What is trained on already stands beside it.
+    """
+    others = np.union1d(other_responses(store, config), without.ids)
     if config.target is None:
         pool = pool_from_store(store, quality=quality, threads=config.threads)
-        return pool.without(others)
+        return _beside(pool.without(others), pool, without)
     target = PoolTarget.read(store, config)
     pool = pool_from_store(
         store,
@@ -183,7 +222,13 @@ def make_pool(
         target=lambda: Target(target.vectors, target.rows.tasks),
         gradients=lambda: _influences(store, config, target),
     )
-    return pool.without(np.union1d(others, target.copies))
+    return _beside(pool.without(np.union1d(others, target.copies)), pool, without)
+
+
+def _beside(pool: Pool, everyone: Pool, without: Excluded) -> Pool:
+    if not len(without.already):
+        return pool
+    return replace(pool, already=everyone.only(without.already))
 
 
 def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influences:
@@ -211,7 +256,9 @@ def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influenc
     return influences
 
 
-def _excluded(store: Store, config: RunConfig, folder_config: RunConfig, target: Path) -> Excluded:
+def excluded_rows(
+    store: Store, config: RunConfig, folder_config: RunConfig, target: Path
+) -> Excluded:
     """Find what must not be selected; listed beside `target` where it is not what the run excludes.
 
     Raises
@@ -252,10 +299,13 @@ def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) ->
     if config.group_by is None:
         return choose_units(choose, pool, units, total, config.seed)
     names = names_of(store, config)
-    groups = np.concatenate([groups_of(store, s, names) for s in store.shards])[places]
+    of_all = np.concatenate([groups_of(store, s, names) for s in store.shards])
+    groups, trained = of_all[places], None
+    if pool.already is not None:
+        trained = of_all[np.searchsorted(_kept(store), pool.already.row_ids)]
     held = np.bincount(groups, weights=units, minlength=len(names)).astype(np.int64)
     bounds = bounds_of(names, config, total, held)
-    return choose_groups(choose, pool, units, groups, bounds, total, config.seed)
+    return choose_groups(choose, pool, units, groups, bounds, total, config.seed, trained=trained)
 
 
 def _kept(store: Store) -> Int64:
@@ -272,27 +322,25 @@ def _select(
 ) -> Result:
     if path is not None:
         check_writable_place(path)
-    chosen = get_method(method)
-    if "quality" in chosen.needs and config.quality is None:
-        raise ConfigError(f"method {method!r} needs --quality: name a column or a signal")
-    if config.serve_url is not None and not rate.served_quality(config):
-        raise ConfigError(
-            "--serve-url gives the quality of rows here: name --quality perplexity or ifd, or "
-            "leave it out"
-        )
-    if "target" in chosen.needs and config.target is None:
-        raise ConfigError(
-            f"method {method!r} needs --target: name rows of what the model is to learn"
-        )
+    chosen = check_method(config, method, settings)
     until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
         count_beside(store, config)
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
-        quality = rate.quality(store, config) if rated else None
+        quality = None
+        if rated:
+            with make_engine(config.engine, config.workers, address=config.address) as engine:
+                quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = Path(path or store.path / f"selected-{name}.jsonl")
-        without = _excluded(store, config, folder_config, target)
-        pool = make_pool(store, config, quality, without.ids)
+        without = excluded_rows(store, config, folder_config, target)
+        pool = make_pool(store, config, quality, without)
+        if pool.already is not None and "already" not in chosen.uses:
+            logger.info(
+                "%s shares nothing among clusters: the %d rows that are trained on already are not "
+                "drawn again, and charge none",
+                *(method, len(pool.already)),
+            )
         row_ids = _rows_within(store, config, pool, partial(chosen, seed=config.seed, **settings))
         clusters = None
         if until == "cluster":

@@ -10,7 +10,9 @@ from pyids.methods.method import method
 from pyids.methods.pool import Pool
 
 
-@method(source="Yu et al., arXiv 2409.11378 (a baseline of its code)", cost="O(N)")
+@method(
+    uses=("already",), source="Yu et al., arXiv 2409.11378 (a baseline of its code)", cost="O(N)"
+)
 def select(pool: Pool, budget: int, *, seed: int, column: str) -> Int64:
     """Draw equally many rows for each value of a column.
 
@@ -21,6 +23,8 @@ def select(pool: Pool, budget: int, *, seed: int, column: str) -> Int64:
     column
         Name of a column of the data set; values are compared by their text.
     """
-    values = np.asarray([str(value) for value in pool.column(column)])
-    _, groups = np.unique(values, return_inverse=True)
-    return draw_evenly(pool, groups.astype(np.int32), budget, seed)
+    values = [str(value) for value in pool.column(column)]
+    trained = [] if pool.already is None else [str(v) for v in pool.already.column(column)]
+    _, groups = np.unique(np.asarray(values + trained), return_inverse=True)
+    charge = np.bincount(groups[len(values) :], minlength=groups.max() + 1).astype(np.int64)
+    return draw_evenly(pool, groups[: len(values)].astype(np.int32), budget, seed, charge)

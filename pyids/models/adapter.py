@@ -52,7 +52,9 @@ def check_adapter(model: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     if model.active_peft_config.is_prompt_learning:
-        raise ModelError(f"{folder}: an adapter that adds tokens to the prompt is not supported")
+        raise ModelError(
+            f"{folder}: an adapter that adds tokens to the prompt: use one of another kind (LoRA)"
+        )
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         return
@@ -115,12 +117,15 @@ def _is_product(module: Any) -> bool:
 
 def _text_model(model: Any) -> Any:
     """Return the part of a model that reads text: of most, all of it."""
+    from torch.nn import ModuleList
+
     try:
         decoder = model.get_decoder()
     except (AttributeError, NotImplementedError):
         return model
-    layers = getattr(decoder, "named_parameters", None)
-    return decoder if layers is not None and any(True for _ in layers()) else model
+    # Some call their head a decoder, and some have an empty one.
+    modules = list(decoder.modules()) if hasattr(decoder, "modules") else []
+    return decoder if any(isinstance(module, ModuleList) for module in modules) else model
 
 
 def last_layer(model: Any) -> Any:
@@ -129,5 +134,5 @@ def last_layer(model: Any) -> Any:
 
     lists = [m for m in _text_model(model).modules() if isinstance(m, ModuleList) and len(m)]
     if not lists:
-        raise ModelError(f"model {Head.of(model).name!r}: it has no list of layers")
+        raise ModelError(f"model {Head.of(model).name!r}: it has no list of layers: use another")
     return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))[-1]

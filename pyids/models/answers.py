@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from pyids.store.files import fingerprint
+
+if TYPE_CHECKING:
+    from pyids.models.batching import Progress
+
+Q = TypeVar("Q")
 
 
 @dataclass
@@ -49,6 +55,42 @@ class Answers:
                 with self.path.open("ab") as file:
                     entry = {"key": key, self.name: value}
                     file.write(orjson.dumps({**entry, "xxh3": fingerprint(entry)}) + b"\n")
+
+    def ask(
+        self,
+        questions: Mapping[str, Q],
+        ask: Callable[[Q], Any],
+        workers: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """Ask what is not known, several at a time, and keep each answer at once.
+
+        Parameters
+        ----------
+        questions
+            By key.
+        ask
+            Gives the answer to one, from any thread; what it raises is raised here, and no more is
+            asked after it.
+        workers
+            Questions at a time.
+        progress
+            Called after each answer.
+        """
+
+        def settle(key: str) -> None:
+            self.keep(key, ask(questions[key]))
+
+        with ThreadPoolExecutor(workers) as pool:
+            asked = [pool.submit(settle, key) for key in questions if key not in self]
+            try:
+                for done, answer in enumerate(as_completed(asked), 1):
+                    answer.result()
+                    if progress is not None:
+                        progress(done, len(asked))
+            finally:
+                for answer in asked:
+                    answer.cancel()
 
     def _read(self, path: Path) -> Iterator[tuple[str, Any]]:
         """Read the file; what is half written or damaged is skipped: it is asked again."""

@@ -60,14 +60,45 @@ def default_batch_tokens(device: str) -> int:
     return 512 if device == "cpu" else 16384
 
 
+def trained_lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Return of how many tokens of each row a model is given in training.
+
+    Nothing after the last response token matters, and that token itself is only predicted.
+    """
+    return [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
+
+
+def packs_by_length(lengths: Sequence[int], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Group sequences so that their tokens are at most ``batch_tokens`` in each pack.
+
+    Longest first, each goes into the first pack that has room; a sequence longer than the budget is
+    a pack of its own. Parameters and result are those of `batches_by_length`.
+    """
+    room: list[int] = []
+    packs: list[list[int]] = []
+    for i in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
+        at = next((n for n, left in enumerate(room) if left >= lengths[i]), len(packs))
+        if at == len(packs):
+            room.append(batch_tokens)
+            packs.append([])
+        room[at] -= lengths[i]
+        packs[at].append(i)
+    return [np.array(pack, np.int64) for pack in packs]
+
+
 def micro_batches(
-    rows: Sequence[Encoded], batch_tokens: int, pad_id: int
+    rows: Sequence[Encoded], batch_tokens: int, pad_id: int, *, packed: bool = False
 ) -> list[dict[str, torch.Tensor]]:
-    """Turn the rows of one step into padded tensors; padding stands on the right."""
+    """Turn the rows of one step into padded tensors; padding stands on the right.
+
+    Packed, the rows of a micro-batch stand one after the other in a single sequence, and its
+    ``attention_mask`` holds the number of each token's row, from 1.
+    """
+    if packed:
+        return _packs(rows, batch_tokens)
     import torch
 
-    # Nothing after the last response token matters, and that token itself is only predicted.
-    ends = [int(np.flatnonzero(row.response_mask)[-1]) for row in rows]
+    ends = trained_lengths(rows)
     micro = []
     for batch in batches_by_length(ends, batch_tokens):
         width = max(ends[i] for i in batch)
@@ -78,10 +109,30 @@ def micro_batches(
             end = ends[i]
             input_ids[b, :end] = rows[i].input_ids[:end]
             attention_mask[b, :end] = 1
-            response = rows[i].response_mask[1 : end + 1]
-            targets[b, :end][response] = rows[i].input_ids[1 : end + 1][response]
+            targets[b, :end] = _targets(rows[i], end)
         arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
         micro.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return micro
+
+
+def _targets(row: Encoded, end: int) -> NDArray[np.int64]:
+    """Return what each of the first tokens of a row predicts, -100 where it is not learnt."""
+    following = slice(1, end + 1)
+    return np.where(row.response_mask[following], row.input_ids[following], -100)
+
+
+def _packs(rows: Sequence[Encoded], batch_tokens: int) -> list[dict[str, torch.Tensor]]:
+    import torch
+
+    ends = trained_lengths(rows)
+    micro = []
+    for pack in packs_by_length(ends, batch_tokens):
+        arrays = {
+            "input_ids": np.concatenate([rows[i].input_ids[: ends[i]] for i in pack]),
+            "attention_mask": np.repeat(np.arange(len(pack)) + 1, [ends[i] for i in pack]),
+            "targets": np.concatenate([_targets(rows[i], ends[i]) for i in pack]),
+        }
+        micro.append({name: torch.from_numpy(array)[None] for name, array in arrays.items()})
     return micro
 
 

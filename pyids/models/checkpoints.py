@@ -113,7 +113,10 @@ def load_adapter(
         with quiet():
             model = PeftModel.from_pretrained(model, path, is_trainable=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{path}: the adapter cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"{path}: the adapter cannot be loaded ({one_line(error)}): train it again, or get its "
+            "files again"
+        ) from error
     check_adapter(model, Path(path))
     return model.eval(), tokenizer
 
@@ -135,9 +138,8 @@ def save_checkpoint(model: Any, tokenizer: Any, checkpoint: Checkpoint) -> None:
     temporary = _begin(checkpoint.path)
     with quiet():
         if checkpoint.method == "lora":
-            # The cache's path would make equal adapters differ between machines.
-            model.peft_config["default"].base_model_name_or_path = checkpoint.base
             model.save_pretrained(temporary)
+            _describe(temporary / "adapter_config.json", checkpoint.base)
             (temporary / "README.md").unlink(missing_ok=True)
         else:
             model.save_pretrained(temporary)
@@ -178,7 +180,7 @@ def take_checkpoint(
         for file in sorted(source.glob(pattern)):
             shutil.copyfile(file, temporary / file.name)
     if method == "lora":
-        _name_base(temporary / "adapter_config.json", ref.name)
+        _describe(temporary / "adapter_config.json", ref.name)
     else:
         # Rows are the same tokens under both models, whatever template the trainer has saved.
         load_tokenizer(ref).save_pretrained(temporary)
@@ -204,7 +206,7 @@ def _find_model(output: Path) -> tuple[Path, Method]:
     pickles = [path.name for path in sorted(output.glob("**/*.bin")) if "model" in path.name]
     found = f"only {pickles[0]}, a pickle" if pickles else "nothing of the kind"
     raise ModelError(
-        f"{output}: the trainer has left {found}: it must save a LoRA adapter "
+        f"{output}: the trainer has left {found}: let it save a LoRA adapter "
         "(adapter_config.json, adapter_model.safetensors) or a whole model (config.json, "
         "*.safetensors) there"
     )
@@ -220,19 +222,29 @@ def _check_finite(folder: Path) -> None:
                 wrong = (n for n in stored.keys() if not stored.get_tensor(n).isfinite().all())  # noqa: SIM118
                 name = next(wrong, None)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: cannot be read: {one_line(error)}") from None
+            raise ModelError(f"{file}: cannot be read ({one_line(error)}): train again") from None
         if name is not None:
             raise ModelError(
                 f"{file}: weights that are not finite ({name}): lower the trainer's learning rate"
             )
 
 
-def _name_base(file: Path, name: str) -> None:
+def _describe(file: Path, name: str) -> None:
+    """Make equal adapters have equal descriptions, wherever and by which process they were made.
+
+    The base model has its name, not the path of a cache, and the layers stand in their order, not
+    in that of a set of strings, which is another in every process.
+    """
     try:
         described = json.loads(file.read_bytes())
         described["base_model_name_or_path"] = name
+        for names in ("target_modules", "modules_to_save"):
+            if isinstance(described.get(names), list):
+                described[names].sort()
     except (ValueError, TypeError) as error:
-        raise ModelError(f"{file.name} of the trainer is no JSON object") from error
+        raise ModelError(
+            f"{file.name} of the trainer is no JSON object: let it save the adapter with peft"
+        ) from error
     file.write_text(json.dumps(described, indent=2, sort_keys=True), "utf-8")
 
 

@@ -251,7 +251,8 @@ class Endpoint:
                     self.tokens_used += tokens
         if answer.status != 200 or not isinstance(value, dict):
             raise ModelError(
-                f"{where}: status {answer.status} after {sent} requests: {self._shown(answer.body)}"
+                f"{where}: status {answer.status} after {sent} requests "
+                f"({self._shown(answer.body)}): see the log of the server"
             )
         return value
 
@@ -282,7 +283,7 @@ class Endpoint:
             return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
             raise ModelError(
-                f"{self.url}: the answer holds no message: {self._shown(answer)}"
+                f"{self.url}: the answer holds no message ({self._shown(answer)}): check the URL"
             ) from error
 
     def embed(self, texts: Sequence[str]) -> Float32:
@@ -294,12 +295,12 @@ class Endpoint:
                 vectors = np.array([item["embedding"] for item in items], np.float32)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{self.url}: the answer holds no vectors: {self._shown(answer)}"
+                f"{self.url}: the answer holds no vectors ({self._shown(answer)}): check the URL"
             ) from error
         whole = vectors.ndim == 2 and len(vectors) == len(texts) and vectors.shape[1] > 0
         if not whole or not np.isfinite(vectors).all():
             raise ModelError(
                 f"{self.url}: asked for {len(texts)} vectors, got values of shape {vectors.shape}, "
-                "or some that are not finite"
+                "or some that are not finite: use a model for embeddings"
             )
         return vectors

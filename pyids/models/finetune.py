@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from pyids.models.checkpoints import (
     save_checkpoint,
     take_checkpoint,
 )
+from pyids.models.distributed import ALONE, Job, Processes, train_here, train_together
 from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.load import load_tokenizer
 
@@ -57,7 +59,10 @@ def finetune(
     device: str = "cpu",
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
-    num_processes: int = 1,
+    packing: bool = False,
+    load_in_4bit: bool = False,
+    processes: Processes = ALONE,
+    fsdp: bool = False,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Train the base model on conversations, through transformers' Trainer.
@@ -94,9 +99,16 @@ def finetune(
         "float32"; or "bfloat16", with float32 for what is trained and for the optimizer.
     gradient_checkpointing
         Compute activations twice instead of keeping them: less memory, the same values.
-    num_processes
-        Processes that share the rows of each step, on a GPU each where the device is CUDA: what
-        they compute is that of one, within rounding (`pyids.models.distributed`).
+    packing
+        Let rows stand one after the other instead of padding them to one length: no row sees
+        another, and the loss is the same, within rounding.
+    load_in_4bit
+        Hold the base model in 4 bits while its adapter is trained (QLoRA).
+    processes
+        Those that share the rows of each step, on a GPU each where the device is CUDA: what they
+        compute is that of one, within rounding (`pyids.models.distributed`). By default this one.
+    fsdp
+        Whether they share out the model's weights, too (`pyids.models.sharded`).
     progress
         Called after every step; not where several processes train.
 
@@ -105,9 +117,6 @@ def finetune(
     ModelError
         Where no row has a response token, or the loss stops being finite.
     """
-    # Longer than most for its thirteen options and the record of what was trained.
-    from pyids.models.distributed import Job, train_here, train_together
-
     if method not in ("lora", "full"):
         raise ValueError(f"method must be 'lora' or 'full', not {method!r}")
     if num_train_epochs <= 0 or batch_size < 1:
@@ -127,36 +136,65 @@ def finetune(
         "device": device,
         "dtype": dtype,
         "gradient_checkpointing": gradient_checkpointing,
+        "packing": packing,
+        "fsdp": fsdp,
     }
+    job = Job(ref, method, lora_rank, rows, steps, options, load_in_4bit)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
-        job = Job(ref, method, lora_rank, rows, steps, options)
-        if num_processes > 1:
-            losses = train_together(job, num_processes, Path(scratch))
-            model = None
+    with _workplace(Path(output_dir), processes) as scratch:
+        if not processes.here:
+            losses = train_together(job, processes, scratch)
         else:
-            model, losses = train_here(job, scratch, progress)
-        seconds = time.monotonic() - start
-        counts = [sum(int(rows[i].response_mask[1:].sum()) for i in step) for step in steps]
-        last = -(-len(rows) // batch_size)
-        loss = float(np.dot(losses[-last:], counts[-last:]) / sum(counts[-last:]))
-        checkpoint = Checkpoint(
-            path=Path(output_dir),
-            method=method,
-            base=ref.name,
-            rows=len(rows),
-            tokens=sum(len(row.input_ids) for row in rows),
-            response_tokens=sum(int(row.response_mask[1:].sum()) for row in rows),
-            skipped=skipped,
-            steps=len(steps),
-            loss=loss,
-            seconds=round(seconds, 3),
-        )
-        if model is None:
-            take_checkpoint(Path(scratch, "model"), ref, checkpoint)
+            model, losses = train_here(job, str(scratch), progress)
+        record = _record(job, losses, Path(output_dir), skipped, batch_size, start)
+        if not processes.here:
+            take_checkpoint(scratch / "model", ref, record)
         else:
-            save_checkpoint(model, tokenizer, checkpoint)
-    return checkpoint
+            save_checkpoint(model, tokenizer, record)
+    return record
+
+
+@contextlib.contextmanager
+def _workplace(output_dir: Path, processes: Processes) -> Iterator[Path]:
+    """Give an empty folder for what a training leaves, which other machines see if they take part.
+
+    What a killed process has left in it is removed.
+    """
+    if processes.here or not processes.ray:
+        with tempfile.TemporaryDirectory(prefix="pyids-") as scratch:
+            yield Path(scratch)
+        return
+    folder = output_dir.absolute().with_name("training")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _record(
+    job: Job,
+    losses: Sequence[float],
+    output_dir: Path,
+    skipped: tuple[int, ...],
+    batch_size: int,
+    start: float,
+) -> Checkpoint:
+    """Say how a checkpoint came about; its loss is that of the last epoch."""
+    rows = job.rows
+    counts = [sum(int(rows[i].response_mask[1:].sum()) for i in step) for step in job.steps]
+    last = -(-len(rows) // batch_size)
+    return Checkpoint(
+        path=output_dir,
+        method=job.method,
+        base=job.ref.name,
+        rows=len(rows),
+        tokens=sum(len(row.input_ids) for row in rows),
+        response_tokens=sum(int(row.response_mask[1:].sum()) for row in rows),
+        skipped=skipped,
+        steps=len(job.steps),
+        loss=float(np.dot(losses[-last:], counts[-last:]) / sum(counts[-last:])),
+        seconds=round(time.monotonic() - start, 3),
+    )
 
 
 def _usable(encoded: Sequence[Encoded]) -> tuple[list[Encoded], tuple[int, ...]]:
@@ -188,6 +226,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def training_options(config: RunConfig) -> dict[str, Any]:
     """Return what `pyids.models.finetune.finetune` needs to know of the configuration."""
+    processes = Processes.of(config)
     return {
         "method": config.finetuning_type,
         "num_train_epochs": config.num_train_epochs,
@@ -196,8 +235,11 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "max_length": config.max_length,
         "lora_rank": config.lora_rank,
         "seed": config.seed,
-        "device": device_module.device(config),
+        "device": "cuda" if processes.elsewhere else device_module.device(config),
         "dtype": config.dtype,
         "gradient_checkpointing": config.gradient_checkpointing,
-        "num_processes": config.num_processes,
+        "processes": processes,
+        "packing": config.packing,
+        "load_in_4bit": config.load_in_4bit,
+        "fsdp": config.fsdp,
     }

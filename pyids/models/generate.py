@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyids.chat.render import has_loss
+from pyids._typing import Int64
+from pyids.chat.render import has_loss, said_in
 from pyids.chat.template import Conversation, encode_prompt, with_turns
 from pyids.models.batching import Progress, batches_by_length
 
@@ -19,7 +20,7 @@ def split_last(messages: Conversation) -> tuple[Conversation, str] | None:
     """Return the turns before the last assistant turn to be learnt, and its text; None without."""
     for i in range(len(messages) - 1, 0, -1):
         if has_loss(messages[i]):
-            return with_turns(messages, messages[:i]), str(messages[i].get("content") or "")
+            return with_turns(messages, messages[:i]), said_in(messages[i])
     return None
 
 
@@ -52,9 +53,35 @@ def generate(
     list of str
         The answers without their end-of-turn token, in the order of the prompts.
     """
+    return generate_encoded(
+        model,
+        tokenizer,
+        [encode_prompt(messages, tokenizer, max_length) for messages in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        device=device,
+        progress=progress,
+    )
+
+
+def generate_encoded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Int64],
+    *,
+    max_new_tokens: int = 128,
+    batch_tokens: int = 4096,
+    device: str = "cpu",
+    part: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> list[str]:
+    """Do what `generate` does, for prompts that are tokens already.
+
+    Of the batches only every n-th is done, from the i-th on, where `part` is (i, n): other answers
+    are empty.
+    """
     import torch
 
-    rows = [encode_prompt(messages, tokenizer, max_length) for messages in prompts]
     lengths = [len(row) for row in rows]
     pad_id = tokenizer.pad_token_id
     pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
@@ -62,7 +89,8 @@ def generate(
     done = 0
     engine: Any = model
     with torch.inference_mode():
-        for batch in batches_by_length([n + max_new_tokens for n in lengths], batch_tokens):
+        batches = batches_by_length([n + max_new_tokens for n in lengths], batch_tokens)
+        for batch in batches[part[0] :: part[1]]:
             width = max(lengths[i] for i in batch)
             input_ids = np.full((len(batch), width), pad_id or 0, np.int64)
             attention_mask = np.zeros((len(batch), width), np.int64)

@@ -23,7 +23,7 @@ def torch_dtype(name: str) -> torch.dtype:
         "float16": torch.float16,
     }
     if name not in dtypes:
-        raise ModelError(f"dtype {name!r} is not one of {', '.join(dtypes)}")
+        raise ModelError(f"dtype {name!r} is not one of {', '.join(dtypes)}: choose one")
     return dtypes[name]
 
 

@@ -106,7 +106,7 @@ def resolve_model(name: str, *, kind: str = "language model") -> ModelRef:
         _check_local(path, what)
         return ModelRef(name, path.resolve())
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name) or name[0] in "./~":
-        raise ModelError(f"{what}: there is no such folder or file")
+        raise ModelError(f"{what}: there is no such folder or file: check the path")
     return _resolve_hub(name, what)
 
 
@@ -135,7 +135,7 @@ def _check_local(path: Path, what: str) -> None:
         if path.suffix != ".gguf":
             raise ModelError(f"{what}: {path.name} is not a .gguf file; name the model's folder")
         if importlib.util.find_spec("gguf") is None:
-            raise ModelError(f"{what}: reading .gguf files needs `pip install gguf`")
+            raise ModelError(f"{what}: to read .gguf files: `pip install gguf`")
         return
     if not any((path / name).is_file() for name in ("config.json", "modules.json")):
         raise ModelError(f"{what}: the folder holds no config.json; name a model's folder")
@@ -147,13 +147,13 @@ def _check_local(path: Path, what: str) -> None:
     if not readable:
         raise ModelError(f"{what}: its config.json is no JSON object; get the files again")
     if not any(any(path.glob(p)) or any(path.glob(f"*/{p}")) for p in _WEIGHTS):
-        raise ModelError(f"{what}: the folder holds no weights (*.safetensors)")
+        raise ModelError(f"{what}: the folder holds no weights: get its *.safetensors")
 
 
 def _resolve_hub(name: str, what: str) -> ModelRef:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ModelError(
-            f"{what}: no such folder, and hub names need `pip install huggingface-hub`"
+            f"{what}: no such folder; for names on the hub: `pip install huggingface-hub`"
         )
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
@@ -169,7 +169,9 @@ def _resolve_hub(name: str, what: str) -> ModelRef:
         cached = Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
         _check_local(cached, what)
     except HFValidationError as error:
-        raise ModelError(f"{what}: no such folder, and no valid hub name: {error}") from error
+        raise ModelError(
+            f"{what}: no such folder, and no valid hub name ({error}): check the path"
+        ) from error
     except (LocalEntryNotFoundError, ModelError):
         pass  # not in the cache, or only a part of it
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import orjson
 import xxhash
 
 from pyids._typing import Float64
+from pyids.chat.render import said_in
 from pyids.chat.template import Conversation
 from pyids.errors import ModelError
 from pyids.models.answers import Answers
@@ -128,17 +128,8 @@ class Judge:
             if messages and messages[-1]["role"] == "assistant"
         }
         keys = {i: self._key(prompt) for i, prompt in prompts.items()}
-        new = {keys[i]: prompts[i] for i in prompts if keys[i] not in self._answers}
-        with ThreadPoolExecutor(self.endpoint.workers) as pool:
-            asked = [pool.submit(self._ask, key, prompt) for key, prompt in new.items()]
-            try:
-                for done, answer in enumerate(as_completed(asked), 1):
-                    answer.result()
-                    if progress is not None:
-                        progress(done, len(asked))
-            finally:
-                for answer in asked:  # after a failure: send no more
-                    answer.cancel()
+        questions = {keys[i]: prompt for i, prompt in prompts.items()}
+        self._answers.ask(questions, self._ask, self.endpoint.workers, progress)
         ratings = np.full(len(conversations), np.nan)
         for i, key in keys.items():
             rating = self._answers[key]
@@ -153,7 +144,7 @@ class Judge:
         return ratings
 
     def _fill(self, messages: Conversation) -> str:
-        turns = (f"{m['role'].upper()}: {m.get('content') or ''}" for m in messages)
+        turns = (f"{m['role'].upper()}: {said_in(m)}" for m in messages)
         # Not str.format: the conversation may hold braces, and so may the prompt.
         return self.prompt.replace("{conversation}", "\n\n".join(turns))
 
@@ -161,10 +152,9 @@ class Judge:
         asked = [self.endpoint.url, self.endpoint.model, self.answer_tokens, prompt]
         return xxhash.xxh3_128_hexdigest(orjson.dumps(asked))
 
-    def _ask(self, key: str, prompt: str) -> None:
+    def _ask(self, prompt: str) -> float | None:
         answer = self.endpoint.chat(
             [{"role": "user", "content": prompt}], temperature=0, max_tokens=self.answer_tokens
         )
         several = self.dimensions
-        rating = parse_ratings(answer, several) if several else parse_rating(answer)
-        self._answers.keep(key, rating)
+        return parse_ratings(answer, several) if several else parse_rating(answer)

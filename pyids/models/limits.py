@@ -34,7 +34,7 @@ class Limits(NamedTuple):
         """Read them off a model, or off its skeleton."""
         embedding = causal.get_input_embeddings()
         if getattr(embedding, "weight", None) is None:
-            raise ModelError(f"model {name!r}: it has no token embedding")
+            raise ModelError(f"model {name!r}: it has no token embedding: use another")
         return cls(name, len(embedding.weight), learned_positions(causal))
 
     def check(self, ids: Any) -> None:
@@ -88,5 +88,8 @@ def limits_of(ref: ModelRef, folder: Any) -> Limits:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             skeleton = auto.from_config(config)
     except Exception as error:  # files of any content make any error; re-raised
-        raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"model {ref.name!r}: cannot be loaded ({one_line(error)}): get its files "
+            "again, or use another"
+        ) from error
     return Limits.of(skeleton, ref.name)

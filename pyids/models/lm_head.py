@@ -98,14 +98,28 @@ class Head:
     # -- forward passes --
 
     def options(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-        """Return the arguments of the model's forward for B rows (B, T)."""
+        """Return the arguments of the model's forward for B rows (B, T).
+
+        Where a row holds several one after the other (`pyids.models.batching.micro_batches`), their
+        positions begin anew, and no mask is given: that is how transformers' attention tells them
+        apart.
+        """
         import torch
 
         accepted = accepts(self.causal)
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if bool((attention_mask[:, :1] == 0).any()):  # padding on the left
+        if bool((attention_mask > 1).any()):
             if "position_ids" not in accepted:
-                raise ModelError(f"model {self.name!r}: it takes no padding on the left")
+                raise ModelError(
+                    f"model {self.name!r}: it takes no rows that are packed: leave --packing out"
+                )
+            del given["attention_mask"]
+            given["position_ids"] = _positions(attention_mask)
+        elif bool((attention_mask[:, :1] == 0).any()):  # padding on the left
+            if "position_ids" not in accepted:
+                raise ModelError(
+                    f"model {self.name!r}: it takes no padding on the left: use another"
+                )
             given["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         if hasattr(self.causal.config, "text_config"):
             # Some that see images, too, want to be told in training that there are none.
@@ -307,6 +321,16 @@ class Head:
         for piece in pieces:
             total = total + checkpoint(block, *piece, use_reentrant=False)
         return total
+
+
+def _positions(numbers: torch.Tensor) -> torch.Tensor:
+    """Return the position of each token in its row, of the rows' numbers (B, T)."""
+    import torch
+
+    places = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
+    begins = torch.ones_like(numbers, dtype=torch.bool)
+    begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(1).values
 
 
 def accepts(causal: Any) -> frozenset[str]:

@@ -30,6 +30,7 @@ def load_model(
     dtype: str = "float32",
     *,
     trust_remote_code: bool = False,
+    in_4bit: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
@@ -43,6 +44,9 @@ def load_model(
         "float32", "bfloat16" or "float16".
     trust_remote_code
         Run code that comes with the model. Off unless the user asks.
+    in_4bit
+        Hold the weights of linear layers as NF4, 4 bits each with a scale for every 64, and compute
+        in `dtype`; by bitsandbytes. Dettmers et al. (QLoRA), arXiv 2305.14314.
 
     Raises
     ------
@@ -55,10 +59,28 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     model = load_pretrained(
-        AutoModelForCausalLM, ref, folder, device, dtype, trust_remote_code=trust_remote_code
+        AutoModelForCausalLM,
+        ref,
+        folder,
+        device,
+        dtype,
+        trust_remote_code=trust_remote_code,
+        **(_in_4bit(device, dtype) if in_4bit else {}),
     )
     Head.of(model)  # tries a few tokens
     return model, load_tokenizer(ref, trust_remote_code=trust_remote_code)
+
+
+def _in_4bit(device: str, dtype: str) -> dict[str, Any]:
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig  # has no types
+    config = make(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch_dtype(dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def load_tokenizer(
@@ -76,7 +98,8 @@ def load_tokenizer(
             )
     except Exception as error:  # as in `load_pretrained`; re-raised
         raise ModelError(
-            f"model {ref.name!r}: its tokenizer cannot be loaded: {one_line(error)}"
+            f"model {ref.name!r}: its tokenizer cannot be loaded ({one_line(error)}): get its "
+            "files again, or use another"
         ) from error
     adapt_to_system(tokenizer, ref.system)
     return tokenizer
@@ -112,9 +135,13 @@ def load_pretrained(
                 output_loading_info=True,
                 **options,
             )
-        model = model.to(torch.device(device)).eval()
+        # Quantized weights are where they are to be from the first.
+        model = (model if "device_map" in options else model.to(torch.device(device))).eval()
     except Exception as error:  # files of any content make any error; re-raised
-        raise ModelError(f"model {ref.name!r}: cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"model {ref.name!r}: cannot be loaded ({one_line(error)}): get its files "
+            "again, or use another"
+        ) from error
     # A pooler stands beside the hidden states, which are what is asked for where it may be missing.
     missing = sorted(name for name in found["missing_keys"] if not re.match(_SPARE, name))
     wrong = sorted(str(key[0]) for key in found["mismatched_keys"])

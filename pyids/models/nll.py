@@ -88,9 +88,14 @@ def encoded_nll(
     batch_tokens: int | None = None,
     device: str = "cpu",
     padding_side: str = "right",
+    part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> ResponseNll:
-    """Do what `response_nll` does, for conversations that are tokens already."""
+    """Do what `response_nll` does, for conversations that are tokens already.
+
+    Of the batches only every n-th is done, from the i-th on, where `part` is (i, n): the other rows
+    are as if they had no response token. The parts together are the whole, to the bit.
+    """
     import torch
 
     if padding_side not in ("left", "right"):
@@ -117,7 +122,8 @@ def encoded_nll(
             begin = begin if shared is not None else 0
         lengths = [ends[i] - begin for i in scored]
         tokens = batch_tokens or default_batch_tokens(device)
-        for batch in batches_by_length(lengths, tokens if head.pads else 1):
+        batches = batches_by_length(lengths, tokens if head.pads else 1)
+        for batch in batches[part[0] :: part[1]]:
             members = scored[batch]
             input_ids, attention_mask, targets = _batch(
                 [rows[i] for i in members], [ends[i] for i in members], begin, padding_side

@@ -88,7 +88,9 @@ def run_program(
             start_new_session=True,  # so that all that it starts can be ended with it
         )
     except OSError as error:
-        raise ModelError(f"{asked_by}: {name} cannot be started: {error.strerror}") from None
+        raise ModelError(
+            f"{asked_by}: {name} cannot be started ({error.strerror}): check that it may be run"
+        ) from None
     finally:
         os.close(opened)
     try:

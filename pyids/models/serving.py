@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -116,7 +115,9 @@ class Engine:
             try:
                 return str(said["choices"][0]["text"]).strip()
             except (KeyError, IndexError, TypeError) as error:
-                raise ModelError(f"{self.endpoint.url}: the answer holds no text") from error
+                raise ModelError(
+                    f"{self.endpoint.url}: the answer holds no text: check the URL"
+                ) from error
 
         self._ask_all(keys, ask, progress)
         return [self._answers[keys[i]] for i in range(len(prompts))]
@@ -124,22 +125,8 @@ class Engine:
     def _ask_all(
         self, keys: dict[int, str], ask: Callable[[int], Any], progress: Progress | None
     ) -> None:
-        """Ask what is not known, each content once, several at a time; keep each at once."""
-        new = {key: i for i, key in keys.items() if key not in self._answers}
-
-        def settle(key: str, i: int) -> None:
-            self._answers.keep(key, ask(i))
-
-        with ThreadPoolExecutor(self.endpoint.workers) as pool:
-            asked = [pool.submit(settle, key, i) for key, i in new.items()]
-            try:
-                for done, answer in enumerate(as_completed(asked), 1):
-                    answer.result()
-                    if progress is not None:
-                        progress(done, len(asked))
-            finally:
-                for answer in asked:  # after a failure: send no more
-                    answer.cancel()
+        """Ask each content once: the last of those that have it stands for all."""
+        self._answers.ask({key: i for i, key in keys.items()}, ask, self.endpoint.workers, progress)
 
     def log_probabilities(self, model: ServedModel, ids: Int64) -> Float64:
         """Return the log-probability of each token of a prompt, float64 (T,); NaN of the first.
@@ -169,12 +156,13 @@ class Engine:
             found = np.array([math.nan, *_READ[form](said, sent)[1 : len(sent)]], np.float64)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{self.endpoint.url}: the answer holds no log-probabilities of the prompt's tokens"
+                f"{self.endpoint.url}: the answer holds no log-probabilities of the prompt's "
+                "tokens: use another version of the server"
             ) from error
         if len(found) != len(sent) or not np.isfinite(found[1:]).all() or (found[1:] > 1e-6).any():
             raise ModelError(
                 f"{self.endpoint.url}: of the {len(sent)} tokens of a prompt the server does not "
-                "give a log-probability each"
+                "give a log-probability each: use another version of it"
             )
         return found
 
@@ -224,7 +212,8 @@ class Engine:
             return means
         raise ModelError(
             f"{self.endpoint.url}: gives no log-probabilities of prompts; of the forms "
-            f"{', '.join(FORMS)} the first failed with: {problems[0]}"
+            f"{', '.join(FORMS)} the first failed with: {problems[0]}: serve the model by vLLM or "
+            "SGLang, which do"
         )
 
     def load_adapter(self, name: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyids.errors import ModelError
 from pyids.models.hf import one_line, quiet
 from pyids.models.limits import Limits
-from pyids.models.lm_head import Head
+from pyids.models.lm_head import Head, accepts
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,10 @@ _TOKENS, _LATER = 12, 4
 
 
 # What a forward may raise where it cannot be run in the way that is tried.
-_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+_FAILURES = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError),
+    *(AssertionError, NotImplementedError),
+)
 
 
 # How far logits may be apart, in parts of the largest: rounding in float32, and in half precision.
@@ -61,6 +64,29 @@ def take_apart(causal: Any) -> Head:
         causal.train(training)
 
 
+def keeps_apart(causal: Any) -> bool:
+    """Whether rows that are packed into one sequence see nothing of each other.
+
+    Not so where a state runs through the sequence, as in recurrent layers, or where the attention
+    takes no note of positions.
+    """
+    import torch
+
+    head = Head.of(causal)
+    if "position_ids" not in accepts(head.causal):
+        return False
+    training = head.causal.training
+    head.causal.eval()
+    try:
+        with torch.no_grad(), quiet():
+            ids = _tokens(head.causal.config, head.limits.vocabulary)
+            ids = ids.to(head.causal.get_input_embeddings().weight.device)
+            trial = _Trial(head, ids)
+            return trial.holds(trial.packed)
+    finally:
+        head.causal.train(training)
+
+
 class _Trial:
     """A model, T tokens (1, T), and the model's own logits of them (T, V)."""
 
@@ -71,10 +97,12 @@ class _Trial:
         except _FAILURES as error:
             raise ModelError(
                 f"model {head.name!r}: it cannot be run on tokens alone as a causal language "
-                f"model: {one_line(error)}"
+                f"model ({one_line(error)}): use another"
             ) from error
         if getattr(own, "ndim", 0) != 3 or own.shape[:2] != ids.shape:
-            raise ModelError(f"model {head.name!r}: it gives no logits for every token")
+            raise ModelError(
+                f"model {head.name!r}: it gives no logits for every token: use another"
+            )
         self.half = next(head.causal.parameters()).dtype.itemsize < 4
         self.own = own[0].float()
 
@@ -108,6 +136,15 @@ class _Trial:
         chosen[0] = False
         rest = self.head.logits_at(ids * mask, mask, chosen, shared)
         return torch.cat([self.own[:_LATER], rest])
+
+    def packed(self) -> torch.Tensor:
+        """Logits of all tokens, behind other rows in one sequence."""
+        import torch
+
+        before = self.ids.flip(1)
+        ids = torch.cat([before, before[:, :_LATER], self.ids], dim=1)
+        numbers = torch.cat([self.ones, self.ones[:, :_LATER] * 2, self.ones * 3], dim=1)
+        return self.head.logits_at(ids, numbers, numbers == 3)
 
     def straight(self) -> torch.Tensor:
         """Logits of the first tokens of the second of two rows, in the way that the head says."""
@@ -172,7 +209,9 @@ class _Trial:
             self.head = replace(self.head, way=way)
             if self.holds(self.straight):
                 return
-        raise ModelError(f"model {self.head.name!r}: it gives the same tokens other logits twice")
+        raise ModelError(
+            f"model {self.head.name!r}: it gives the same tokens other logits twice: use another"
+        )
 
     def _after_head(self) -> tuple[float, float | None] | None:
         """Return the factor and the cap that turn what the head gives into logits, or None.

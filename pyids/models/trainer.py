@@ -15,9 +15,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from pyids.chat.template import Encoded
 from pyids.errors import ModelError
-from pyids.models.batching import Progress, micro_batches
-from pyids.models.hf import quiet
+from pyids.models.batching import (
+    Progress,
+    batches_by_length,
+    micro_batches,
+    packs_by_length,
+    trained_lengths,
+)
+from pyids.models.hf import quiet, torch_dtype
 from pyids.models.lm_head import Head, response_loss
+from pyids.models.take_apart import keeps_apart
 
 # The share of the steps in which the learning rate rises.
 _WARMUP = 0.03
@@ -42,6 +49,11 @@ class Steps(torch.utils.data.Dataset[list[int]]):
         The mean NLL of each step that was made.
     rank, ranks
         Which of several processes this is: it takes every ``ranks``-th row of a step.
+    even
+        Whether all processes make as many micro-batches of a step: where they share out the
+        weights, each must go along with every forward pass of the others.
+    packed
+        Whether the rows of a micro-batch stand one after the other instead of being padded.
     """
 
     rows: Sequence[Encoded]
@@ -50,6 +62,8 @@ class Steps(torch.utils.data.Dataset[list[int]]):
     losses: list[float] = field(default_factory=list)
     rank: int = 0
     ranks: int = 1
+    even: bool = False
+    packed: bool = False
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -64,16 +78,25 @@ class Steps(torch.utils.data.Dataset[list[int]]):
     def collate(self, batch: list[list[int]]) -> Any:
         """Make the micro-batches of one step; of several processes, this one's.
 
-        One that gets no row takes the first without its targets, since all must go along.
+        One that gets none takes the step's first row without its targets, since all must go along.
         """
         rows = [self.rows[i] for i in batch[0]]
-        ours = rows[self.rank :: self.ranks]
-        micro = micro_batches(ours or rows[:1], self.batch_tokens, _PAD_ID)
-        if not ours:
-            micro[0]["targets"].fill_(-100)
-            micro[0]["targets"][0, 0] = 0
-            micro[0]["weight"] = torch.zeros(())
-        return micro
+        shares = [rows[rank :: self.ranks] for rank in range(self.ranks)]
+        micro = micro_batches(shares[self.rank], self.batch_tokens, _PAD_ID, packed=self.packed)
+        least = max(self._count(rows) for rows in shares) if self.even else 1
+        return micro + [self._idle(rows[0]) for _ in range(len(micro), least)]
+
+    def _count(self, rows: Sequence[Encoded]) -> int:
+        """Return of how many micro-batches some rows are."""
+        group = packs_by_length if self.packed else batches_by_length
+        return len(group(trained_lengths(rows), self.batch_tokens))
+
+    def _idle(self, row: Encoded) -> dict[str, torch.Tensor]:
+        """Make a micro-batch without a loss."""
+        (micro,) = micro_batches([row], self.batch_tokens, _PAD_ID)
+        micro["targets"].fill_(-100)
+        micro["targets"][0, 0] = 0
+        return {**micro, "weight": torch.zeros(())}
 
     def response_tokens(self, step: int) -> int:
         """Return the tokens that have a loss in a step, over all processes."""
@@ -133,7 +156,7 @@ class ResponseTrainer(Trainer):
             inputs = self._prepare_inputs(inputs)
         for n, micro in enumerate(inputs):
             # Gradients are exchanged once a step, after its last micro-batch.
-            together = data.ranks > 1 and n + 1 < len(inputs)
+            together = data.ranks > 1 and not data.even and n + 1 < len(inputs)
             with self.accelerator.no_sync(model) if together else contextlib.nullcontext():
                 with self.compute_loss_context_manager():
                     loss = self._loss(model, micro) / count
@@ -158,11 +181,20 @@ class ResponseTrainer(Trainer):
 
 
 class LossOf(torch.nn.Module):
-    """A model whose forward is its loss, so that what wraps it sees all of a step's work."""
+    """A model whose forward is its loss, so that what wraps it sees all of a step's work.
 
-    def __init__(self, model: Any) -> None:
+    Parameters
+    ----------
+    model
+        The model.
+    dtype
+        What it computes in, by autocast; None leaves that to the Trainer.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
+        self._dtype = dtype
 
     def forward(
         self,
@@ -173,7 +205,9 @@ class LossOf(torch.nn.Module):
     ) -> torch.Tensor:
         """Return the sum of the NLLs of a micro-batch's response tokens, times `weight`."""
         micro = {"input_ids": input_ids, "attention_mask": attention_mask, "targets": targets}
-        return response_loss(self.model, micro) * weight
+        use = self._dtype is not None
+        with torch.autocast(input_ids.device.type, self._dtype, enabled=use):
+            return response_loss(self.model, micro) * weight
 
 
 class _Report(TrainerCallback):
@@ -199,6 +233,8 @@ def train_steps(
     dtype: str,
     scratch: str,
     gradient_checkpointing: bool = False,
+    packing: bool = False,
+    fsdp: bool = False,
     rank: int = 0,
     ranks: int = 1,
     progress: Progress | None = None,
@@ -217,6 +253,10 @@ def train_steps(
         A folder that the Trainer makes but leaves empty.
     gradient_checkpointing
         Keep no activations inside the layers.
+    packing
+        Let the rows of a micro-batch stand one after the other; see `Steps`.
+    fsdp
+        Share out the weights over the processes (`pyids.models.sharded`).
     rank, ranks
         Which of several processes this is; they have a process group.
 
@@ -228,13 +268,22 @@ def train_steps(
     head = Head.of(model)
     for row in rows:
         head.limits.check(row.input_ids)
-    data = Steps(rows, steps, batch_tokens if head.pads else 1, rank=rank, ranks=ranks)
+    if packing and not keeps_apart(model):
+        raise ModelError(
+            f"model {head.name!r}: rows that stand one after the other would see each other in it: "
+            "leave out --packing"
+        )
+    most = batch_tokens if head.pads or packing else 1
+    data = Steps(rows, steps, most, rank=rank, ranks=ranks, even=fsdp, packed=packing)
     arguments = _arguments(scratch, learning_rate, seed, device, dtype)
     with quiet():
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        wrapped: Any = model if ranks == 1 else LossOf(model)
+        if fsdp:
+            wrapped = _shared_out(model, device, dtype, ranks)
         trainer = ResponseTrainer(
-            model=model if ranks == 1 else LossOf(model),
+            model=wrapped,
             args=arguments,
             train_dataset=data,
             data_collator=data.collate,
@@ -244,8 +293,18 @@ def train_steps(
         trainer.train()
         if gradient_checkpointing:
             model.gradient_checkpointing_disable()
+        if fsdp:
+            wrapped.reshard()
     model.eval()
     return data.losses
+
+
+def _shared_out(model: Any, device: str, dtype: str, ranks: int) -> Any:
+    from pyids.models.sharded import share_out
+
+    wrapped = LossOf(model, None if dtype == "float32" else torch_dtype(dtype))
+    share_out(wrapped, model, device, ranks)
+    return wrapped
 
 
 def _arguments(

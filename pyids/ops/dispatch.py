@@ -167,7 +167,7 @@ def choose(op: str, device: str, dtype: str, shape: tuple[int, ...] = ()) -> Imp
     others = sorted({row.backend for row in implementations(op) if row.available()})
     raise ConfigError(
         f"no {forced or 'installed'} implementation of {op} for {dtype} {shape} on {device}:"
-        f" installed are {', '.join(others)}"
+        f" use one of {', '.join(others)}"
     )
 
 

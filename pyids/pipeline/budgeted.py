@@ -22,7 +22,7 @@ from pyids.pipeline.budget import Bounds, Budget, bounds_of, names_of, words
 from pyids.pipeline.counts import groups_of, tokens_of
 from pyids.pipeline.draw import OUTLIER_PENALTY, Draws, draw_rows
 from pyids.pipeline.token_draw import Part, draw_tokens
-from pyids.quotas import bounded_quotas, round_bounds
+from pyids.quotas import bounded_quotas, level, round_bounds
 from pyids.sampling import allocate, sample_by_cluster
 from pyids.store.folder import Store
 
@@ -365,20 +365,3 @@ class BudgetedDraws(Draws):
                 )
             }
         return {**super().metadata(), "budget": facts}
-
-
-def level(shares: Float64, charge: Float64, target: int) -> float:
-    """Find the `t` with which ``sum(max(0, t * shares - charge))`` is the target.
-
-    Cells come in as `t` passes ``charge / share``, those with the least first. 0 where no
-    cell has a share.
-    """
-    there = shares > 0
-    if not there.any():
-        return 0.0
-    share, charge = shares[there], charge[there]
-    order = np.argsort(charge / share, kind="stable")
-    t = (target + np.cumsum(charge[order])) / np.cumsum(share[order])
-    # The cells that are in are those before the first whose threshold is not below the level.
-    thresholds = np.append((charge / share)[order][1:], np.inf)
-    return float(t[np.flatnonzero(t <= thresholds)[0]])

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyids.chat.formats import BadRow, UnusableRow, to_messages, tools_of
+from pyids.chat.render import Renderer, name_of_tool
 from pyids.config import RunConfig
 from pyids.data.readers import Reader
 from pyids.data.sources import Source
@@ -76,7 +77,6 @@ def _rows(sources: Sequence[Source]) -> Iterator[Located]:
 
 def check_rows(rows: Iterable[Located], tokenizer: Any, limits: Limits, *, max_length: int) -> None:
     """Do what `check_conversations` does, for rows that are read already."""
-    from pyids.chat.render import Renderer
     from pyids.chat.template import encode
 
     beyond = _tokens_beyond(tokenizer, limits.vocabulary)
@@ -136,11 +136,6 @@ def _check_shape(render: Any, place: str, messages: Conversation) -> None:
         said = turn["content"].strip()
         if turn.get("tool_calls") and said and said not in text:
             logger.warning("%s: the chat template leaves out the text beside a tool call", place)
-    names = [_name(tool) for tool in tools_of(messages)]
+    names = [name_of_tool(tool) for tool in tools_of(messages)]
     if missing := [name for name in names if name and name not in text]:
         logger.warning("%s: the chat template does not show the tool %.60r", place, missing[0])
-
-
-def _name(tool: Any) -> str:
-    function = tool.get("function", tool)
-    return str(function.get("name", "")) if isinstance(function, dict) else ""

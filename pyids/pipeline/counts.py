@@ -106,7 +106,7 @@ def _count_shard(task: _CountTask) -> int:
         return int(entry["rows"])
     from pyids.chat.template import encode
 
-    tokenizer = _tokenizer(task.model, task.system)
+    tokenizer = _tokenizer(task.model, str(task.inputs["revision"]), task.system)
     counts = []
     for row in store.iter_rows(task.shard):
         try:
@@ -120,8 +120,8 @@ def _count_shard(task: _CountTask) -> int:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(model: str, system: str) -> Any:
-    """Load the tokenizer of a model, once a process."""
+def _tokenizer(model: str, revision: str, system: str) -> Any:
+    """Load the tokenizer of a model, once a process; a folder may come to hold another model."""
     from pyids.models.hub import resolve_model, tokenizer_folder
     from pyids.models.load import load_tokenizer
 

@@ -28,10 +28,12 @@ from pyids.data.readers import Problem, Reader
 from pyids.data.shard_writer import ROWS_PER_GROUP
 from pyids.data.sources import Split, plan_splits
 from pyids.data.vector_files import open_vectors
-from pyids.errors import DataError
+from pyids.errors import ConfigError, DataError
 from pyids.pipeline.kmeans_plan import kmeans_plan
+from pyids.pipeline.planned import estimate_budget
 from pyids.pipeline.preflight import check_inputs
 from pyids.resources import default_max_memory, memory_left, processors
+from pyids.store.folder import Store
 
 # Rows of the two calibrations, and splits of the pool that they are taken from.
 _ROWS = (2_000, 12_000)
@@ -80,6 +82,8 @@ class Estimate:
         Of the run folder; the most that is taken of memory.
     stages
         In their order.
+    shares
+        What the budget comes to, and what is not drawn; see `pyids.pipeline.planned`.
     problems
         What would not fit, each with the option that mends it.
     """
@@ -91,6 +95,7 @@ class Estimate:
     memory_bytes: int
     n_clusters: int
     stages: list[Stage]
+    shares: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def text(self, workers: Sequence[int] = (1, 8)) -> str:
@@ -100,6 +105,7 @@ class Estimate:
             f"disk      {_size(self.disk_bytes)} in {self.files:,} files",
             f"memory    {_size(self.memory_bytes)} at most, without a language model",
             f"clusters  {self.n_clusters:,}",
+            *self.shares,
             f"{'stage':<12}{'CPU':>10}" + "".join(f"{_workers(n):>17}" for n in workers),
         ]
         for stage in self.stages:
@@ -130,7 +136,8 @@ def estimate(config: RunConfig) -> Estimate:
         small, large = (_run_sample(config, sample, n) for n in _ROWS)
         share = large.kept / large.rows
         kept = max(1, round(rows * share))
-        n_clusters = config.cluster_count(kept)
+        selected, shares, problems = _shares(config, sample, rows, kept)
+        n_clusters = config.cluster_count(kept, selected)
         plan = kmeans_plan(config, kept, large.width, n_clusters)
         cluster = _time_kmeans(large, plan, kept, config)
     stages = [
@@ -138,7 +145,6 @@ def estimate(config: RunConfig) -> Estimate:
         _stage("embed" if not config.has_vectors else "vectors", small, large, rows, 0.0),
         cluster,
     ]
-    selected = config.budget_rows(kept)
     # Every row group is read for the export of 1%: it takes as long as a tenth of the reading.
     touched = min(1.0, selected / kept * ROWS_PER_GROUP)
     read = stages[0]
@@ -156,9 +162,24 @@ def estimate(config: RunConfig) -> Estimate:
         memory,
         n_clusters,
         stages,
+        shares,
+        problems,
     )
     found.problems.extend(_problems(config, found))
     return found
+
+
+def _shares(
+    config: RunConfig, sample: _Sample, rows: int, kept: int
+) -> tuple[int, list[str], list[str]]:
+    """Return the rows that the budget comes to, what it is shared into, and what does not fit."""
+    store = Store(sample.folder / str(_ROWS[-1]) / "run")
+    try:
+        budget, lines = estimate_budget(store, config, rows, kept, sample.files)
+    except ConfigError as error:
+        said = f"by a sample of {store.rows_read:,} rows, which `--dry-run` would not rely on"
+        return 1, [], [f"{error} ({said})"]
+    return budget.rows, lines, []
 
 
 class _Sample:
@@ -179,6 +200,12 @@ class _Sample:
             self.raws += raws
         if not self.raws:
             raise DataError("no row of the data can be read: `pyids run --dry-run` says why")
+        in_all = max(1, sum(split.bytes for split in splits))
+        # Of each file the share of the rows that it has, by its bytes.
+        self.files: dict[str, float] = {}
+        for split in splits:
+            name = Path(split.source.path).name
+            self.files[name] = self.files.get(name, 0.0) + split.bytes / in_all
         self.rows_in_all = max(
             len(self.raws), round(sum(s.bytes for s in splits) * rows_read / max(1, bytes_read))
         )

@@ -24,13 +24,14 @@ from pyids.data.exact_dedup import places
 from pyids.data.exclude import NGRAM, Held, HeldOut, Match, Options, read_held_out
 from pyids.data.fingerprints import fingerprint_files
 from pyids.data.ingest import ingest
+from pyids.data.near_held_out import NearHeldOut
 from pyids.data.sources import named_files, open_sources
 from pyids.data.vector_files import open_vectors
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.progress import report
-from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
+from pyids.store.files import atomic_write, fingerprint, read_sealed, stamp, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, load_npy, load_sealed, read_entry, write_entry
 
@@ -38,10 +39,8 @@ logger = logging.getLogger("pyids")
 
 # To be raised when the same rows would be excluded otherwise.
 _VERSION = 1
-_BLOCK_ROWS = 4096
-_BLOCK_PRODUCTS = 1 << 24
-# How far a product of float32 vectors of unit length may be from the exact one, and more.
-_SLACK = 1e-3
+# Rows whose vectors are compared at a time: float64 copies of them are made.
+_BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _inputs(store: Store, config: RunConfig) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "version": _VERSION,
         "rows": [store.fingerprint(shard) for shard in store.shards],
-        "exclude": fingerprint_files(named_files(config.exclude or []), store),
+        "exclude": fingerprint_files(named_files(config.exclude or [], held_out=True), store),
         "already": fingerprint_files(named_files(config.already or []), store),
         "ngram": config.exclude_ngram or NGRAM,
         "overlap": config.exclude_overlap,
@@ -167,6 +166,7 @@ class _Task:
     cosine: float | None
     n: int
     overlap: float | None
+    threads: int | None
     inputs: dict[str, Any]
 
 
@@ -192,7 +192,9 @@ def _matches(
         _Task(
             *(str(store.path), shard, str(folder / f"{shard.name}.json"), str(path)),
             *(str(vectors) if vectors else None, config.exclude_cosine),
-            *(int(inputs["ngram"]), config.exclude_overlap),
+            int(inputs["ngram"]),
+            config.exclude_overlap,
+            config.threads,
             {**shared, **_inputs_of(store, config, shard)},
         )
         for shard in store.shards
@@ -223,22 +225,34 @@ def _exclude_shard(task: _Task) -> list[list[Any]]:
     except (FileNotFoundError, DataError):
         pass
     store = Store(task.folder)
-    held = _held_out(task.held_out, task.n, task.overlap)
+    held = _held_out(task.held_out, _stamp(task.held_out), task.n, task.overlap)
     rows = ((row.row_id, row.messages) for row in store.iter_rows(task.shard))
     matches = {match.row_id: match for match in held.find(rows)}
     if task.vectors is not None:
         assert task.cosine is not None
-        for match in _near(store, task.shard, np.load(task.vectors), task.cosine):
+        near = _near_held_out(task.vectors, _stamp(task.vectors), task.cosine)
+        for match in _near(store, task.shard, near, task.threads):
             matches.setdefault(match.row_id, match)
     found = [list(matches[row_id]) for row_id in sorted(matches)]
     return list(write_sealed(out, {"made_of": task.inputs, "matches": found})["matches"])
 
 
+# A process may look at one folder with several sets of held-out rows: the stamp tells them apart.
 @lru_cache(maxsize=1)
-def _held_out(path: str, n: int, overlap: float | None) -> HeldOut:
+def _held_out(path: str, stamp: tuple[int, ...], n: int, overlap: float | None) -> HeldOut:
     """Make held-out rows ready, once a process."""
     lines = Path(path).read_bytes().splitlines()
     return HeldOut([_from_json(orjson.loads(line)) for line in lines], Options(n, overlap))
+
+
+@lru_cache(maxsize=1)
+def _near_held_out(path: str, stamp: tuple[int, ...], threshold: float) -> NearHeldOut:
+    """Make the vectors of held-out rows ready, once a process."""
+    return NearHeldOut(np.load(path), threshold)
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    return stamp(Path(path))
 
 
 def _as_json(row: Held) -> list[Any]:
@@ -258,8 +272,8 @@ def _vectors(store: Store, config: RunConfig, held: Sequence[Held]) -> NDArray[n
         given = open_vectors(path)
         if len(given) != len(held):
             raise DataError(
-                f"{path}: {len(given)} vectors for {len(held)} held-out rows: row i of it is the "
-                "vector of held-out row i (--exclude-embeddings-file)"
+                f"{path}: {len(given)} vectors for {len(held)} held-out rows: give one a row, in "
+                "their order (--exclude-embeddings-file)"
             )
         vectors = np.asarray(given.take(np.arange(len(given))), np.float64)
     elif config.has_vectors:
@@ -289,30 +303,14 @@ def _vectors(store: Store, config: RunConfig, held: Sequence[Held]) -> NDArray[n
     return np.asarray(vectors / lengths)
 
 
-def _near(
-    store: Store, shard: Shard, held: NDArray[np.float64], threshold: float
-) -> Iterator[Match]:
-    """Find rows whose vector has a cosine of at least the threshold to a held-out row's.
-
-    Products of float32 say which pairs may; these are computed in float64, which decides.
-    """
+def _near(store: Store, shard: Shard, held: NearHeldOut, threads: int | None) -> Iterator[Match]:
+    """Find rows whose vector has a cosine of at least the threshold to a held-out row's."""
     vectors, ids = load_npy(store.artifact("embeddings", shard)), store.row_ids(shard)
-    small = np.ascontiguousarray(held.astype(np.float32).T)
-    rows_at_a_time = min(_BLOCK_ROWS, max(16, _BLOCK_PRODUCTS // len(held)))
-    for start in range(0, len(vectors), rows_at_a_time):
-        block = np.asarray(vectors[start : start + rows_at_a_time], np.float32)
-        lengths = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
-        units = np.divide(block, lengths, out=np.zeros_like(block), where=lengths > 0)
-        products = units @ small
-        for row in np.flatnonzero(products.max(axis=1, initial=-1) >= threshold - _SLACK).tolist():
-            exact = np.asarray(vectors[start + row], np.float64)
-            exact = exact / np.sqrt(np.square(exact).sum())
-            pairs = np.flatnonzero(products[row] >= threshold - _SLACK)
-            cosines = np.array([(exact * held[pair]).sum() for pair in pairs])
-            best = int(cosines.argmax())
-            if cosines[best] >= threshold:
-                share = float(min(1.0, cosines[best]))
-                yield Match(int(ids[start + row]), int(pairs[best]), "vector", 0, share)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        found = held.find(vectors[start : start + _BLOCK_ROWS], threads)
+        for row in np.flatnonzero(found.held >= 0).tolist():
+            cosine = float(min(1.0, found.cosines[row]))
+            yield Match(int(ids[start + row]), int(found.held[row]), "vector", 0, cosine)
 
 
 # ---- what is trained on already ------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pyids.data.target import target_files
 from pyids.data.vector_files import vector_paths
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
+from pyids.models.hub import round_model
 from pyids.store.files import read_sealed
 from pyids.store.folder import Store, brief
 from pyids.store.place import is_run_folder
@@ -26,7 +27,14 @@ from pyids.store.place import is_run_folder
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {
     *("data", "engine", "workers", "threads", "max_memory", "address", "device", "output_dir"),
-    *("num_processes", "gradient_checkpointing", "judge_max_requests"),
+    *(
+        "num_gpus",
+        "num_processes",
+        "fsdp",
+        "packing",
+        "gradient_checkpointing",
+        "judge_max_requests",
+    ),
     *("serve_url", "serve_model", "serve_max_requests"),
 }
 
@@ -34,6 +42,11 @@ _MACHINE = {
 _FILES = {"embeddings_file", "target", "target_embeddings_file", "train_config"} | {
     *("exclude", "exclude_embeddings_file", "already")
 }
+
+_SET_BACK = (
+    "set it back, or choose another --output-dir; if the file is damaged, repeat the command that "
+    "began the run, with all its options"
+)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -51,7 +64,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         if (names := getattr(config, several)) is not None:
             paths[several] = [
                 os.path.abspath(name)
-                if Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None
+                if not is_remote(name)
+                and (Path(name).exists() or glob.has_magic(name) or parse_name(name) is not None)
                 else name
                 for name in names
             ]
@@ -79,8 +93,7 @@ def identity_of(
         found = fingerprint_files(vector_paths(path)[0], store, engine=engine)
         identity["embeddings_file"] = found[0] if len(found) == 1 else found
     if config.target is not None:
-        files = [str(file) for file in target_files(config)]
-        identity["target"] = fingerprint_files(files, store)
+        identity["target"] = fingerprint_files(target_files(config), store)
         del identity["target_embeddings_file"]
     if config.train_config is not None:
         # By its content alone: it may move, and have another name.
@@ -88,10 +101,28 @@ def identity_of(
         identity["train_config"] = {k: v for k, v in content.items() if k != "name"}
     for name in ("exclude", "already"):
         if names := getattr(config, name):
-            identity[name] = fingerprint_files(named_files(names), store)
+            files = named_files(names, held_out=name == "exclude")
+            identity[name] = fingerprint_files(files, store)
     if (path := config.exclude_embeddings_file) is not None:
-        identity["exclude_embeddings_file"] = fingerprint_files([path], store)
+        identity["exclude_embeddings_file"] = fingerprint_files(vector_paths(path)[0], store)
     return identity
+
+
+# What a model's folder is known by: weights, and what its rows become tokens by.
+_OF_MODELS = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+
+
+def model_content(config: RunConfig, store: Store) -> dict[str, Any]:
+    """Give what the model of the rounds is known by: its revision, or the hashes of its files.
+
+    A file that has not changed since the run folder came to know it is not read again.
+    """
+    ref = round_model(config)
+    if ref.revision is not None or ref.path is None:
+        return {"revision": ref.revision}
+    inside = sorted(ref.path.iterdir()) if ref.path.is_dir() else [ref.path]
+    files = [str(file) for file in inside if file.suffix in _OF_MODELS or file == ref.path]
+    return {file["name"]: file["xxh3"] for file in fingerprint_files(files, store)}
 
 
 def saved_config(folder: Path, **changes: Any) -> RunConfig:
@@ -109,25 +140,38 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
         what is selected.
     """
     path = folder / "config.yaml"
-    if is_run_folder(folder) and not path.exists():
+    if is_run_folder(folder) and not path.is_file() and not path.is_symlink():
         raise DamagedError(
-            f"{path}: missing: repeat the command that began the run, with all its options, and it "
-            "is written again"
+            f"{path}: missing, or no file: repeat the command that began the run, with all its "
+            "options, and it is written again"
         )
-    if path.is_symlink() or not path.exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    if path.is_symlink() or not path.is_file():
+        raise ConfigError(
+            f"{folder} is not a run folder (it has no config.yaml): name the --output-dir of a run"
+        )
     try:
         saved = make_config(**{**load_config(path), "output_dir": str(folder)})
     except ConfigError as error:
+        reason = str(error).removeprefix(f"{path}: ")
         raise ConfigError(
-            f"{path}: damaged or edited ({error}): repeat the command that began the run, with all "
-            "its options, and it is written again"
+            f"{path}: damaged or edited ({reason}): repeat the command that began the run, with "
+            "all its options, and it is written again"
         ) from None
     made_with = Store(folder).identity()
     if made_with is not None:
         _compare(path, decided(saved), made_with, f"{folder} was made with")
+        _compare_files(path, saved, made_with)
     check_decided(folder, saved)
     return make_config(**{**saved.model_dump(), **changes, "output_dir": str(folder)})
+
+
+def _compare_files(path: Path, saved: RunConfig, made_with: Mapping[str, Any]) -> None:
+    """Compare whether there are files of each kind, which are known by their content."""
+    for name in sorted(_FILES & made_with.keys()):
+        value, were = getattr(saved, name), made_with[name] is not None
+        if were != (value is not None):
+            origin = f"{path.parent} was made with{'' if were else 'out'} such files"
+            raise ConfigError(f"{path}: {name} is {brief(value)}, and {origin}: {_SET_BACK}")
 
 
 def decided(config: RunConfig) -> dict[str, Any]:
@@ -165,7 +209,5 @@ def _compare(where: Path, now: Mapping[str, Any], had: Mapping[str, Any], origin
     for key, value in now.items():
         if had.get(key) != value:
             raise ConfigError(
-                f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: set it "
-                "back, or choose another --output-dir; if the file is damaged, repeat the command "
-                "that began the run, with all its options"
+                f"{where}: {key} is {brief(value)}, and {origin} {brief(had.get(key))}: {_SET_BACK}"
             )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pyids.chat.formats import list_columns
 from pyids.config import RunConfig
 from pyids.data.exclude import read_held_out
-from pyids.data.ingest import check, describe
+from pyids.data.ingest import Intake, check, describe
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
 from pyids.data.target import read_target
@@ -31,10 +31,6 @@ from pyids.pipeline.planned import needs_rows, plan_budget
 from pyids.pipeline.stages import find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
 from pyids.store.folder import Store
-
-if TYPE_CHECKING:
-    pass
-
 
 # Open files of a run: libraries and their models, the shard in work, sockets of workers.
 _OPEN_FILES = 128
@@ -77,8 +73,8 @@ def _check_exclusion(config: RunConfig) -> None:
         rows = len(read_held_out(config.exclude))
         if (path := config.exclude_embeddings_file) is not None and len(open_vectors(path)) != rows:
             raise DataError(
-                f"{path}: {len(open_vectors(path))} vectors for {rows} held-out rows: row i of it "
-                "is the vector of held-out row i (--exclude-embeddings-file)"
+                f"{path}: {len(open_vectors(path))} vectors for {rows} held-out rows: give one a "
+                "row, in their order (--exclude-embeddings-file)"
             )
     if config.already is not None:
         open_sources(config.already)
@@ -107,7 +103,7 @@ def _check_quality(quality: str, default_model: str, sources: Sequence[Source]) 
         if source.columns and quality not in source.columns:
             raise ConfigError(
                 f"quality {quality!r} is neither a signal ({', '.join(SIGNALS.names())}) nor a "
-                f"column of {source.path} (it has: {list_columns(source.columns)})"
+                f"column of {source.path}: choose one, or of {list_columns(source.columns)}"
             )
         rows = islice(Reader(source.path, source.kind, source.compression), 100)
         value = next((row.get(quality) for *_, row in rows if isinstance(row, dict)), None)
@@ -138,17 +134,53 @@ def check_model(config: RunConfig) -> None:
     find_scorer(config.scorer)
     if config.serve_url is not None:
         _check_serving(config)
-    if config.num_processes > 1 and device(config).startswith("cuda"):
-        from torch.cuda import device_count
-
-        if config.num_processes > device_count():
-            raise ConfigError(
-                f"--num-processes {config.num_processes}: this machine has {device_count()} GPUs, "
-                "and each process takes one: lower it"
-            )
+    _check_processes(config)
+    if config.load_in_4bit:
+        _check_4bit(config)
     WEIGHT_UPDATES.find(config.weight_update)
     if config.scorer == "judge":
         judge_endpoint(config)
+
+
+def _check_4bit(config: RunConfig) -> None:
+    """Check that the base model can be held in 4 bits."""
+    if config.finetuning_type == "full" or config.fsdp or config.has_own_trainer:
+        raise ConfigError(
+            "--load-in-4bit is for the LoRA adapter that pyids trains, in processes that hold the "
+            "whole model: leave out --finetuning-type full, --fsdp and a trainer of your own"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "--load-in-4bit needs the package bitsandbytes: pip install 'pyids-select[qlora]'"
+        )
+
+
+def _check_processes(config: RunConfig) -> None:
+    """Check that there is room for the processes that train together."""
+    n, flag = config.processes, "--num-processes" if config.num_gpus is None else "--num-gpus"
+    if config.fsdp and config.dtype == "float16":
+        raise ConfigError("--fsdp does not go with --dtype float16: choose bfloat16")
+    if config.engine == "ray":
+        if n > 1 or config.num_gpus is not None:
+            from pyids.models.distributed import Processes
+            from pyids.models.ray_train import check_cluster
+
+            check_cluster(Processes.of(config))
+        return
+    on_gpus = device(config).startswith("cuda")
+    if config.num_gpus is not None and not on_gpus:
+        raise ConfigError(
+            f"{flag} {n}: torch finds no GPU here, or --device names the CPU: leave it out; on "
+            f"CPUs --num-processes {n} trains in as many processes"
+        )
+    if on_gpus and (n > 1 or config.num_gpus is not None):
+        from torch.cuda import device_count
+
+        if n > device_count():
+            raise ConfigError(
+                f"{flag} {n}: this machine has {device_count()} GPUs, and each process takes one: "
+                "lower it"
+            )
 
 
 def _check_serving(config: RunConfig) -> None:
@@ -167,14 +199,27 @@ def _check_serving(config: RunConfig) -> None:
         )
 
 
-def plan(config: RunConfig) -> str:
-    """Check data, configuration, models and output as a run would, and say what it would do.
+@dataclass(frozen=True)
+class Planned:
+    """What reading the data for a plan has found.
 
-    Nothing is written but in a temporary folder, and no model is loaded but its tokenizer.
+    Attributes
+    ----------
+    intake
+        The rows.
+    budget
+        What would be selected.
+    lines
+        What stands in a plan of vectors, clusters, growth, quotas, and rows that are left out.
     """
-    check_model(config)
-    sources = check_inputs(config)
-    check_conversations(config, sources)
+
+    intake: Intake
+    budget: Budget
+    lines: list[str]
+
+
+def look_through(config: RunConfig, sources: Sequence[Source]) -> Planned:
+    """Read the data as a run would, and say what follows; nothing is written."""
     check_writable(config.output_path)
     folder = Store(config.output_path)
     folder.check_place()
@@ -197,28 +242,59 @@ def plan(config: RunConfig) -> str:
             look=look,
             records=needs_rows(config),
         )
-    n_clusters = config.cluster_count(intake.kept, planned.rows)
-    probes = min(config.probes_per_cluster * n_clusters, intake.kept)
+    return Planned(intake, planned, [*grows, *lines, *_left_out(config)])
+
+
+def plan(config: RunConfig, *, trains: bool = True) -> str:
+    """Check data, configuration, models and output as a run would, and say what it would do.
+
+    Nothing is written but in a temporary folder, and no model is loaded but its tokenizer.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    trains
+        Whether pyids trains and scores, and not a trainer that asks and tells.
+    """
+    if trains:
+        check_model(config)
+    sources = check_inputs(config)
+    if trains:
+        check_conversations(config, sources)
+    found = look_through(config, sources)
+    kept, rows = found.intake.kept, found.budget.rows
+    n_clusters = config.cluster_count(kept, rows)
+    probes = min(config.probes_per_cluster * n_clusters, kept)
     models = f"on {device(config)} in {config.dtype}"
-    vectors = config.embeddings_file or config.embeddings_column or f"{config.encoder} {models}"
-    return "\n".join(
-        [
-            describe(intake),
-            f"vectors   {vectors}",
-            f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
-            *grows,
-            *lines,
-            *_left_out(config),
-            f"rounds    {config.rounds}; draw {planned.rows} rows in all "
-            f"({planned.rows / intake.kept:.2%})"
-            f"{_screened(config)}",
+    steps = [f"score     up to {probes} unseen rows a round, by your own trainer"]
+    if trains:
+        steps = [
             f"train     {config.round_model} {models}, {config.finetuning_type}, "
             f"{config.num_train_epochs} epochs a round on everything drawn so far",
             f"score     {config.scorer} on up to {probes} unseen rows a round; "
             f"weights by the rule {config.weight_update!r}",
+        ]
+    return "\n".join(
+        [
+            describe(found.intake),
+            vectors_line(config),
+            f"clusters  {n_clusters}, k-means, at most {config.kmeans_max_iter} iterations",
+            *found.lines,
+            f"rounds    {config.rounds}; draw {rows} rows in all ({rows / kept:.2%})"
+            f"{_screened(config)}",
+            *steps,
             f"output    {config.output_path}",
         ]
     )
+
+
+def vectors_line(config: RunConfig) -> str:
+    """Say where vectors come from."""
+    vectors = config.embeddings_file or config.embeddings_column
+    if vectors is None:
+        vectors = f"{config.encoder} on {device(config)} in {config.dtype}"
+    return f"vectors   {vectors}"
 
 
 def _check_growth(folder: Store, config: RunConfig, sources: Sequence[Source]) -> list[str]:

@@ -29,6 +29,7 @@ from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
 from pyids.store.ledger import load_sealed
+from pyids.store.manifest import note_places
 from pyids.store.place import check_links, is_ours, write_mark
 
 # Files of the input that every node of a cluster is asked for, from either end.
@@ -74,6 +75,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
             with atomic_write(store.path / "config.yaml") as temporary:
                 absolute = with_absolute_paths(config)
                 temporary.write_text(absolute.to_yaml(), encoding="utf-8")
+            note_places(store.path)
             write_mark(store.path, named(absolute))
             if not config.has_vectors and until != "read":
                 embed(store, config, engine)
@@ -192,7 +194,7 @@ def _after_vectors(
             "config.yaml names is not used unless you have named it: repeat the command that began "
             "the run, with all its options"
         )
-    rate(store, config)
+    rate(store, config, engine)
 
 
 def metadata(store: Store, config: RunConfig) -> dict[str, Any]:

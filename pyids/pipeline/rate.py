@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyids.config import RunConfig
 from pyids.device import device
+from pyids.engine import Engine
 from pyids.errors import ConfigError
 from pyids.store.files import write_sealed
 from pyids.store.folder import Shard, Store
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pyids")
 
 
-def rate(store: Store, config: RunConfig) -> None:
+def rate(store: Store, config: RunConfig, engine: Engine | None = None) -> None:
     """Score the quality of every row: ``quality/``, log weights, one file a shard; a histogram."""
     if config.quality is None:
         return
@@ -32,7 +33,7 @@ def rate(store: Store, config: RunConfig) -> None:
     inputs = _quality_inputs(store, config)
     from pyids.scoring.row_weights import histogram, log_weight_of
 
-    values = quality(store, config)
+    values = quality(store, config, engine)
     folder = store.path / "quality"
     folder.mkdir(exist_ok=True)
     write_sealed(folder / "histogram.json", {"quality": config.quality, **histogram(values)})
@@ -62,24 +63,21 @@ def _quality_inputs(store: Store, config: RunConfig) -> dict[str, Any]:
     return inputs
 
 
-def quality(store: Store, config: RunConfig) -> NDArray[np.float64]:
+def quality(store: Store, config: RunConfig, engine: Engine | None = None) -> NDArray[np.float64]:
     """Quality of all rows that stay, float64 (N,); scores are cached by content."""
     from pyids.scoring.cache import store_quality
-    from pyids.scoring.signals import make_signal
 
     assert config.quality is not None
-    judged = config.quality == "judge"
-    of_column = not judged and make_signal(config.quality, default_model=config.model) is None
     values = store_quality(
         store,
         config.quality,
         default_model=config.model,
-        # A column needs none, and looking for one would import torch.
-        device="cpu" if of_column else device(config),
+        device=config.device,  # found where rows are rated, which may be another machine
         system=config.system,
         signal=_asked(store, config),
         half_width=config.rating_half_width,
         seed=config.seed,
+        engine=engine,
     )
     if config.correct_ratings:
         from pyids.scoring.rating_noise import correct_ratings

@@ -2,7 +2,8 @@
 
 What a round drew follows from the configuration, the clusters and the weights; its weights follow
 from the weights before and the scores that were told. So every file of a round but the scores, the
-candidates that a model looked at and the checkpoint can be made again, to the same bytes.
+candidates that a model looked at and the checkpoint can be made again, to the same bytes; these
+three need a model (`pyids.selection.Selection.make_again`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
@@ -22,11 +24,12 @@ from pyids.errors import DamagedError
 from pyids.pipeline.draw import Draws, draws_of
 from pyids.pipeline.identity import check_decided, decided, saved_config
 from pyids.pipeline.prepare import reopen
-from pyids.scoring.cluster_weights import update_weights
+from pyids.scoring.cluster_weights import reweight, update_weights
 from pyids.scoring.statistics import cluster_moments
 from pyids.store.folder import Store
 from pyids.store.ledger import hash_npy
 from pyids.store.remedies import remedy
+from pyids.store.restore import weights_made_from
 from pyids.store.rounds import Rounds
 
 logger = logging.getLogger("pyids")
@@ -56,6 +59,8 @@ def open_draws(store: Store, config: RunConfig) -> Draws:
                 f"{remedy(path)}"
             )
     for n in range(drawn):
+        if n < told and not rounds.holds_scores(n):
+            _mend_summary(rounds, n, config)
         for name in ("quotas", "selected", "probes", *(("weights",) if n < told else ())):
             if not rounds.holds(n, name) and (name != "probes" or rounds.stands(n, name)):
                 _mend(rounds, n, name, replay.derive)
@@ -77,6 +82,30 @@ def _mend(rounds: Rounds, n: int, name: str, derive: Callable[[int, str], NDArra
             f"{path}: damaged, and what is made again is something else: {remedy(path)}"
         )
     rounds.mend(n, name, made)
+    logger.warning("%s was missing or damaged: made again", path)
+
+
+def _mend_summary(rounds: Rounds, n: int, config: RunConfig) -> None:
+    """Derive from the scores of a round, if they are whole, what they came to."""
+    if (made_from := weights_made_from(rounds, n)) is None:
+        return  # the scores themselves are lost, which `pyids run` makes again
+    table = pq.read_table(rounds.path(n, "scores.parquet"))  # hashed just now
+    columns = {name: table.column(name).to_numpy() for name in table.column_names}
+    del columns["row_id"]
+    told = reweight(
+        rounds.weights(n),
+        columns,
+        columns.pop("cluster"),
+        config,
+        made_from["temperature"],
+        made_from["pooled_noise"],
+    )
+    path = rounds.path(n, "scores.json")
+    if hash_npy(told.weights) not in rounds.known_hashes(n, "weights"):
+        raise DamagedError(
+            f"{path}: missing or damaged, and what is made again is something else: {remedy(path)}"
+        )
+    rounds.save_summary(n, told.summary)
     logger.warning("%s was missing or damaged: made again", path)
 
 

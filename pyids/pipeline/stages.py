@@ -57,6 +57,10 @@ def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Eng
     return intake
 
 
+# To be raised when the same row would be embedded as another text.
+_TEXT_VERSION = 2
+
+
 @dataclass(frozen=True)
 class _EmbedTask:
     """What `_embed_shard` needs: paths and numbers."""
@@ -98,6 +102,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
                 "max_length": config.encoder_max_length,
                 "long_text": config.long_text,
                 "dtype": config.dtype,
+                "text": _TEXT_VERSION,
             },
             rows_before=before[n],
             rows_in_all=before[-1],

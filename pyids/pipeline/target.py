@@ -115,7 +115,9 @@ class PoolTarget:
         dim = self.store.embeddings()[0].shape[1]
         check_width(vectors, dim, self.rows.places[0].partition(" line ")[0])
         if len(zero := np.flatnonzero(~vectors.any(axis=1))):
-            raise DataError(f"{self.rows.places[zero[0]]}: its vector is zero: it has no text")
+            raise DataError(
+                f"{self.rows.places[zero[0]]}: its vector is zero, it has no text: remove it"
+            )
         return as_targets(vectors, dim)
 
     @cached_property

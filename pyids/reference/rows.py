@@ -143,14 +143,19 @@ def information(vectors: Float64) -> float:
     return float(((vectors.sum(axis=0) + 1e-6) ** 0.8).sum())
 
 
-def maximize_information(vectors: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """Plain greedy on `information` of vectors in units of 2**-20, phi rounded to 2**-30."""
+def maximize_information(
+    vectors: NDArray[np.int64], budget: int, had: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Plain greedy on `information` of vectors in units of 2**-20, phi rounded to 2**-30.
+
+    Begins with the vectors `had`.
+    """
 
     def phi(z: NDArray[np.int64]) -> NDArray[np.int64]:
         rounded: NDArray[np.int64] = np.rint(2.0**30 * (z * 2.0**-20 + 1e-6) ** 0.8).astype(int)
         return rounded
 
-    covered = np.zeros(vectors.shape[1], np.int64)
+    covered = np.zeros(vectors.shape[1], np.int64) if had is None else had.sum(axis=0)
     picks: list[int] = []
     for _ in range(budget):
         gains = (phi(covered + vectors) - phi(covered)).sum(axis=1)

@@ -12,9 +12,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.chat.formats import response_length
+from pyids.chat.render import response_length
 from pyids.chat.template import text_of
-from pyids.errors import DataError
+from pyids.errors import DamagedError, DataError
 from pyids.report import figures, sample
 from pyids.report.map import Projection, project, vectors_of
 from pyids.report.provenance import provenance
@@ -22,9 +22,8 @@ from pyids.report.sources import SourceNames
 from pyids.report.stages import disk_bytes, read_config
 from pyids.report.text import cut
 from pyids.report.words import ClusterWords
-from pyids.store.files import read_json
 from pyids.store.folder import Store
-from pyids.store.ledger import load_npy
+from pyids.store.ledger import load_npy, load_sealed
 from pyids.store.place import is_run_folder
 from pyids.store.rounds import Rounds
 
@@ -125,8 +124,11 @@ def _selected(store: Store, rounds: Rounds | None) -> tuple[Int64, str]:
     files = sorted(store.path.glob("selected*.jsonl"), key=lambda path: path.stat().st_mtime)
     if not files:
         return np.empty(0, dtype=np.int64), ""
-    with files[-1].open("rb") as file:
-        ids = [orjson.loads(line)["_pyids_id"] for line in file]
+    try:
+        with files[-1].open("rb") as file:
+            ids = [int(orjson.loads(line)["_pyids_id"]) for line in file]
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{files[-1]}: damaged: remove it, and select again") from None
     return np.unique(np.array(ids, dtype=np.int64)), files[-1].name
 
 
@@ -344,7 +346,7 @@ def _quality(store: Store, pool: sample.Sample, drawn: Int64) -> dict[str, Any] 
     path = store.path / "quality" / "histogram.json"
     if not path.exists():
         return None
-    known = read_json(path)
+    known = load_sealed(path)
     values = []
     for ids in (pool.row_ids, drawn):
         logs = np.full(len(ids), np.nan)
@@ -364,10 +366,10 @@ def _evidence(folder: Path, config: dict[str, Any], rounds: Rounds | None) -> di
     if rounds is None:
         return None
     asked = config.get("clusters")
-    why = "given" if isinstance(asked, int) else "by the size of the pool and the budget"
+    why = "given" if isinstance(asked, int) else "set by the size of the pool and the budget"
     facts: dict[str, Any] = {"k": rounds.n_clusters, "why": why, "grid": []}
     if (path := folder / "auto_k.json").exists():
-        auto = read_json(path)
+        auto = load_sealed(path)
         facts |= {name: auto.get(name) for name in ("criterion", "rows", "elbow_k", "grid")}
         facts["why"] = f"chosen by {auto.get('criterion', 'silhouette')}"
     return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from pyids._typing import Float64
 from pyids.report.stages import seconds_of, stages_of
 from pyids.report.text import cut
 from pyids.scoring.statistics import edges_of_few
-from pyids.store.files import read_json
 from pyids.store.folder import Store
+from pyids.store.ledger import checked_by, load_sealed
 from pyids.store.rounds import Rounds
 
 _BINS = 24
@@ -69,7 +70,7 @@ def histogram(
 
 def funnel(store: Store, rounds: Rounds | None, selected: int) -> list[dict[str, Any]]:
     """Return what became of the rows, from those read to those selected."""
-    kept = read_json(store.path / "keep" / "index.json")
+    kept = load_sealed(store.path / "keep" / "index.json")
     steps = [
         {"name": "read", "rows": store.rows_read, "kind": "stay"},
         {"name": "unusable", "rows": store.skipped, "kind": "drop", "file": "skipped.jsonl"},
@@ -104,7 +105,7 @@ def _never_drawn(store: Store) -> list[dict[str, Any]]:
     path = store.path / "excluded" / "index.json"
     if not path.exists():
         return []
-    facts = read_json(path)["facts"]
+    facts = load_sealed(path)["facts"]
     found = {**facts["excluded"], "trained on already": facts["already"]}
     return [
         {
@@ -123,6 +124,7 @@ def reasons(folder: Path) -> list[dict[str, Any]]:
     path = folder / "skipped.jsonl"
     counts: Counter[str] = Counter()
     if path.exists():
+        checked_by(folder / "keep" / "index.json", path)
         with path.open("rb") as file:
             for line in file:
                 reason = str(orjson.loads(line).get("reason", ""))
@@ -145,8 +147,10 @@ def round_facts(rounds: Rounds) -> list[dict[str, Any]]:
         }
         checkpoint = rounds.path(n, "checkpoint") / "checkpoint.json"
         if checkpoint.exists():
-            record = read_json(checkpoint)
-            fact |= {name: record.get(name) for name in ("loss", "seconds", "tokens")}
+            from pyids.models.checkpoints import read_record
+
+            record = asdict(read_record(checkpoint.parent))
+            fact |= {name: record[name] for name in ("loss", "seconds", "tokens")}
         if rounds.path(n, "scores.json").exists():
             summary = rounds.summary(n)
             names = ("scored_rows", "scored_clusters", "paired_t", "between_cluster_z")
@@ -159,7 +163,7 @@ def score_histogram(rounds: Rounds) -> dict[str, Any] | None:
     """Return how the scores of the probe rows are spread, round by round."""
     scores = []
     for n in range(rounds.told):
-        column = pq.read_table(rounds.path(n, "scores.parquet"), columns=["score"]).column(0)
+        column = rounds.scores(n).column("score")
         scores.append(np.asarray(column, dtype=np.float64))
     return histogram(scores) if scores else None
 

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from pyids.report.text import cut
-from pyids.store.files import read_json
 from pyids.store.folder import Store
+from pyids.store.ledger import load_sealed
 
 _SHOWN_SOURCES = 20
 _VALUE_BYTES = 300
@@ -24,7 +24,7 @@ def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, 
     facts: list[list[str]] = []
     manifest_path = folder / "manifest.json"
     if manifest_path.exists():
-        manifest = read_json(manifest_path)
+        manifest = load_sealed(manifest_path)
         environment = manifest.get("environment", {})
         packages = environment.get("packages", {})
         facts += [

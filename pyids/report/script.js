@@ -89,6 +89,9 @@ function lines(title, xs, list, log = false) {
   const svg = frame(title, xs[0], xs[xs.length - 1], 1, (v) => back(v ? high : low));
   const x = (n) => LEFT + 4 + (n * (W - LEFT - 8)) / Math.max(1, xs.length - 1);
   const y = (v) => 8 + (H - BOTTOM - 12) * (1 - (map(v) - low) / span);
+  if (log && (high - map(1)) / span > 0.08 && (map(1) - low) / span > 0.08) {
+    svg.append(draw("line", { class: "axis", x1: LEFT, x2: W, y1: y(1), y2: y(1) }), draw("text", { x: LEFT - 6, y: y(1) + 4, "text-anchor": "end" }, "1"));
+  }
   for (const [kind, values, label] of list) {
     const path = draw("path", { class: kind, d: values.map((v, n) => `${n ? "L" : "M"}${x(n).toFixed(1)},${y(v).toFixed(1)}`).join("") });
     path.append(draw("title", {}, label));
@@ -254,7 +257,7 @@ function clusterTable() {
 function mix(rows, names) {
   const top = max(rows.flatMap((row) => row.shares)) || 1;
   return table([["", "name", (row) => name(row.name)], ...names.map((one, n) => [one, "number", (row) => percent(row.shares[n])]),
-    ["", "name", (row) => make("div", {}, ...row.shares.map((share, n) => bar(share / top, n ? "second" : "")))]], rows);
+    ["", "bars", (row) => make("div", {}, ...row.shares.map((share, n) => bar(share / top, n ? "second" : "")))]], rows);
 }
 
 function runReport() {
@@ -263,7 +266,7 @@ function runReport() {
   document.getElementById("lead").textContent = `${number(selected)} rows selected out of ${number(read)} read` + (C ? `, from ${number(C.total)} clusters` : "") + (D.rounds.length ? ` in ${D.rounds.length} rounds` : "") + ". Charts rest on " + `${number(D.looked_at.pool)} rows of the pool and ${number(D.looked_at.selected)} selected ones.`;
   section("rows", "What became of the rows",
     table([["", "name", (s) => s.name], ["rows", "number", (s) => number(s.rows)], ["share", "number", (s) => percent(s.rows / (read || 1))],
-      ["", "name", (s) => bar(s.rows / (read || 1), s.kind === "stay" ? "" : "gone")], ["listed in", "name", (s) => (s.rows && s.file) || ""]], D.funnel),
+      ["", "bars", (s) => bar(s.rows / (read || 1), s.kind === "stay" ? "" : "gone")], ["listed in", "name", (s) => (s.rows && s.file) || ""]], D.funnel),
     D.reasons.length ? make("div", {}, make("h3", {}, "Why rows are unusable"), table([["reason", "name", (r) => text(r.reason)], ["rows", "number", (r) => number(r.rows)]], D.reasons)) : null);
   if (P) {
     section("map", "Map of the embedding space",
@@ -278,6 +281,7 @@ function runReport() {
       const list = (which, kind) => make("div", {}, ...which.map((n) => make("details", {}, make("summary", {}, make("b", { class: kind }, `${times(first(n))} → ${times(last(n))} `), `cluster ${C.id[n]}: `, text(words(n), "span")), ...C.examples[n].map(([, value]) => text(value)))));
       section("weights", "Which clusters grew, which faded",
         lines("Weights of clusters by round, as multiples of an equal weight", C.rounds.map((r) => `round ${r}`), [...grew.map((n) => ["line1", C.weights[n], `cluster ${C.id[n]} (${words(n)})`]), ...faded.map((n) => ["line2", C.weights[n], `cluster ${C.id[n]} (${words(n)})`])], true),
+        make("p", { class: "note" }, "The weights of the clusters that changed most, as multiples of an equal weight, on a logarithmic axis."),
         make("div", { class: "two" }, make("div", {}, make("h3", {}, "Grew"), grew.length ? list(grew, "up") : "none"), make("div", {}, make("h3", {}, "Faded"), faded.length ? list(faded, "down") : "none")));
     }
     section("clusters", "Clusters", ...clusterTable());
@@ -287,6 +291,7 @@ function runReport() {
     ["weights changed", "", ([r]) => (r.weights_changed == null ? "–" : r.weights_changed ? "yes" : "no: the scores are noise")]], D.rounds.map((r, n) => [r, n + 1])));
   const both = ["pool", "selected"];
   section("mix", "Before and after", make("h3", {}, "Sources"), mix(D.mix.map((row) => ({ name: row.name, shares: [row.pool, row.selected] })), both),
+    D.mix.length > 12 ? make("p", { class: "note" }, `${D.mix.length} lines, the largest first; the table scrolls.`) : null,
     D.lengths ? histogram("Characters of the answers", D.lengths, both) : null, D.lengths ? make("p", { class: "note" }, `Median ${number(D.lengths.median[0])} in the pool, ${number(D.lengths.median[1])} selected. Bins of equal ratio.`) : null);
   if (D.scores || D.quality) section("scores", "Scores and quality", make("div", { class: "charts" }, D.scores ? histogram("Scores of the probe rows", D.scores, D.scores.counts.map((_, n) => `round ${n + 1}`)) : null, D.quality ? histogram(`Quality: ${D.quality.name}`, D.quality, both) : null));
   if (D.k) section("k", `Why ${number(D.k.k)} clusters`, make("p", {}, `The number of clusters was ${D.k.why}.` + (D.k.elbow_k ? ` The elbow of the inertia is at ${number(D.k.elbow_k)}.` : "")),
@@ -303,7 +308,7 @@ function comparison() {
   document.getElementById("lead").textContent = `${names.length} selections side by side.`;
   section("selections", "Selections", table([["", "", (s) => of.get(s.name)], ["selection", "name", (s) => name(s.name)], ["rows", "number", (s) => number(s.rows)], ["distinct", "number", (s) => number(s.distinct)], [`mean ${D.unit}`, "number", (s) => number(s.mean_length)], ["median", "number", (s) => number(s.median_length)],
     ["longest", "number", (s) => number(s.longest)], ["groups", "number", (s) => number(s.topics)], ["effective groups", "number", (s) => number(s.effective_topics)], ["distance from [1]", "number", (s) => number(s.distance)]], D.selections));
-  section("overlap", "Rows in common", table([["pair", "", (o) => `${of.get(o.first)} ${of.get(o.second)}`], ["rows", "number", (o) => number(o.common)], ["Jaccard", "number", (o) => number(o.jaccard)], ["", "name", (o) => bar(o.jaccard)]], D.overlaps));
+  section("overlap", "Rows in common", table([["pair", "", (o) => `${of.get(o.first)} ${of.get(o.second)}`], ["rows", "number", (o) => number(o.common)], ["Jaccard", "number", (o) => number(o.jaccard)], ["", "bars", (o) => bar(o.jaccard)]], D.overlaps));
   section("mix", `By ${D.group_by}`, mix(D.mix, names), D.groups > D.mix.length ? make("p", { class: "note" }, `The ${D.mix.length} of ${number(D.groups)} groups that differ most.`) : null);
   for (const [measure, found] of Object.entries(D.histograms)) section(`by-${measure}`, measure, histogram(measure === "length" ? `Length in ${D.unit}` : measure, found, names));
   const evaluated = D.evaluations.filter((e) => e);

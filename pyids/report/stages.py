@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pyids.store.files import read_json
+from pyids.config import load_config
+from pyids.store.ledger import load_sealed
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,14 @@ class Stage:
 def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.yaml`` as it is, whichever version of pyids wrote it; empty before there is."""
     path = folder / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
-    return config if isinstance(config, dict) else {}
+    return load_config(path) if path.is_file() else {}
 
 
 def stages_of(folder: Path) -> list[Stage]:
     """Return the stages of a run folder in their order, as its files tell."""
     config = read_config(folder)
     index = folder / "rows" / "index.json"
-    shards = len(read_json(index)["shards"]) if index.exists() else None
+    shards = len(load_sealed(index)["shards"]) if index.exists() else None
     entries = [path for path in (folder / "rows").glob("*.json") if path != index]
     read = _stage("read", entries, len(entries) if shards is not None else None, last=index)
     embedded = (path for path in (folder / "embeddings").glob("*.json"))

@@ -11,6 +11,8 @@ import orjson
 
 from pyids.errors import DataError
 from pyids.report.stages import Stage, disk_bytes, seconds_left, seconds_of, stages_of
+from pyids.store.glance import glance
+from pyids.store.objects import is_bucket
 from pyids.store.place import is_run_folder
 
 _SHOWN_ENTRIES = 6
@@ -23,7 +25,7 @@ class Status:
     Attributes
     ----------
     folder
-        The run folder.
+        The run folder, or its address in a bucket.
     stages
         In their order.
     working
@@ -36,7 +38,7 @@ class Status:
         When this was found, in seconds since the epoch.
     """
 
-    folder: Path
+    folder: Path | str
     stages: list[Stage]
     working: bool | None
     left_s: float | None
@@ -110,24 +112,31 @@ class Status:
 def status_of(folder: Path | str) -> Status:
     """Find out how far the run in a folder is; its files are not read but for small ones.
 
+    Parameters
+    ----------
+    folder
+        On this machine, or the address of one in a bucket, whose lock is not taken.
+
     Raises
     ------
     DataError
         It is not a run folder.
+    ConfigError
+        The bucket cannot be read.
     """
+    if is_bucket(folder):
+        with glance(str(folder)) as (path, working):
+            return _status_of(path, str(folder), working)
     folder = Path(folder)
+    return _status_of(folder, folder, is_locked(folder / ".lock"))
+
+
+def _status_of(folder: Path, name: Path | str, working: bool | None) -> Status:
     if not folder.is_dir() or not is_run_folder(folder):
-        raise DataError(f"{folder} is not a run folder: name one that `pyids run` has made")
+        raise DataError(f"{name} is not a run folder: name one that `pyids run` has made")
     now = time.time()
     stages = stages_of(folder)
-    return Status(
-        folder,
-        stages,
-        is_locked(folder / ".lock"),
-        seconds_left(stages, now),
-        disk_bytes(folder),
-        now,
-    )
+    return Status(name, stages, working, seconds_left(stages, now), disk_bytes(folder), now)
 
 
 def is_locked(path: Path) -> bool | None:

@@ -1,15 +1,18 @@
 """How good each row is: what weights rows inside clusters (kMQ) and ranks them (Deita, QDIT).
 
-`score_rows` streams rows through a signal (`pyids.scoring.signals`) and remembers every
-score by what the row holds, the signal and the model, so that nothing is scored twice: not after a
-crash, not for a repeat, not under another clustering.
+`store_quality` rates the rows of a run folder shard by shard, on any engine; `score_rows` streams
+rows through a signal (`pyids.scoring.signals`). Every score is remembered by what the row holds,
+the signal and the model, so that nothing is scored twice: not after a crash, not for a repeat, not
+under another clustering.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,9 +23,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64
+from pyids.chat.digest import BOOKKEEPING
 from pyids.chat.formats import tools_of
-from pyids.chat.render import has_loss, reasoning_of
+from pyids.chat.render import REASONING_KEYS, has_loss, reasoning_of
+from pyids.device import find_device
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
+from pyids.progress import report
 from pyids.registry import SIGNALS
 from pyids.scoring.propagate import rate_few
 from pyids.scoring.row_weights import check_quality
@@ -30,7 +37,7 @@ from pyids.scoring.signals import Signal, make_signal
 
 if TYPE_CHECKING:
     from pyids.chat.template import Conversation
-    from pyids.store.folder import Store
+    from pyids.store.folder import Shard, Store
 
 
 # Rows scored between two writes of the cache: what a crash can cost.
@@ -48,13 +55,21 @@ _CACHED = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<f8")])
 # ---- scoring with a memory -----------------------------------------------------------------------
 
 
+# What is hashed by itself, or is given to no model.
+_HASHED = BOOKKEEPING | {*REASONING_KEYS, "role", "content", "tool_calls", "weight"}
+
+
 def content_hash(row: Conversation) -> int:
     """128 bits of all that a signal may see of a conversation."""
     turns: list[Any] = [[m["role"], m.get("content"), m.get("tool_calls")] for m in row]
     # Few turns have more: the others keep the hash that they had before this was read.
     for turn, message in zip(turns, row, strict=True):
+        if len(message) == 2:
+            continue
         more = [reasoning_of(message), has_loss(message) or turn[0] != "assistant"]
         turn += more if more != ["", True] else []
+        # What else a template may show, such as a name.
+        turn += sorted((k, v) for k, v in message.items() if k not in _HASHED and v)
     return xxhash.xxh3_128_intdigest(orjson.dumps([turns, tools_of(row)]))
 
 
@@ -235,8 +250,12 @@ def store_quality(
     signal: Signal | None = None,
     half_width: float | None = None,
     seed: int = 0,
+    engine: Engine | None = None,
 ) -> Float64:
     """Return the quality of the kept rows of a run folder.
+
+    Every shard is rated by itself, so the numbers are the same for any engine and any number of
+    its workers. What a server is asked for (`signal`) is asked from this process.
 
     Parameters
     ----------
@@ -250,6 +269,8 @@ def store_quality(
         What scores, instead of what `spec` names.
     half_width, seed : float and int, optional
         Score only some rows of each cluster; see `pyids.scoring.propagate.rate_few`.
+    engine : Engine, optional
+        Where rows are rated; by default this process.
 
     Returns
     -------
@@ -261,8 +282,6 @@ def store_quality(
     DataError
         A value is missing or not a finite number, or all are equal.
     """
-    if signal is None:
-        signal = make_signal(spec, default_model=default_model, device=device, system=system)
     from pyids.store.arrays import join
 
     def joined(parts: Iterable[NDArray[Any]], dtype: Any) -> NDArray[Any]:
@@ -270,39 +289,101 @@ def store_quality(
 
     ids = joined(map(store.row_ids, store.shards), np.int64)
     cache = None if store.read_only else store.path / "quality" / "cache"
-    if signal is None:
-        quality = joined(_column(store, spec), np.float64)
-    elif half_width is not None:
-        asked = signal
+    how = _How(spec, default_model, device, system)
+    asked = _signal(how) if signal is None and half_width is not None else signal
+    if asked is not None and half_width is not None:
+        asks = asked
 
         def rate(rows: NDArray[np.int64]) -> Float64:
             found = (row.messages for row in store.read_rows(ids[rows]))
-            return score_rows(asked, found, cache=cache)
+            return score_rows(asks, found, cache=cache)
 
         labels = joined(store.labels(), np.int32)
         quality = rate_few(rate, labels, ids, half_width=half_width, seed=seed)
-    else:
+    elif asked is not None:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = joined(score_chunks(signal, rows, cache=cache), np.float64)
+        quality = joined(score_chunks(asked, rows, cache=cache), np.float64)
+    else:
+        tasks = [
+            _RateTask(str(store.path), shard, store.deduplicated, how, cache is not None)
+            for shard in store.shards
+        ]
+        parts = (engine or LocalEngine()).map(_rate_shard, tasks, gpu=device != "cpu")
+        quality = joined(_counted(parts, store.kept), np.float64)
+    _signal.cache_clear()  # the model, where this process has rated
     check_quality(quality, ids)
     return quality
 
 
-def _column(store: Store, name: str) -> Iterator[Float64]:
-    """Read a column of numbers, shard by shard."""
-    for shard in store.shards:
-        values = array("d")
-        for row in store.iter_rows(shard):
-            value = row.record.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                what = "has no" if value is None else f"holds {value!r} in"
-                raise DataError(
-                    f"{row.path}: row {row.line} {what} column {name!r}: quality must be a number "
-                    "in every row; name a numeric column, or a signal "
-                    f"({', '.join(SIGNALS.names())})"
-                )
-            values.append(float(value))
-        yield np.frombuffer(values, np.float64) if values else np.empty(0)
+class _How(NamedTuple):
+    """What makes the signal: see `make_signal`."""
+
+    spec: str
+    default_model: str
+    device: str
+    system: str
+
+
+class _RateTask(NamedTuple):
+    """What `_rate_shard` needs: paths and numbers."""
+
+    folder: str
+    shard: Shard
+    deduplicated: bool
+    how: _How
+    remember: bool
+
+
+def _rate_shard(task: _RateTask) -> Float64:
+    """Rate the kept rows of one shard: one number a row, by ascending row id."""
+    from pyids.store.reading import store_of
+
+    store = copy(store_of(task.folder))
+    store.deduplicated = task.deduplicated
+    signal = _signal(task.how)
+    if signal is None:
+        return _column(store, task.shard, task.how.spec)
+    # Each shard has a memory of its own: two workers never write to one.
+    cache = store.path / "quality" / "cache" / task.shard.name if task.remember else None
+    chunks = score_chunks(signal, store.iter_messages(task.shard), cache=cache)
+    return np.concatenate([np.empty(0, np.float64), *chunks])
+
+
+@lru_cache(maxsize=1)
+def _signal(how: _How) -> Signal | None:
+    """Make a signal, once a process; its model is loaded with the first row."""
+    spec, *rest = how
+    options = dict(zip(("default_model", "device", "system"), rest, strict=True))
+    signal = make_signal(spec, **options | {"device": "cpu"})
+    # Looking for a device imports torch, which a column or the length has no use for.
+    if how.device != "cpu" and hasattr(signal, "device"):
+        signal = make_signal(spec, **options | {"device": find_device(how.device)})
+    return signal
+
+
+def _counted(parts: Iterable[Float64], total: int) -> Iterator[Float64]:
+    """Say after each shard how many rows are rated."""
+    done = 0
+    for part in parts:
+        done += len(part)
+        report("rate", done, total)
+        yield part
+
+
+def _column(store: Store, shard: Shard, name: str) -> Float64:
+    """Read a column of numbers."""
+    values = array("d")
+    for row in store.iter_rows(shard):
+        value = row.record.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "has no" if value is None else f"holds {value!r} in"
+            raise DataError(
+                f"{row.path}: row {row.line} {what} column {name!r}: quality must be a number "
+                "in every row; name a numeric column, or a signal "
+                f"({', '.join(SIGNALS.names())})"
+            )
+        values.append(float(value))
+    return np.frombuffer(values, np.float64) if values else np.empty(0)
 
 
 def _chunks(rows: Iterable[Conversation]) -> Iterator[list[Conversation]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pyids._typing import Float64
+from pyids.chat.render import said_in
 from pyids.errors import ModelError
 from pyids.scoring.signals import LanguageModelSignal, Signal, model_identity
 
@@ -147,7 +148,7 @@ def _turns(row: Conversation) -> Iterator[tuple[str, str]]:
     """Give each user turn with the assistant's answer to it."""
     prompt = ""
     for message in row:
-        content = str(message.get("content") or "")
+        content = said_in(message)
         if message["role"] == "user":
             prompt = content
         elif message["role"] == "assistant":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +23,18 @@ from pyids.chat.template import (
 from pyids.config import RunConfig
 from pyids.device import device
 from pyids.models.batching import Progress
-from pyids.models.checkpoints import load_checkpoint, read_record
+from pyids.models.distributed import Processes
 from pyids.models.generate import generate, split_last
-from pyids.models.hub import ModelRef, round_model
-from pyids.models.load import load_model, load_tokenizer
+from pyids.models.gradients import row_gradients
+from pyids.models.hub import round_model
+from pyids.models.load import load_tokenizer
 from pyids.models.nll import encoded_nll, response_nll
+from pyids.models.pair import Models
 from pyids.models.raters import Rater, rater
 from pyids.models.serving import Engine, serving_engine
 from pyids.progress import reporter
 from pyids.scoring.served import Served
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pyids.scoring.together import Together
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class ScoringOptions:
         Who rates answers for `rating`: a reward model, a judge.
     engine
         A serving engine that is asked instead of the local models; see `pyids.models.serving`.
+    together
+        Several processes that score; None for this one.
     seed
         Of the gradients' sketch.
     target, target_tasks
@@ -69,6 +70,7 @@ class ScoringOptions:
     max_new_tokens: int = 128
     rater: Rater | None = None
     engine: Engine | None = None
+    together: Together | None = None
     seed: int = 0
     target: Sequence[Conversation] = ()
     target_tasks: Sequence[str] = ()
@@ -100,50 +102,6 @@ class Scores:
     pooled_noise: bool = True
 
 
-@dataclass(frozen=True)
-class Models:
-    """A base model and a checkpoint trained from it; one of them is in memory at a time.
-
-    With a LoRA checkpoint both are one model, with its adapter off or on.
-    """
-
-    ref: ModelRef
-    checkpoint: Path
-    device: str = "cpu"
-    dtype: str = "float32"
-    _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @contextlib.contextmanager
-    def base(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-        """Give the base model and its tokenizer."""
-        if read_record(self.checkpoint).method == "lora":
-            model, tokenizer = self._load("trained")
-            with model.disable_adapter():
-                yield model, tokenizer
-        else:
-            yield self._load("base")
-
-    @contextlib.contextmanager
-    def trained(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-        """Give the checkpoint and its tokenizer."""
-        yield self._load("trained")
-
-    def close(self) -> None:
-        """Let go of the model in memory."""
-        self._held.clear()
-
-    def _load(self, which: str) -> Any:
-        if which not in self._held:
-            self._held.clear()
-            where = (self.device, self.dtype)
-            self._held[which] = (
-                load_model(self.ref, *where)
-                if which == "base"
-                else load_checkpoint(self.checkpoint, self.ref, *where)
-            )
-        return self._held[which]
-
-
 # ---- round scorers -------------------------------------------------------------------------------
 
 
@@ -169,10 +127,10 @@ class Probes:
     options: ScoringOptions
 
     @cached_property
-    def served(self) -> Served | None:
-        """The models at a serving engine, if one is named."""
+    def served(self) -> Served | Together | None:
+        """The models at a serving engine, if one is named, or in several processes."""
         if self.options.engine is None:
-            return None
+            return self.options.together
         from pyids.scoring.signals import model_identity
 
         models = self.models
@@ -189,8 +147,8 @@ class Probes:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """The models' tokenizer; where they are served, without loading them."""
-        if self.options.engine is not None:
+        """The models' tokenizer; where they are elsewhere, without loading them."""
+        if self.served is not None:
             return load_tokenizer(self.models.ref)
         with self.models.trained() as (_, tokenizer):
             return tokenizer
@@ -287,6 +245,26 @@ class Probes:
                 progress=self.options.progress,
             ).mean
 
+    def gradients(self, rows: Sequence[Conversation]) -> NDArray[np.float32]:
+        """Return the sketched gradient of each row under the checkpoint, float32 (B, dims)."""
+        options, encoded = self.options, self.encode(rows)
+        if options.together is not None:
+            return options.together.gradients(encoded, options.seed, options.progress)
+        with self.models.trained() as (model, _):
+            return row_gradients(
+                model,
+                encoded,
+                seed=options.seed,
+                device=self.models.device,
+                progress=options.progress,
+            )
+
+    def close(self) -> None:
+        """Give back the memory that the models take."""
+        self.models.close()
+        if self.options.together is not None:
+            self.options.together.close()
+
     def encode(self, rows: Sequence[Conversation]) -> list[Encoded]:
         """Turn rows into tokens."""
         return [encode(messages, self._tokenizer, self.options.max_length) for messages in rows]
@@ -331,14 +309,21 @@ def score_probes(
     """
     from pyids.scoring.scorers import find_scorer
 
-    where = device(config)
+    processes = Processes.of(config)
+    where = "cuda" if processes.elsewhere else device(config)
     models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
+    together = None if processes.here else Together(models, processes, cache / ".scratch")
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),
         engine=serving_engine(config, cache / "serve.jsonl"),
+        together=together,
         seed=config.seed,
         progress=reporter("score"),
         **(target or {}),
     )
-    return find_scorer(config.scorer)(Probes(models, rows, clusters, options))
+    probes = Probes(models, rows, clusters, options)
+    try:
+        return find_scorer(config.scorer)(probes)
+    finally:
+        probes.close()

@@ -97,7 +97,7 @@ def log_weight_of(
                 return np.log(some)
 
         return logarithm
-    raise ConfigError(f"weighting {weighting!r} is neither softmax nor proportional")
+    raise ConfigError(f"weighting {weighting!r} is neither softmax nor proportional: choose one")
 
 
 def _moments(values: Float64) -> tuple[float, float]:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pyids._typing import Float64
 from pyids.chat.template import Conversation, last_response
 from pyids.errors import ConfigError
-from pyids.models.gradients import row_gradients
+from pyids.models.pair import Models
 from pyids.registry import SCORERS
-from pyids.scoring.probes import Models, Probes, Scores, ScoringOptions
+from pyids.scoring.probes import Probes, Scores, ScoringOptions
 from pyids.scoring.statistics import cluster_means, pseudovalues, robust_spread
 
 Scorer = Callable[[Probes], Scores]
@@ -32,7 +32,7 @@ def find_scorer(name: str) -> Scorer:
     """
     found = SCORERS.find(name)
     if not callable(found):
-        raise ConfigError(f"scorer {name!r}: a scorer is a function of `Probes`, not {found!r}")
+        raise ConfigError(f"scorer {name!r}: it is {found!r}: name a function of `Probes`")
     scorer: Scorer = found
     return scorer
 
@@ -134,7 +134,7 @@ def rating(probes: Probes) -> Scores:
     if rater is None:
         raise ConfigError("this scorer needs a reward model or a judge: name one")
     generated, progress = probes.answers, probes.options.progress
-    probes.models.close()  # room for the rater
+    probes.close()  # room for the rater
     gold = np.asarray(rater.rate(probes.references, progress), np.float64)
     ours = np.asarray(rater.rate(generated, progress), np.float64)
     return Scores(gold - ours, {"gold_reward": gold, "generated_reward": ours})
@@ -147,14 +147,7 @@ def gradient_alignment(probes: Probes) -> Scores:
     common. Row gradients have unit length, so that long or noisy rows do not lead; each cluster
     counts once in the mean. Kin: LESS (arXiv 2402.04333).
     """
-    with probes.models.trained() as (model, _):
-        gradients = row_gradients(
-            model,
-            probes.encode(probes.rows),
-            seed=probes.options.seed,
-            device=probes.models.device,
-            progress=probes.options.progress,
-        ).astype(np.float64)
+    gradients = probes.gradients(probes.rows).astype(np.float64)
     learnt = gradients.any(1)
     _, cluster = np.unique(probes.clusters, return_inverse=True)
     counts = np.bincount(cluster[learnt], minlength=cluster.max(initial=-1) + 1)

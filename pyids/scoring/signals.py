@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from pyids._typing import Float64
+from pyids.chat.render import response_length
 from pyids.errors import ConfigError
 from pyids.registry import SIGNALS, find_module
 
@@ -50,13 +51,7 @@ class Length:
 
     def score(self, rows: Sequence[Conversation]) -> Float64:
         """See `Signal`."""
-        return np.array(
-            [
-                sum(len(m.get("content") or "") for m in row if m["role"] == "assistant")
-                for row in rows
-            ],
-            np.float64,
-        )
+        return np.array([response_length(row) for row in rows], np.float64)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pyids._typing import Float64
 from pyids.chat.template import Conversation, last_response, with_turns
 from pyids.errors import ConfigError
-from pyids.models.gradients import row_gradients
 from pyids.scoring.probes import Probes, Scores
 from pyids.scoring.statistics import cluster_moments, robust_spread
 
@@ -26,7 +25,9 @@ _LIMIT = 4.0
 def target_embedding(probes: Probes) -> Scores:
     """Return each row's mean cosine to the target rows nearest to it."""
     if probes.options.target_cosines is None:
-        raise ConfigError("the scorer target-embedding needs vectors of pool and target")
+        raise ConfigError(
+            "the scorer target-embedding has no vectors of pool and target: use another here"
+        )
     return Scores(probes.options.target_cosines)
 
 
@@ -37,14 +38,7 @@ def target_gradient(probes: Probes) -> Scores:
     LESS (arXiv 2402.04333).
     """
     target, tasks = _target(probes), probes.options.target_tasks
-    with probes.models.trained() as (model, _):
-        both = row_gradients(
-            model,
-            probes.encode([*target, *probes.rows]),
-            seed=probes.options.seed,
-            device=probes.models.device,
-            progress=probes.options.progress,
-        ).astype(np.float64)
+    both = probes.gradients([*target, *probes.rows]).astype(np.float64)
     wanted, gradients = both[: len(target)], both[len(target) :]
     names = {task: n for n, task in enumerate(dict.fromkeys(tasks))}
     of_task = np.array([names[task] for task in tasks])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import orjson
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # Beyond these, squares of scores leave the range of float64.
 _LARGEST, _SMALLEST = 1e100, 1e-100
+
+# Bytes of a line, which may hold more of the row than its id and score.
+_LONGEST_LINE = 64 << 20
 
 _ENCODINGS = {
     b"\xef\xbb\xbf": "a byte order mark",
@@ -50,20 +54,33 @@ def read_scores(path: Path) -> ScoreFile:
         The file cannot be read, a line is not such an object, a score is no finite number, or a row
         has two scores; names the line.
     """
+    scores = ScoreFile(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            _add_lines(scores, file)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from None
-    for mark, encoding in _ENCODINGS.items():
-        if content.startswith(mark):
-            raise DataError(f"{path} line 1: begins with {encoding}: write it as plain UTF-8")
-    scores = ScoreFile(path)
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            _add(scores, line, number)
     if not scores:
         raise DataError(f"{path} holds no score: write one line a scored row")
     return scores
+
+
+def _add_lines(scores: ScoreFile, file: BinaryIO) -> None:
+    for number in itertools.count(1):
+        if not (line := file.readline(_LONGEST_LINE)):
+            return
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(
+                f"{scores.path} line {number}: longer than {_LONGEST_LINE >> 20} MB: write one "
+                "object a line, of a scored row"
+            )
+        for mark, encoding in _ENCODINGS.items():
+            if number == 1 and line.startswith(mark):
+                raise DataError(
+                    f"{scores.path} line 1: begins with {encoding}: write it as plain UTF-8"
+                )
+        if line.strip():
+            _add(scores, line, number)
 
 
 def _add(scores: ScoreFile, line: bytes, number: int) -> None:
@@ -75,8 +92,8 @@ def _add(scores: ScoreFile, line: bytes, number: int) -> None:
         for word in (b"NaN", b"Infinity", b"nan", b"inf"):
             if word in line:
                 raise DataError(
-                    f"{where}: holds {word.decode()}, which is no JSON: scores are finite numbers, "
-                    "or null to leave the row out"
+                    f"{where}: holds {word.decode()}, which is no JSON: write a finite number, or "
+                    "null to leave the row out"
                 ) from None
         raise DataError(
             f'{where}: not an object like {{"_pyids_id": 7, "score": 0.5}}: write one a scored row'

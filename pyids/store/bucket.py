@@ -29,7 +29,7 @@ from pyids.store.objects import ADDRESS, Bucket
 
 logger = logging.getLogger("pyids")
 
-_LOCK = ".bucket-lock"
+LOCK = ".bucket-lock"
 
 # Seconds between signs of life, and after which a lock without one counts as left behind.
 BEAT_S, STALE_S = 15.0, 60.0
@@ -85,11 +85,11 @@ class Lease:
         ConfigError
             Another process holds it.
         """
-        etag = self.bucket.put_if(_LOCK, self._sign(), None)
-        if etag is None and (found := self.bucket.age(_LOCK)) is not None:
+        etag = self.bucket.put_if(LOCK, self._sign(), None)
+        if etag is None and (found := self.bucket.age(LOCK)) is not None:
             age, old = found
             if age > STALE_S:
-                etag = self.bucket.put_if(_LOCK, self._sign(), old)
+                etag = self.bucket.put_if(LOCK, self._sign(), old)
         if etag is None:
             raise ConfigError(
                 f"{self.bucket.url}: another process works in this run folder, or was killed less "
@@ -109,7 +109,7 @@ class Lease:
         """
         with self._busy:
             if not self.lost.is_set() and not 0 <= time.time() - self._signed < BEAT_S:
-                etag = self.bucket.put_if(_LOCK, self._sign(), self._etag)
+                etag = self.bucket.put_if(LOCK, self._sign(), self._etag)
                 self._etag = etag or ""
                 if etag is None:
                     self.lost.set()
@@ -117,7 +117,7 @@ class Lease:
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
         if not self.lost.is_set():
-            self.bucket.delete(_LOCK)
+            self.bucket.delete(LOCK)
 
 
 @dataclass
@@ -147,14 +147,14 @@ class Mirror:
     def pull(self) -> None:
         """Make the folder here as the one in the bucket; what is equal is not fetched again."""
         there = self.bucket.list()
-        there.pop(_LOCK, None)
+        there.pop(LOCK, None)
         try:
             known = orjson.loads(self._notes.read_bytes())
         except (OSError, orjson.JSONDecodeError):
             known = {}
         self._notes.unlink(missing_ok=True)
         for name in there:
-            _check_name(self.bucket, name)
+            check_name(self.bucket, name)
         for path in self._files():
             if str(path.relative_to(self.folder)) not in there:
                 path.unlink()
@@ -268,8 +268,19 @@ class Mirror:
         self._ended.set()
 
     def note(self) -> None:
-        """Note what is equal, so that the next `pull` need not fetch it."""
+        """Note what is equal, so that the next `pull` need not fetch it.
+
+        Raises
+        ------
+        ConfigError
+            What the store has said it had taken is not there: something else has answered.
+        """
         there = self.bucket.list()
+        if lost := sorted(self._pushed.keys() - there.keys()):
+            raise ConfigError(
+                f"{self.bucket.url}: does not hold {lost[0]}, which something at that address said "
+                "it had taken: check AWS_ENDPOINT_URL, and give the same command again"
+            )
         notes = {
             name: [there[name].etag, list(now)]
             for name, now in self._pushed.items()
@@ -294,9 +305,13 @@ def _speaks_of(name: str, content: bytes) -> set[str]:
     return {os.path.normpath(os.path.join(os.path.dirname(name), file)) for file in files}
 
 
-def _check_name(bucket: Bucket, name: str) -> None:
+def check_name(bucket: Bucket, name: str) -> None:
+    """Refuse an object whose name would be a place outside the folder."""
     if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-        raise ConfigError(f"{bucket.url}: holds an object {name!r:.80}, which no run has made")
+        raise ConfigError(
+            f"{bucket.url}: holds an object {name!r:.80}, which no run has made: name another "
+            "folder"
+        )
 
 
 def work_folder(url: str) -> Path:

@@ -10,6 +10,7 @@ from pyids.store.files import write_sealed
 from pyids.store.folder import Store
 from pyids.store.place import is_run_folder
 from pyids.store.remedies import STAGES
+from pyids.store.rounds import known_rounds
 
 
 def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
@@ -44,12 +45,15 @@ def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
         names = [*STAGES[stage], "manifest.json"]
         if stage == "rounds" and from_round > 1:
             rounds = path / "rounds"
+            drawn, told = known_rounds(rounds)
+            if max(drawn, told) < from_round:
+                return []
             names = [
                 *(f"rounds/{n.name}" for n in _numbered(rounds) if int(n.name) >= from_round),
                 "manifest.json",
             ]
-            before = from_round - 1
-            write_sealed(rounds / "state.json", {"drawn": before, "told": before})
+            left = {"drawn": min(drawn, from_round - 1), "told": min(told, from_round - 1)}
+            write_sealed(rounds / "state.json", left)
         removed = []
         for name in dict.fromkeys(names):
             target = path / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,9 @@ from pyids.errors import ConfigError, DamagedError
 from pyids.store.remedies import remedy
 
 # What run folders hold, and in which form; to be raised when an older pyids would misread them.
-FORMAT = 2
+FORMAT = 3
+# Older forms that are read as they are: 2, whose seals knew the name of a file and not its folder.
+_READABLE = (2, FORMAT)
 
 
 def rename_folder(temporary: Path, folder: Path) -> None:
@@ -177,12 +180,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return orjson.loads(path.read_bytes())
+    """Read a JSON file; what is no file, a pipe or a folder, holds no JSON."""
+    regular = stat.S_ISREG(path.stat().st_mode)  # a pipe may keep a reader waiting for ever
+    return orjson.loads(path.read_bytes() if regular else b"")
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a JSON object that a run decides by: with its format, and a hash of it and its name.
+    """Write a JSON object that a run decides by: with its format, and a hash of it and its place.
 
     Returns
     -------
@@ -190,7 +194,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
         The object as `read_sealed` will give it.
     """
     content: dict[str, Any] = orjson.loads(orjson.dumps(dict(value)))
-    write_json(path, {**content, "_format": FORMAT, "_xxh3": _seal(path, content)})
+    write_json(path, {**content, "_format": FORMAT, "_xxh3": _seal(path, content, FORMAT)})
     return content
 
 
@@ -208,26 +212,40 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     try:
         content = read_json(path)
-    except (orjson.JSONDecodeError, IsADirectoryError):
+    except orjson.JSONDecodeError:
         content = None
     if not isinstance(content, dict):
-        raise DamagedError(f"{path}: damaged: no JSON object that pyids has written")
+        raise DamagedError(
+            f"{path}: damaged: no JSON object that pyids has written: {remedy(path)}"
+        )
     seal, written_in = content.pop("_xxh3", None), content.pop("_format", None)
-    if written_in == FORMAT and seal != _seal(path, content):
-        raise DamagedError(f"{path}: damaged: its content has changed since it was written")
-    if not isinstance(written_in, int):
-        raise DamagedError(f"{path}: damaged: no file that pyids has written in format {FORMAT}")
-    if written_in != FORMAT:
+    if type(written_in) is not int:
+        raise DamagedError(
+            f"{path}: damaged: not of format {FORMAT}, as what pyids writes: {remedy(path)}"
+        )
+    if written_in not in _READABLE:
         raise ConfigError(
             f"{path}: of format {written_in}, or damaged: this pyids reads format {FORMAT}: use "
             f"the version of pyids that made the folder; if it was this one, {remedy(path)}"
         )
+    if seal != _seal(path, content, written_in):
+        raise DamagedError(f"{path}: damaged: it has changed since it was written: {remedy(path)}")
     return content
 
 
-def _seal(path: Path, content: Mapping[str, Any]) -> str:
-    # With the name: another file of the folder that was copied here is no less damage.
-    return fingerprint([FORMAT, path.name, content])
+def _seal(path: Path, content: Mapping[str, Any], written_in: int) -> str:
+    # With its place: another file of the folder that was copied here is no less damage.
+    return fingerprint([written_in, path.name if written_in == 2 else _place(path), content])
+
+
+def _place(path: Path) -> str:
+    """Say where in its run folder a file lies; of one in no run folder, its name."""
+    for folder in path.parents[:6]:
+        if (folder / ".pyids").is_file() or (folder / "identity.json").is_file():
+            parts = path.relative_to(folder).parts
+            # What a folder had before it grew lies in grown/N/, and was written at the top.
+            return "/".join(parts[2:] if parts[0] == "grown" and len(parts) > 2 else parts)
+    return path.name
 
 
 def remembered(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -134,8 +134,8 @@ class Store:
         """
         store = cls(path)
         try:
-            store.path.mkdir(parents=True, exist_ok=True)
             check_place(store.path)
+            store.path.mkdir(parents=True, exist_ok=True)
             write_mark(store.path)  # before anything else lies there
             _supersede(store)
             store._lock = take_lock(store.path)
@@ -143,10 +143,10 @@ class Store:
             if not may_write and error.errno in _READ_ONLY and is_run_folder(store.path):
                 store._scratch = tempfile.TemporaryDirectory(prefix="pyids-")
                 return store
-            raise ConfigError(
-                f"{store.path}: cannot write there ({error.strerror}): make room or choose another "
-                "--output-dir"
-            ) from None
+            if error.errno in (errno.EISDIR, errno.ENOTDIR) and store.path.is_dir():
+                raise  # of something inside it, which the error names
+            problem = f"{store.path}: cannot write there ({error.strerror})"
+            raise ConfigError(f"{problem}: make room or choose another --output-dir") from None
         for left_over in store.path.rglob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)

@@ -154,6 +154,15 @@ def checked(path: Path) -> Path:
     return path
 
 
+def checked_by(entry: Path, path: Path) -> Path:
+    """Give `path` back when it is what an entry elsewhere says that it is; see `checked`."""
+    metadata = load_held(entry)["files"].get(os.path.relpath(path, entry.parent))
+    problem = "no ledger entry vouches for it" if metadata is None else difference(path, metadata)
+    if problem is not None:
+        raise DamagedError(f"{path}: damaged ({problem}): {remedy(path)}")
+    return path
+
+
 def load_held(path: Path) -> dict[str, Any]:
     """Give `load_sealed` of a file, parsed once as long as it stays the same; not to be changed."""
     if not path.is_file():
@@ -179,8 +188,6 @@ def load_sealed(path: Path) -> dict[str, Any]:
         return read_sealed(path)
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing: {remedy(path)}") from None
-    except DamagedError as error:
-        raise DamagedError(f"{error}: {remedy(path)}") from None
 
 
 def save_npy(path: Path, array: NDArray[Any], inputs: Mapping[str, Any]) -> None:

@@ -11,14 +11,17 @@ from typing import Any
 
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
-from pyids.store.files import hash_once, read_sealed, write_sealed
-from pyids.store.ledger import damaged_files, difference
-from pyids.store.place import find_links
+from pyids.store.files import read_sealed, write_sealed
+from pyids.store.ledger import damaged_files, difference, facts_of
+from pyids.store.place import find_strange
 from pyids.store.remedies import remedy
+
+# Files that say where the data lie, among other things: the data may move.
+_OF_PLACES = ("config.yaml", "rows/index.json")
 
 # What may change in a finished folder: where its data lie and what it works with, what `pyids
 # select` adds to the scores of rows, and answers that were paid for.
-_FREE = ("config.yaml", "judge.jsonl", "serve.jsonl", "quality/cache/")
+_FREE = (*_OF_PLACES, "judge.jsonl", "serve.jsonl", "quality/cache/")
 
 # Files that decide though they begin with a dot, which the manifest leaves out: they may change.
 _DOTFILES = (".inputs.json",)
@@ -54,16 +57,44 @@ def write_manifest(path: Path, metadata: Mapping[str, Any], engine: Engine | Non
     except (FileNotFoundError, DamagedError):
         before = {}
     for name, noted in before.items():
-        if not name.startswith(_FREE) and (change := difference(path / name, noted)):
+        if not _may_change(name) and (change := difference(path / name, noted)):
             raise DamagedError(
                 f"{path / name}: not what it was when the run ended ({change}): "
                 f"{remedy(path / name)}"
             )
-    files = {
-        str(file.relative_to(path)): {"bytes": file.stat().st_size, "xxh3": hash_once(file)}
-        for file in artifacts(path)
-    }
+    files = {_named(path, file): facts_of(file) for file in artifacts(path)}
     write_sealed(manifest, {**metadata, "environment": environment(), "files": files})
+
+
+def _named(path: Path, file: Path) -> str:
+    name = str(file.relative_to(path))
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DamagedError(f"{file}: no run has made this name, no UTF-8: remove it") from None
+    return name
+
+
+def _may_change(name: str) -> bool:
+    # How long a training took is written beside a checkpoint. Its ledger entry vouches for it.
+    of_training = name.startswith("rounds/") and name.endswith("/checkpoint.json")
+    return name.startswith(_FREE) or of_training
+
+
+def note_places(path: Path) -> None:
+    """Let the manifest of a finished folder, if it has one, vouch anew for files that name places.
+
+    Folders and data may be moved, which decides nothing. Only for a process that has written these
+    files itself, and compared the configuration with what the folder was made with.
+    """
+    try:
+        manifest = read_sealed(path / "manifest.json")
+    except (FileNotFoundError, DamagedError, ConfigError):
+        return  # it has none, or `verify` says what is wrong with it
+    facts = {name: facts_of(path / name) for name in _OF_PLACES}
+    if any(manifest["files"].get(name) != fact for name, fact in facts.items()):
+        manifest["files"].update(facts)
+        write_sealed(path / "manifest.json", manifest)
 
 
 def verify(path: Path | str) -> list[str]:
@@ -83,11 +114,10 @@ def verify(path: Path | str) -> list[str]:
     path = Path(path)
     if not (path / "manifest.json").is_file():
         raise DataError(
-            f"{path} has no manifest.json: not a run folder, or its run has not ended"
+            f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
+            "command that began the run"
         ) from None
-    problems = {
-        link: "a link, and links inside a run folder are not followed" for link in find_links(path)
-    }
+    problems = dict(find_strange(path))
     try:
         files = read_sealed(path / "manifest.json")["files"]
     except DamagedError:
@@ -108,17 +138,19 @@ def verify(path: Path | str) -> list[str]:
             if name not in files and not name.startswith("quality/cache/"):
                 problems.setdefault(file, "not in the manifest")
     return [
-        f"{file.relative_to(path)}: {problem}: {_what_to_do(path, file, problem)}"
+        f"{file.relative_to(path)}: {problem}{_what_to_do(path, file, problem)}"
         for file, problem in problems.items()
     ]
 
 
 def _what_to_do(path: Path, file: Path, problem: str) -> str:
-    if problem == "not in the manifest" or problem.startswith("a link"):
-        return "remove it"
+    if problem == "not in the manifest":
+        return ": remove it"
+    if problem.endswith("remove it"):
+        return ""
     if file.name in _DOTFILES:
-        return "remove it, and the data is hashed again"
-    return remedy(file)
+        return ": remove it, and the data is hashed again"
+    return f": {remedy(file)}"
 
 
 def _readable(file: Path) -> bool:
@@ -138,7 +170,7 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
         try:
             content = read_sealed(entry)
         except (DamagedError, ConfigError):
-            yield entry, "damaged, or of another format"
+            yield entry, "cannot be read, or of another format"
             continue
         if isinstance(content.get("files"), dict) and isinstance(content.get("inputs"), dict):
             yield from damaged_files(entry, content)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,16 @@ def is_bucket(path: str | Path) -> bool:
     return str(path).startswith("s3://")
 
 
+# How long a store may be silent, and how often it is asked.
+CONNECT_S, READ_S, ATTEMPTS = 10, 60, 5
+
+
 class Found(NamedTuple):
-    """An object: its bytes, and what changes when it does."""
+    """An object: its bytes, what changes when it does, and when it did, in seconds of the epoch."""
 
     size: int
     etag: str
+    time: float
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Bucket:
                 f"{self.url}: writing to a bucket needs boto3: pip install 'pyids-select[remote]'"
             ) from None
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        retries: Any = {"max_attempts": 5, "mode": "standard"}
-        config = Config(retries=retries, connect_timeout=10, read_timeout=60)
+        retries: Any = {"max_attempts": ATTEMPTS, "mode": "standard"}
+        config = Config(retries=retries, connect_timeout=CONNECT_S, read_timeout=READ_S)
         with self._one_line("cannot be used"):
             return boto3.client("s3", region_name=region or "us-east-1", config=config)
 
@@ -78,6 +83,11 @@ class Bucket:
                 f"{self.url}: {what} (the store answers {str(code)[:60]!r}): check the bucket's "
                 "name, your key and its rights"
             ) from None
+        except KeyError as error:
+            raise ConfigError(
+                f"{self.url}: {what} (no object store answers like this, without {error}): check "
+                "the address in AWS_ENDPOINT_URL"
+            ) from None
         except (BotoCoreError, Boto3Error) as error:
             raise ConfigError(
                 f"{self.url}: {what} ({type(error).__name__}): check the connection and your key; "
@@ -92,7 +102,9 @@ class Bucket:
                 Bucket=bucket, Prefix=prefix
             )
             return {
-                found["Key"].removeprefix(prefix): Found(found["Size"], found["ETag"])
+                found["Key"].removeprefix(prefix): Found(
+                    found["Size"], found["ETag"], found["LastModified"].timestamp()
+                )
                 for page in pages
                 for found in page.get("Contents", ())
             }
@@ -166,7 +178,15 @@ class Bucket:
                 if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                     return None
                 raise
-        headers = found["ResponseMetadata"]["HTTPHeaders"]
-        written: datetime = found["LastModified"]
-        now = parsedate_to_datetime(headers["date"])
-        return (now - written).total_seconds(), str(found["ETag"])
+            written: datetime = found["LastModified"]
+            now = _time_there(found["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+            return (now - written).total_seconds(), str(found["ETag"])
+
+
+def _time_there(said: str) -> datetime:
+    """Return the time that a store says it is; ours, where it says none that can be read."""
+    try:
+        now = parsedate_to_datetime(said)
+    except ValueError:
+        return datetime.now(UTC)
+    return now if now.tzinfo is not None else now.replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ import hmac
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,25 @@ def check_writable_place(path: Path | str) -> None:
         raise ConfigError(str(error)) from None
 
 
+def check_outside(path: Path) -> None:
+    """Check that an export would not lie among the files of a run, or take the place of one.
+
+    Raises
+    ------
+    ConfigError
+        It would.
+    """
+    path = Path(os.path.abspath(path))
+    for folder in path.parents:
+        if _is_file(folder / MARK):
+            if path.parent != folder or not path.name.startswith("selected"):
+                raise ConfigError(
+                    f"{path}: among the files of the run in {folder}: name a place outside of it, "
+                    "or selected-... at its top"
+                )
+            return
+
+
 def check_place(path: Path) -> None:
     """Check that nothing lies there but what a run has made: other files are not ours to lose.
 
@@ -61,6 +81,10 @@ def check_place(path: Path) -> None:
         There is; or a link, through which we would read and write somewhere else; or the folder of
         another version of pyids.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{path}: a name that is no UTF-8: choose another --output-dir") from None
     stranger = next(path.iterdir(), None) if path.exists() else None
     # The mark is looked for last: another process may be making the folder.
     if stranger and not is_run_folder(path):
@@ -86,26 +110,30 @@ def _check_format(identity: Path) -> None:
 
 
 def check_links(path: Path) -> None:
-    """Check that a run folder holds no link: none is followed.
+    """Check that a run folder holds nothing but files and folders: no link is followed.
 
     Raises
     ------
     ConfigError
-        It holds one.
+        It holds a link, or a pipe or the like, which may keep a reader waiting for ever.
     """
-    for link in find_links(path):
-        raise ConfigError(
-            f"{link}: a link, and links inside a run folder are not followed: put what it names in "
-            "its place, or remove it"
-        )
+    for file, problem in find_strange(path):
+        raise ConfigError(f"{file}: {problem}")
 
 
-def find_links(path: Path) -> Iterator[Path]:
-    """Yield the links inside a folder."""
+def find_strange(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the links and special files inside a folder, and what is wrong with them."""
     for folder, names, files in os.walk(path):
         for name in (*names, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                yield Path(folder, name)
+            file = os.path.join(folder, name)
+            if os.path.islink(file):
+                yield (
+                    Path(file),
+                    "a link, and links inside a run folder are not followed: put what it names in "
+                    "its place, or remove it",
+                )
+            elif name in files and not stat.S_ISREG(os.lstat(file).st_mode):
+                yield Path(file), "a pipe or device, which no run has made: remove it"
 
 
 # ---- one process at a time -----------------------------------------------------------------------

@@ -32,6 +32,9 @@ from pyids.store.ledger import (
 )
 from pyids.store.remedies import remedy
 
+# The record of a checkpoint, in its folder.
+RECORD = "checkpoint.json"
+
 
 def last_checkpoint(folder: Path) -> Path:
     """Return the folder of the last checkpoint that a run has trained.
@@ -42,7 +45,9 @@ def last_checkpoint(folder: Path) -> Path:
         It has trained none.
     """
     if not (trained := _checkpoints(folder)):
-        raise ModelError(f"{folder}: this run has trained no checkpoint")
+        raise ModelError(
+            f"{folder}: this run has trained no checkpoint: use `pyids run`, or name a model"
+        )
     return max(trained, key=lambda path: int(path.parent.name))
 
 
@@ -53,11 +58,31 @@ def has_checkpoint(folder: Path) -> bool:
 
 def has_drawn(folder: Path) -> bool:
     """Whether this is the folder of a run that has drawn rows."""
-    return any((folder / "rounds" / "1").glob("selected.*"))
+    # What follows from the draw stands for it where its own files are lost.
+    left = {path.name.partition(".")[0] for path in (folder / "rounds" / "1").glob("*")}
+    return bool(left & {"selected", "probes", "checkpoint", "scores", "weights"})
+
+
+def known_rounds(rounds: Path) -> tuple[int, int]:
+    """How many rounds must have been drawn and told, by all that stands in ``rounds/``."""
+    try:
+        state = read_sealed(rounds / "state.json")
+        drawn, told = int(state["drawn"]), int(state["told"])
+    except (FileNotFoundError, DamagedError):
+        drawn = told = 0
+    for number in sorted(int(path.name) for path in rounds.glob("*") if path.name.isdecimal()):
+        stands = {path.name for path in (rounds / str(number)).glob("*")}
+        if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
+            drawn = max(drawn, number)
+        if "weights.json" in stands:
+            told = max(told, number)
+        if stands:  # of a round that begins, the one before has been told
+            told = max(told, number - 1)
+    return max(drawn, told), told
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path.parent for path in (folder / "rounds").glob("*/checkpoint/checkpoint.json")]
+    return [path.parent for path in (folder / "rounds").glob(f"*/checkpoint/{RECORD}")]
 
 
 class Rounds:
@@ -80,6 +105,8 @@ class Rounds:
         self.n_clusters = len(sizes)
         # What the options were that decide a draw; kept with each (`pyids.pipeline.decided`).
         self.decided: Mapping[str, Any] = {}
+        # What the base model is known by, for those that train or screen with it.
+        self.model: Mapping[str, Any] = {}
 
     def path(self, n: int, name: str) -> Path:
         """Path of a file of round `n`."""
@@ -141,23 +168,17 @@ class Rounds:
                             f"{'drawn' if missing == 'selected' else 'told'}: {remedy(path)}"
                         )
 
-    def known(self) -> tuple[int, int]:
-        """How many rounds must have been drawn and told, by all that stands there."""
+    def _stated(self) -> tuple[int, int]:
+        """How many rounds have been drawn and told, as ``state.json`` says."""
         try:
             state = read_sealed(self._folder / "state.json")
-            drawn, told = int(state["drawn"]), int(state["told"])
+            return int(state["drawn"]), int(state["told"])
         except (FileNotFoundError, DamagedError):
-            drawn = told = 0
-        folders = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
-        for number in sorted(folders):
-            stands = {path.name for path in (self._folder / str(number)).glob("*")}
-            if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
-                drawn = max(drawn, number)
-            if "weights.json" in stands:
-                told = max(told, number)
-            if stands:  # of a round that begins, the one before has been told
-                told = max(told, number - 1)
-        return max(drawn, told), told
+            return 0, 0
+
+    def known(self) -> tuple[int, int]:
+        """How many rounds must have been drawn and told, by all that stands there."""
+        return known_rounds(self._folder)
 
     # -- damage --
 
@@ -177,6 +198,10 @@ class Rounds:
         """Whether the scores that round `n` was told stand, as their ledger entry says."""
         return read_entry(self.path(n, "scores.json"), {"round": n + 1}) is not None
 
+    def holds_candidates(self, n: int) -> bool:
+        """Whether the candidates of round `n` stand, as their ledger entry says."""
+        return read_entry(self.path(n, "candidates.json"), {"round": n + 1}) is not None
+
     def array(self, n: int, name: str) -> NDArray[Any]:
         """Return an array of round `n`."""
         return self._load(n, f"{name}.npy")
@@ -191,11 +216,18 @@ class Rounds:
 
     def mend(self, n: int, name: str, array: NDArray[Any]) -> None:
         """Write an array of round `n` again, with its entry."""
-        more = {"decided": self.decided} if name == "selected" else {}
+        more: dict[str, Any] = {"decided": self.decided} if name == "selected" else {}
+        if name == "weights":
+            more = self._made_from(n)
         self._save(n, f"{name}.npy", array, **more)
 
     def _note(self) -> None:
         write_sealed(self._folder / "state.json", {"drawn": self.drawn, "told": self.told})
+
+    def settle(self) -> None:
+        """Write ``state.json`` anew where a process was killed before it could."""
+        if self._stated() != (self.drawn, self.told):
+            self._note()
 
     # -- the draw --
 
@@ -209,7 +241,7 @@ class Rounds:
         """Keep what round `n` saw of the rows that it could draw."""
         self._save_table(n, "candidates.parquet", table)
         path = self.path(n, "candidates.parquet")
-        write_entry(path.with_suffix(".json"), [path], {"round": n + 1})
+        write_entry(path.with_suffix(".json"), [path], {"round": n + 1}, model=self.model)
 
     def candidates(self, n: int) -> pa.Table:
         """Return what `save_candidates` kept."""
@@ -261,7 +293,7 @@ class Rounds:
     def save_checkpoint(self, n: int) -> None:
         """Keep the hashes of the checkpoint that round `n` has trained."""
         files = sorted(path for path in self.path(n, "checkpoint").rglob("*") if path.is_file())
-        write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1})
+        write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1}, model=self.model)
 
     # -- the scores --
 
@@ -298,20 +330,37 @@ class Rounds:
         """Keep what round `n` was told: a row of `table` a scored row, and the new weights."""
         begin(self.path(n, "scores.json"))
         self._save_table(n, "scores.parquet", table)
-        inputs = {"round": n + 1}
-        path = self.path(n, "scores.parquet")
-        write_entry(path.with_suffix(".json"), [path], inputs, **summary)
-        self._save(n, "weights.npy", weights)
+        self.save_summary(n, summary)
+        self._save(n, "weights.npy", weights, **self._made_from(n))
         self._note()
+
+    def save_summary(self, n: int, summary: Mapping[str, Any]) -> None:
+        """Keep what the scores of round `n`, which stand, came to."""
+        path = self.path(n, "scores.parquet")
+        write_entry(path.with_suffix(".json"), [path], {"round": n + 1}, **summary)
+
+    def _made_from(self, n: int) -> dict[str, Any]:
+        """Say what the weights were made from, beside those before: one vouches for the other."""
+        summary = self.summary(n)
+        return {
+            "scores": summary["files"]["scores.parquet"],
+            "temperature": summary["temperature"],
+            "pooled_noise": summary.get("pooled_noise", True),
+        }
 
     def _save_table(self, n: int, name: str, table: Mapping[str, NDArray[Any]]) -> None:
         path = self.path(n, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            pq.write_table(pa.table(dict(table)), temporary)
+            write_table(temporary, table)
 
     def _save(self, n: int, name: str, array: NDArray[Any], **inputs: Any) -> None:
         save_npy(self.path(n, name), array, {"round": n + 1, **inputs})
 
     def _load(self, n: int, name: str) -> NDArray[Any]:
         return np.asarray(load_npy(self.path(n, name)))
+
+
+def write_table(path: Path, table: Mapping[str, NDArray[Any]]) -> None:
+    """Write columns of a round as parquet."""
+    pq.write_table(pa.table(dict(table)), path)

@@ -42,6 +42,13 @@ def after(wait_s: float, number: int) -> Callable[[int], None]:
     return send
 
 
+# Commands that only look at a folder; what is damaged there is one line to them, too.
+LOOKS = (None, ("status",), ("report",), ("verify",), ("verify", "--replay"))
+
+# What may fail; `fail` says how each is called.
+CALLS = ("open", "fsync", "replace", "write", "mkdir", "unlink", "posix_fallocate", "stat")
+
+
 def fail(name: str, nth: int, number: int) -> None:
     """Let the nth call of a kind fail, and those after it for a while, as on a full disk."""
     calls = Counter[str]()
@@ -59,10 +66,10 @@ def fail(name: str, nth: int, number: int) -> None:
         Path.open = failing(Path.open)
     elif name == "write":
         Path.write_bytes = failing(Path.write_bytes)
+    elif name in ("replace", "mkdir", "unlink", "stat"):
+        setattr(Path, name, failing(getattr(Path, name)))
     else:
         setattr(os, name, failing(getattr(os, name)))
-        if name == "replace":
-            Path.replace = failing(Path.replace)
 
 
 class Disk:

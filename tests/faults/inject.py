@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import random
 import re
@@ -26,7 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from how import Disk, after, damaged, fail, names_file
+from how import CALLS, LOOKS, Disk, after, damaged, fail, names_file
+from places import damage_data, move, two_at_once
+from told import bad_scores
+from training import Training
 from workflow import ROUNDS, Result, Workflow, load, run
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.ENOMEM)
@@ -51,42 +55,51 @@ class Injector:
         A folder for everything.
     seed
         Decides every trial.
+    only
+        The one workflow that is disturbed; by default all are.
     """
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, only: str | None = None) -> None:
         self.place = place
-        self.random = random.Random(seed)
-        self.workflows = [
-            Workflow(place / "plain"),
-            Workflow(place / "near", ["--semdedup-threshold", "0.999"]),
-            Workflow(place / "quality", ["--quality", "worth", "--clusters", "auto"]),
-        ]
+        self.seed, self.random = seed, random.Random()
+        made: dict[str, Callable[[Path], Workflow]] = {
+            "plain": Workflow,
+            "near": lambda path: Workflow(path, ["--semdedup-threshold", "0.999"]),
+            "quality": lambda path: Workflow(path, ["--quality", "worth", "--clusters", "auto"]),
+            "training": Training,
+        }
+        self.workflows = [make(place / name) for name, make in made.items() if only in (None, name)]
         for workflow in self.workflows:
             workflow.record()
-        self.faults: dict[str, Callable[[Trial, Workflow, int, Path], None]] = {
-            "damage": self.damage,
-            "kill": self.kill,
-            "signal": self.signal,
-            "errno": self.errno,
-            "disk full": self.disk_full,
-            "limit": self.limit,
-            "edited": self.edited,
-            "version": self.version,
-            "scores": self.scores,
+        # Each with how often it is chosen.
+        self.faults: dict[str, tuple[int, Callable[[Trial, Workflow, int, Path], None]]] = {
+            "damage": (8, self.damage),
+            "kill": (3, self.kill),
+            "signal": (3, self.signal),
+            "errno": (4, self.errno),
+            "disk full": (2, self.disk_full),
+            "limit": (1, self.limit),
+            "edited": (2, self.edited),
+            "version": (2, self.version),
+            "scores": (2, self.scores),
+            "moved": (1, self.moved),
+            "other data": (1, self.other_data),
+            "two processes": (1, self.two),
         }
-        self.weights = [8, 3, 3, 4, 2, 1, 2, 2, 2]
 
     def trial(self, number: int) -> Trial:
-        """Inject one fault and go on to the end."""
-        [fault] = self.random.choices(list(self.faults), self.weights)
-        workflow = self.random.choice(self.workflows)
+        """Inject one fault and go on to the end; its number decides all of it."""
+        self.random.seed(f"{self.seed} {number}")
+        [workflow] = self.random.choices(self.workflows, [w.weight for w in self.workflows])
+        known = workflow.faults or tuple(self.faults)
+        [fault] = self.random.choices(known, [self.faults[name][0] for name in known])
         step = self.random.randrange(len(workflow.steps))
         trial = Trial(fault, f"{workflow.place.name} before step {step}")
         folder = self.place / f"trial-{number}" / "run"
         folder.parent.mkdir()
         workflow.copy(step, folder)
         try:
-            self.faults[fault](trial, workflow, step, folder)
+            self.faults[fault][1](trial, workflow, step, folder)
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
         return trial
@@ -108,27 +121,17 @@ class Injector:
             if self.judge(trial, result):
                 return
             if result.code == 0:
-                step += 1
+                step = workflow.after(step)
             elif result.code == 3:  # all rounds are done
                 step = len(workflow.steps) - 1
             elif mend is not None and mended < 4 and mend(result.errors):
                 mended += 1
-                step = self.where(workflow, step, folder)
+                step = workflow.where(step, folder)
             else:
                 if trial.outcome == "right":
                     trial.outcome, trial.message = "lost", result.errors
                 return
         self.compare(trial, workflow, folder, mend)
-
-    def where(self, workflow: Workflow, step: int, folder: Path) -> int:
-        """Find the step to go on with: an earlier one, if its round is gone."""
-        told = len(list(folder.glob("rounds/*/weights.json")))
-        drawn = len(list(folder.glob("rounds/*/selected.json")))
-        if told == ROUNDS:
-            return len(workflow.steps) - 1
-        if drawn == told:
-            return min(step, 2 * told)
-        return min(step, 2 * told + 1) if (folder / "probes.jsonl").exists() else 2 * told
 
     def judge(self, trial: Trial, result: Result) -> bool:
         """Note a traceback or a crash."""
@@ -157,12 +160,11 @@ class Injector:
         if self.judge(trial, result):
             return
         if result.code != 0 and mend is not None and mend(result.output + result.errors):
-            for step in range(self.where(workflow, len(workflow.steps), folder), 99):
-                if step >= len(workflow.steps):
-                    break
-                result = run(workflow.command(step, folder))
-                if self.judge(trial, result):
+            step = workflow.where(len(workflow.steps), folder)
+            while step < len(workflow.steps):
+                if self.judge(trial, run(workflow.command(step, folder))):
                     return
+                step = workflow.after(step)
             self.compare(trial, workflow, folder)
         elif result.code != 0:
             trial.outcome, trial.message = "unverified", result.output + result.errors
@@ -176,6 +178,7 @@ class Injector:
             workflow.copy(step, folder)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         file = self.random.choice([path for path in files if path.name != ".lock"])
+        like = [path for path in files if path.name == file.name and path != file]
         how = self.random.choice(["flip", "zero", "truncate", "empty", "delete", "foreign"])
         name = str(file.relative_to(folder))
         trial.fault, trial.detail = f"damage: {how}", f"{trial.detail}: {name}"
@@ -183,9 +186,14 @@ class Injector:
         if how == "delete":
             file.unlink()
         elif how == "foreign":
-            file.write_bytes(self.random.choice(files).read_bytes() + b"\n")
+            # Half of them of its own name, from another folder, as they are.
+            more = b"\n" if not like or self.random.random() < 0.5 else b""
+            file.write_bytes(self.random.choice(files if more else like).read_bytes() + more)
         else:
             file.write_bytes(damaged(good, how, self.random))
+        look = self.random.choice(LOOKS)
+        if look and self.judge(trial, run([look[0], str(folder), *look[1:]])):
+            return
 
         def mend(message: str) -> bool:
             if not names_file(message, file, folder):
@@ -208,10 +216,10 @@ class Injector:
     def kill(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Kill a command at a random time, up to three times."""
         for _ in range(self.random.randint(1, 3)):
-            wait_s = 10 ** self.random.uniform(-3, -0.3)
+            wait_s = workflow.seconds * 10 ** self.random.uniform(-2.7, 0)
             command = workflow.command(step, folder)
             run(command, meanwhile=after(wait_s, signal.SIGKILL))
-            if (step := self.where(workflow, step + 1, folder)) >= len(workflow.steps) - 1:
+            if (step := workflow.where(step + 1, folder)) >= len(workflow.steps) - 1:
                 break
         self.go_on(trial, workflow, step, folder)
 
@@ -222,20 +230,20 @@ class Injector:
         command = workflow.command(step, folder)
         if step == 0 and self.random.random() < 0.5:
             command += ["--workers", "2"]
-        wait_s = 10 ** self.random.uniform(-2.5, -0.2)
+        wait_s = workflow.seconds * 10 ** self.random.uniform(-2.2, 0.1)
         result = run(command, meanwhile=after(wait_s, number))
         if self.judge(trial, result):
             return
         if result.code not in (0, 128 + number):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def errno(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Let a system call fail, then go on."""
         number = self.random.choice(_ERRNOS)
-        name = self.random.choice(["open", "fsync", "replace", "write"])
-        nth = self.random.randint(1, 40)
+        name = self.random.choice(CALLS)
+        nth = int(10 ** self.random.uniform(0, 2))
         trial.fault = f"errno: {errno.errorcode[number]}"
         trial.detail += f": {name} {nth}"
         result = run(workflow.command(step, folder), before=lambda: fail(name, nth, number))
@@ -244,14 +252,14 @@ class Injector:
         if result.code not in (0, 2, 3):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def disk_full(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Run a command on a disk that is too small, then make room."""
         disk = folder.parent / "disk"
         disk.mkdir()
         room = self.random.randrange(0, 400_000)
-        used = sum(8192 + path.stat().st_size for path in folder.rglob("*"))
+        used = sum(8192 + path.stat().st_size for path in folder.parent.rglob("*"))
         small = Disk(disk, used + room)
         if not small.mounted:
             trial.fault = "disk full (limit)"
@@ -260,7 +268,7 @@ class Injector:
                 before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room // 8, room // 8)),
             )
             if not self.judge(trial, result):
-                self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+                self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
             return
         try:
             on_disk = disk / "run"
@@ -270,7 +278,7 @@ class Injector:
             if self.judge(trial, result):
                 return
             small.enlarge()
-            self.go_on(trial, workflow, self.where(workflow, step + 1, on_disk), on_disk)
+            self.go_on(trial, workflow, workflow.where(step + 1, on_disk), on_disk)
         finally:
             small.unmount()
 
@@ -285,7 +293,7 @@ class Injector:
             workflow.command(step, folder), before=lambda: resource.setrlimit(kind, (limit, limit))
         )
         if not self.judge(trial, result):
-            self.go_on(trial, workflow, self.where(workflow, step + 1, folder), folder)
+            self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def edited(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Edit the configuration, or delete what the folder is known by and ask for more rows."""
@@ -306,7 +314,7 @@ class Injector:
                 return
             run(workflow.begin(folder))  # which writes it again
             config.write_text(good)  # but for the place of this copy
-            step = self.where(workflow, step, folder)
+            step = workflow.where(step, folder)
         else:
             edits = [
                 ("min_weight: 0.02", "min_weight: 0.22"),
@@ -340,7 +348,7 @@ class Injector:
         files = sorted(p for p in folder.rglob("*.json") if b'"_format"' in p.read_bytes())
         file = self.random.choice(files)
         good = file.read_bytes()
-        number = self.random.choice([b"0", b"1", b"3", b"99"])
+        number = self.random.choice([b"0", b"1", b"2", b"4", b"99"])
         file.write_bytes(re.sub(rb'"_format": \d+', b'"_format": ' + number, good))
         trial.detail += f": {file.relative_to(folder)} of format {number.decode()}"
 
@@ -359,39 +367,8 @@ class Injector:
         step = self.random.choice(tells)
         shutil.rmtree(folder, ignore_errors=True)
         workflow.copy(step, folder)
-        good = folder.parent / f"{folder.name}-scores{workflow.steps[step][4:]}.jsonl"
-        lines = good.read_bytes().splitlines()
-        kinds = ["shuffled", "1e200", "-1e308", "NaN", "Infinity", "utf-16", "bom", "unknown"]
-        kinds += ["selected", "twice", "text"] + (["last round"] if step > 1 else [])
-        kind = self.random.choice(kinds)
+        kind, bad = bad_scores(workflow, step, folder, self.random)
         trial.fault = f"scores: {kind}"
-        bad = folder.parent / "bad.jsonl"
-        line = self.random.randrange(len(lines))
-        wrong = list(lines)
-        if kind == "shuffled":
-            self.random.shuffle(wrong)
-        elif kind in ("1e200", "-1e308", "NaN", "Infinity"):
-            wrong[line] = re.sub(rb'("score":)[^}]*', rb"\g<1>" + kind.encode(), wrong[line])
-        elif kind in ("unknown", "selected"):
-            row_id = b"99999999"
-            if kind == "selected":
-                first = (folder / "selected.jsonl").read_bytes().splitlines()[0]
-                row_id = re.search(rb'"_pyids_id":(\d+)', first)[1]
-            wrong[line] = re.sub(rb'("_pyids_id":)\d+', rb"\g<1>" + row_id, wrong[line])
-        elif kind == "twice":
-            wrong.append(wrong[line])
-        elif kind == "text":
-            wrong[line] = b"step 7 loss 0.3"
-        elif kind == "last round":
-            before = int(workflow.steps[step][4:]) - 1
-            wrong = (workflow.place / f"run-scores{before}.jsonl").read_bytes().splitlines()
-            self.random.shuffle(wrong)
-        content = b"\n".join(wrong) + b"\n"
-        if kind == "utf-16":
-            content = content.decode().encode("utf-16")
-        elif kind == "bom":
-            content = b"\xef\xbb\xbf" + content
-        bad.write_bytes(content)
         result = run(["-q", "tell", str(folder), str(bad)])
         if self.judge(trial, result):
             return
@@ -406,12 +383,47 @@ class Injector:
             return
         self.go_on(trial, workflow, step, folder)
 
+    def moved(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Move the folder, its data or both, and begin again from there."""
+        step = max(step, 1)
+        workflow.copy(step, folder)
+        folder, result, what = move(workflow, folder, self.random)
+        trial.fault = f"moved: {what}"
+        if self.judge(trial, result):
+            return
+        if result.code not in (0, 3):
+            trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
+            return
+        self.go_on(trial, workflow, step, folder)
+
+    def other_data(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Begin again with data that has changed: refused, and nothing changes."""
+        step = max(step, 1)
+        workflow.copy(step, folder)
+        result, what = damage_data(workflow, folder, self.random)
+        trial.detail += f": {what}"
+        if self.judge(trial, result):
+            return
+        if result.code != 2:
+            trial.outcome, trial.message = "wrong", f"{what} was taken"
+            return
+        self.go_on(trial, workflow, step, folder)
+
+    def two(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
+        """Give one command twice at the same time: one works, the other refuses or has nothing."""
+        for result in two_at_once(workflow, step, folder):
+            if self.judge(trial, result):
+                return
+        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+
 
 def main() -> int:
     """Run trials and print what became of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--only", help="plain, near, quality or training")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     load()
@@ -419,15 +431,16 @@ def main() -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where fsync costs nothing
     with tempfile.TemporaryDirectory(prefix="pyids-faults-", dir=memory) as place:
         os.environ["XDG_STATE_HOME"] = f"{place}/state"
-        injector = Injector(Path(place), options.seed)
+        injector = Injector(Path(place), options.seed, options.only)
         begin = time.monotonic()
-        for number in range(options.trials):
+        for number in range(options.first, options.first + options.trials):
             trial = injector.trial(number)
             outcomes.setdefault(trial.fault, Counter())[trial.outcome] += 1
             if trial.outcome != "right" or options.verbose:
                 print(f"{number} {trial.fault}: {trial.detail}: {trial.outcome}", flush=True)
                 print("    " + trial.message.replace("\n", "\n    "), flush=True)
         print(f"\n{options.trials} trials in {time.monotonic() - begin:.0f} s, seed {options.seed}")
+    gc.unfreeze()
     print("| fault | trials | outcome |\n|---|---|---|")
     for fault, counts in sorted(outcomes.items()):
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import orjson
@@ -42,7 +43,7 @@ def load() -> None:
     """Import what commands need, so that a fork of this process begins at once."""
     for name in ("__main__", "cli", "clustering.kmeans", "data.near_dedup", "scoring.told"):
         import_module(f"pyids.{name}")
-    for name in ("pyids.selection", "pyarrow.parquet", "safetensors.numpy"):
+    for name in ("pyids.selection", "pyids.report", "pyarrow.parquet", "safetensors.numpy"):
         import_module(name)
     with suppress(ImportError):
         import_module("pandas")  # which pyarrow imports where it is
@@ -53,7 +54,7 @@ def run(
     *,
     before: Callable[[], None] | None = None,
     meanwhile: Callable[[int], None] | None = None,
-    limit_s: float = 60.0,
+    limit_s: float = 240.0,
 ) -> Result:
     """Run `pyids` with `arguments` in a fork of this process, which has read no file yet.
 
@@ -144,6 +145,12 @@ class Workflow:
     options: list[str] = field(default_factory=list)
     rows: int = 600
     budget: int = 60
+    seconds: float = 0.5  # that its longest step takes
+
+    # How often it is chosen.
+    weight: ClassVar[int] = 2
+    # Faults that it knows; all of them by default.
+    faults: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
@@ -179,6 +186,20 @@ class Workflow:
             return ["-q", "tell", str(folder), str(scores)]
         return ["-q", name, str(folder)]
 
+    def after(self, step: int) -> int:
+        """Give the step that follows one that was done."""
+        return step + 1
+
+    def where(self, step: int, folder: Path) -> int:
+        """Find the step to go on with: an earlier one, if its round is gone."""
+        told = len(list(folder.glob("rounds/*/weights.json")))
+        drawn = len(list(folder.glob("rounds/*/selected.json")))
+        if told == ROUNDS:
+            return len(self.steps) - 1
+        if drawn == told:
+            return min(step, 2 * told)
+        return min(step, 2 * told + 1) if (folder / "probes.jsonl").exists() else 2 * told
+
     def write_scores(self, folder: Path, scores: Path, number: int) -> None:
         """Score the rows to score; keep the file: a trainer does not train twice."""
         if scores.exists() or not (folder / "probes.jsonl").exists():
@@ -213,4 +234,5 @@ class Workflow:
             shutil.copytree(self.snapshot(step), folder, symlinks=True, dirs_exist_ok=True)
         for n in range(1, ROUNDS + 1):
             scores = self.place / f"run-scores{n}.jsonl"
-            shutil.copy(scores, folder.parent / f"{folder.name}-scores{n}.jsonl")
+            if scores.exists():
+                shutil.copy(scores, folder.parent / f"{folder.name}-scores{n}.jsonl")

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz import TARGETS, mutations, one
 
-# Bytes that once ended in something else than one line.
+# Bytes that once ended in something else than one line; larger ones are files.
+FILES = Path(__file__).parent / "found"
 FOUND = {
     "ledger": [b"[]", b"7", b'{"_format": 2}', b'{"_format": true}', b'{"_format": "2"}'],
     "manifest": [b"[]", b"{}", b'{"files": []}', b'{"files": {"a": 1}, "_format": 2}'],
@@ -28,9 +29,11 @@ FOUND = {
 }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", TARGETS)
 def test_bytes_that_nobody_means_are_answered_in_a_line(name):
     rng = random.Random(f"2026 {name}")
+    known = [b"", *FOUND.get(name, []), *(f.read_bytes() for f in FILES.glob(f"{name}-*"))]
     for seed in TARGETS[name][1]:
-        for content in [seed, b"", *FOUND.get(name, []), *mutations(seed, 150, rng)]:
+        for content in [seed, *known, *mutations(seed, 150, rng)]:
             one(name, content)

@@ -53,7 +53,7 @@ FacilityPicks facility_location(const Rows& rows, const Rows& served, std::size_
 
 // Walks through the rows in `order` and keeps a row unless its product with a row already kept
 // exceeds `threshold`, until `budget` are kept or the order ends. values: the largest product with
-// an earlier one (-infinity for the first).
+// an earlier one (-infinity for the first), rounded as float32 rounds it at this instruction set.
 Picks filter_near(const Rows& rows, std::span<const std::int64_t> order, std::size_t budget,
                   double threshold, const GreedyOptions& options);
 

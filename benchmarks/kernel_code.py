@@ -1,14 +1,27 @@
-"""What the machine code of every kernel takes, for a chip that need not be here."""
+"""What the machine code of every kernel takes, for a chip that need not be here.
+
+    python benchmarks/kernel_code.py 90       compute capability: 90 is Hopper
+
+Needs torch and triton, no GPU. Prints a line a kernel: registers, stack, shared memory, counts of
+instructions in all and in the longest loop.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+# Triton decides when it is imported whether it interprets.
+os.environ["TRITON_INTERPRET"] = "0"
+sys.path.insert(0, str(Path(__file__).parent / "gpu"))
 
 import torch
 from harness import load_kernels
@@ -114,3 +127,9 @@ def launch_all(kernels: Any) -> None:
     for mode in ("mean", "weighted_mean", "cls"):
         pool.pool(hidden, mask, mode=mode, normalize=True)
     pool.pool(hidden.repeat(4, 1, 1), mask.repeat(4, 1), mode="mean", normalize=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("capability", type=int, help="90 for Hopper")
+    sys.exit(compile_all(parser.parse_args().capability))

@@ -1,0 +1,149 @@
+"""Rows scored by several processes: what one process says, to the bit; who dies is named."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyids.chat import template
+from pyids.engine import LocalEngine
+from pyids.errors import PyidsError
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+pytest.importorskip("peft", reason="needs the train extra")
+
+from pyids.models import finetune, hub, load  # noqa: E402
+from pyids.models.distributed import Processes  # noqa: E402
+from pyids.scoring import scorers  # noqa: E402
+from pyids.scoring.probes import Models, Probes, ScoringOptions  # noqa: E402
+from pyids.scoring.together import Together  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def scored(small, tmp_path_factory):
+    """Rows and the two models of a round: the base model, and an adapter trained on some."""
+    folder = tmp_path_factory.mktemp("round")
+    rows = [json.loads(line) for line in (small / "pool.jsonl").read_text().splitlines()[:30]]
+    turns = [
+        [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+        for row in rows
+    ]
+    ref = hub.resolve_model(str(small / "model"))
+    finetune.finetune(
+        ref, turns[:8], output_dir=folder / "checkpoint", lora_rank=2, learning_rate=1e-2
+    )
+    return turns[8:], Models(ref, folder / "checkpoint"), folder
+
+
+@pytest.fixture(scope="module")
+def together(scored):
+    """Two processes that score; their models must not be loaded here."""
+    _, models, folder = scored
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Together(Models(models.ref, models.checkpoint), Processes(2), folder / "scratch")
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_several_processes_say_what_one_does(scored, together, one_thread):
+    turns, models, folder = scored
+    clusters = np.arange(len(turns) + 1, dtype=np.int32) % 3
+    rows = [*turns, [{"role": "user", "content": "a row without an answer"}]]
+    seen = []
+    for pair, more in ((models, {}), (together.models, {"together": together})):
+        one = Probes(pair, rows, clusters, ScoringOptions(max_new_tokens=6, **more))
+        seen.append(
+            {
+                "base": one.base_nll,
+                "checkpoint": one.checkpoint_nll,
+                "tokens": one.response_tokens,
+                "alone": one.response_alone_nll,
+                "gradients": one.gradients(rows),
+                "answers": [row[-1]["content"] for row in one.answers],
+            }
+        )
+    assert not together.models._held
+    for name, ours in seen[0].items():
+        np.testing.assert_array_equal(seen[1][name], ours, err_msg=name)
+    assert np.isnan(seen[1]["base"][-1])
+    assert (seen[1]["base"] != seen[1]["checkpoint"])[:-1].all()
+    assert len(set(seen[0]["answers"])) > 1
+    assert list((folder / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sound-learnability", "perplexity", "gradient-alignment"])
+def test_scores_do_not_depend_on_the_number_of_processes(name, scored, together, one_thread):
+    turns, models, _ = scored
+    clusters = np.arange(len(turns), dtype=np.int32) % 3
+    found = []
+    for pair, more in ((models, {}), (together.models, {"together": together})):
+        options = ScoringOptions(max_new_tokens=4, **more)
+        found.append(scorers.score(name, pair, turns, clusters, options).values)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    assert not together.models._held
+
+
+def test_a_process_that_dies_is_an_error_of_one_line(scored, monkeypatch):
+    turns, models, folder = scored
+    together = Together(models, Processes(2), folder / "scratch")
+    rows = [template.encode(row, load.load_tokenizer(models.ref)) for row in turns]
+    share, killed = LocalEngine._map_in_pool, []
+
+    def kill(self, task, items):
+        for found in share(self, task, items):
+            if not killed:
+                killed.append(next(iter(self._pool._processes)))
+                os.kill(killed[0], signal.SIGKILL)
+            yield found
+
+    monkeypatch.setattr(LocalEngine, "_map_in_pool", kill)
+    with pytest.raises(PyidsError, match="a worker process died") as error:
+        together.nll("base", rows)
+    assert "\n" not in str(error.value)
+    again = together.nll("base", rows)  # the same command goes on
+    together.close()
+    assert np.isfinite(again.mean).all()
+    assert list(Path(folder, "scratch").iterdir()) == []
+
+
+def name_of_gpu(item):
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+
+@pytest.mark.parametrize(("visible", "names"), [(None, {"0", "1"}), ("5, 7,9", {"5", "7"})])
+def test_each_process_sees_a_gpu_of_its_own(visible, names, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    engine = LocalEngine(2, gpus=2)
+    queue = []
+    monkeypatch.setattr(
+        "pyids.engine.ProcessPoolExecutor",
+        lambda workers, context, initializer, initargs: queue.append(initargs[0]) or Pool(),
+    )
+
+    class Pool:
+        def submit(self, task, item):
+            raise RuntimeError
+
+        def shutdown(self, **more):
+            pass
+
+    with engine, pytest.raises(RuntimeError):
+        list(engine.map(name_of_gpu, range(2)))
+    assert {queue[0].get(), queue[0].get()} == names

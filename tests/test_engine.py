@@ -284,6 +284,23 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
         assert os.environ.pop("RAY_AUTH_MODE") == "token"
 
 
+def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the package ray is not installed")
+
+    def fail(**options):
+        raise Exception("The current node timed out during startup.\nMore lines.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr("pyids.engine.ray._started_cluster", lambda: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"cannot start a cluster .*timed out during") as raised:
+        make_engine("ray")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypatch):
     """Read, vectors, k-means, near-duplicates, ratings on Ray, with more groups than workers."""
     for name in "abc":

@@ -92,13 +92,20 @@ class RayEngine(Closing):
             return
         # In a temporary folder of its own, because Ray leaves its logs behind.
         self._folder = tempfile.mkdtemp(prefix="pyids-ray-")
-        self._ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            _temp_dir=self._folder,
-            **quiet,
-        )
+        try:
+            self._ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                _temp_dir=self._folder,
+                **quiet,
+            )
+        except Exception as error:  # Ray raises a bare one where its node does not start in time
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise ConfigError(
+                f"Ray cannot start a cluster on this machine ({_first_line(error):.200}): give the "
+                "same command again when it is less busy, or start one by `ray start --head`"
+            ) from error
 
     # -- before any work --
 

@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 from pyids.data import ingest as intake_module
-from pyids.data import sources as sources_module
+from pyids.data import splits as splits_module
 from pyids.data.ingest import check, ingest
 from pyids.data.readers import Reader
 from pyids.data.sources import Source, open_sources
@@ -70,7 +70,7 @@ def _no_fsync(monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """Splits, groups and shards so small that little data has many of each."""
-    monkeypatch.setattr(sources_module, "SPLIT_BYTES", 1000)
+    monkeypatch.setattr(splits_module, "SPLIT_BYTES", 1000)
     monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 3)
     monkeypatch.setattr(intake_module, "GROUPS_PER_SHARD", 2)
 
@@ -331,9 +331,9 @@ def test_workers_and_shards_change_nothing(small, tmp_path):
 def test_splitting_loses_and_doubles_no_line(size, monkeypatch, tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_bytes(b"\n{}\n\n" + b"\n".join(map(orjson.dumps, messy_rows(40))))
-    monkeypatch.setattr(sources_module, "SPLIT_BYTES", size)
+    monkeypatch.setattr(splits_module, "SPLIT_BYTES", size)
     found, passed = [], 0
-    for split in sources_module.plan_splits([Source(str(file), "jsonl", None)]):
+    for split in splits_module.plan_splits([Source(str(file), "jsonl", None)]):
         reader = Reader(str(file), "jsonl", None, split.start, split.stop)
         found += [(passed + line, raw) for line, raw, _ in reader]
         passed += reader.lines
@@ -688,14 +688,14 @@ def test_another_limit_leaves_no_stray_shards(small, tmp_path):
 
 KILLED = """
     import sys
-    from pyids.data import sources
+    from pyids.data import splits
     from pyids.data.ingest import ingest
     from pyids.data.sources import open_sources
     from pyids.engine import LocalEngine
     from pyids.store.folder import Store
 
     if __name__ == "__main__":
-        sources.SPLIT_BYTES = 200_000
+        splits.SPLIT_BYTES = 200_000
         with Store.open(sys.argv[1]) as store, LocalEngine(int(sys.argv[3])) as engine:
             print("go", flush=True)
             ingest(store, open_sources([sys.argv[2]]), engine=engine)

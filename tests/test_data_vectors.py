@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pyids.data import ingest as ingest_module
-from pyids.data import sources
+from pyids.data import splits
 from pyids.data.export import Selected, export
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
@@ -25,7 +25,7 @@ N, D = 500, 6
 @pytest.fixture(autouse=True)
 def _small_and_unsynced(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(sources, "SPLIT_BYTES", 8000)
+    monkeypatch.setattr(splits, "SPLIT_BYTES", 8000)
     monkeypatch.setattr("pyids.data.shard_writer.ROWS_PER_GROUP", 32)
     monkeypatch.setattr(ingest_module, "GROUPS_PER_SHARD", 2)
 

@@ -22,7 +22,8 @@ from pyids.data.fingerprints import fingerprint_sources
 from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
 from pyids.data.shard_writer import ShardWriter, split_name
-from pyids.data.sources import Source, Split, plan_splits
+from pyids.data.sources import Source
+from pyids.data.splits import Split, plan_splits
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.store.files import write_sealed

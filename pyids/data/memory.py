@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from pyids.data.readers import to_json
+from pyids.data.columnar import to_json
 from pyids.errors import DataError
 from pyids.store.files import atomic_write
 

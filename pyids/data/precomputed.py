@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pyids.chat.rawjson import parse
+from pyids.data.columnar import open_arrow, open_parquet
 from pyids.data.fingerprints import fingerprint_files, fingerprint_sources
-from pyids.data.readers import open_arrow, open_parquet
 from pyids.data.shard_writer import split_name
-from pyids.data.sources import Source, Split, plan_splits
+from pyids.data.sources import Source
+from pyids.data.splits import Split, plan_splits
 from pyids.data.vector_files import (
     ROWS_PER_BLOCK,
     VectorFiles,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
 import csv
-import datetime
-import decimal
 import json
 import lzma
 import zlib
@@ -17,12 +14,11 @@ from typing import Any, BinaryIO
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pyids.chat.rawjson import array_items, compact, has_half_surrogate, parse
-from pyids.data.containers import BLOCK_BYTES, open_bytes, open_raw, unreadable
+from pyids.data.columnar import items_of, open_arrow, open_parquet
+from pyids.data.containers import BLOCK_BYTES, open_bytes, unreadable
 from pyids.data.diagnose import what_line
-from pyids.data.remote import is_remote
 
 # Rows of a table that become objects at a time: few, for a small file may hold huge rows.
 _BATCH_ROWS = 64
@@ -286,12 +282,7 @@ class Reader:
 
     def _batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[Item]:
         for batch in batches:
-            try:
-                items = _to_items(batch)
-            except _UNFIT:
-                # Which row is it?
-                items = [item for i in range(len(batch)) for item in _one(batch.slice(i, 1))]
-            for raw, record in items:
+            for raw, record in items_of(batch):
                 self.lines += 1
                 if len(raw) > self.max_row_bytes:
                     yield self.lines, raw, Problem(self.lines, self._too_long())
@@ -329,34 +320,6 @@ def _is_json(raw: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def open_parquet(path: str) -> pq.ParquetFile:
-    """Open a parquet file such that a row group is streamed, not held."""
-    file = open_raw(path) if is_remote(path) else path
-    return pq.ParquetFile(file, buffer_size=BLOCK_BYTES, pre_buffer=False)
-
-
-def open_arrow(path: str) -> Any:
-    """Record batches of an Arrow file or stream, memory-mapped."""
-    source = pa.PythonFile(open_raw(path), "r") if is_remote(path) else pa.memory_map(path)
-    try:
-        return pa.ipc.open_stream(source)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        file = pa.ipc.open_file(source)
-        return _FileBatches(file)
-
-
-class _FileBatches:
-    """The batches of an Arrow file, iterated like those of a stream."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.schema = file.schema
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self.file.get_batch(i) for i in range(self.file.num_record_batches))
 
 
 class Damaged(dict[str, Any]):
@@ -410,48 +373,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     )
 
 
-# What a value that Python or JSON cannot hold raises: a year beyond 9999, text that is not UTF-8, a
-# type that pyarrow has no class for.
-_UNFIT = (ValueError, OverflowError, TypeError, KeyError, NotImplementedError)
-
-
-def _to_items(batch: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
-    """Turn rows of a table into JSON and objects."""
-    return [(orjson.dumps(row, default=to_json), row) for row in batch.to_pylist()]
-
-
-def _one(row: pa.RecordBatch) -> list[tuple[bytes, dict[str, Any] | str]]:
-    """Do the same with one row; what is wrong with it, where it cannot be done."""
-    try:
-        return _to_items(row)
-    except _UNFIT:
-        return [(b"", "; ".join(_unfit_columns(row)))]
-
-
-def _unfit_columns(row: pa.RecordBatch) -> Iterator[str]:
-    for i, name in enumerate(row.schema.names):
-        try:
-            orjson.dumps(row.column(i).to_pylist(), default=to_json)
-        except KeyError:
-            yield f"column {name!r} is of type {row.schema.types[i]}, which is not read: drop it"
-        except _UNFIT as error:
-            yield f"column {name!r} cannot become JSON ({error}): mend the value, or drop it"
-
-
 def _twice(names: Sequence[str]) -> str:
     """Say which column's name is not its own; empty where there is none."""
     name = next((name for name in names if list(names).count(name) > 1), None)
     return "" if name is None else f"the column {name!r} stands twice: rename one"
-
-
-def to_json(value: object) -> object:
-    """JSON for what a table holds and JSON does not."""
-    if isinstance(value, datetime.date | datetime.time):  # a subclass, such as pandas' Timestamp
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    raise TypeError(f"a value of type {type(value).__name__} cannot become JSON")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pyids.data.remote import open_remote
 from pyids.errors import DataError
+from pyids.store.arrays import npy_header
 
 # Rows that lie this near are read in one go, with what lies between.
 _GAP_ROWS = 64
@@ -46,17 +47,8 @@ class RemoteArray:
             It is no ``.npy`` file of numbers whose rows lie one behind the other, or is cut off.
         """
         with open_remote(path) as file:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise ValueError(f"version {version} of the format")
-            shape, by_columns, dtype = read(file)
+            shape, by_columns, dtype = npy_header(file)
             start, end = file.tell(), file.seek(0, 2)
-        if dtype.hasobject:
-            raise ValueError("it holds objects")
         if by_columns and len(shape) > 1:
             raise ValueError("its columns lie one behind the other: save it in C order")
         if end - start < int(np.prod(shape)) * dtype.itemsize:

@@ -1,4 +1,4 @@
-"""What the user names as data: which files, what each holds, how it is split for reading."""
+"""What the user names as data: which files, and what each holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pyids.chat.formats import (
     no_format,
     to_messages,
 )
+from pyids.data.columnar import open_arrow, open_parquet
 from pyids.data.containers import HEAD_BYTES, check_head, head_of, open_bytes, size_of, sniff
 from pyids.data.diagnose import what_lines, what_object, what_table
 from pyids.data.folders import HELD_OUT, TRAIN, choose_split, files_of_folder, parse_name
@@ -30,8 +31,6 @@ from pyids.data.readers import (
     Problem,
     Reader,
     is_lines,
-    open_arrow,
-    open_parquet,
 )
 from pyids.data.remote import is_remote, remote_files
 from pyids.errors import ConfigError, DataError
@@ -41,10 +40,6 @@ logger = logging.getLogger("pyids")
 
 
 Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
-
-# The size of a split is a function of the data alone: never of the workers, so that shards, and
-# with them every later file, are the same on any machine.
-SPLIT_BYTES = 32 << 20
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -114,18 +109,6 @@ class Source:
     def unit(self) -> str:
         """What a position in the file counts: ``line`` or ``row``."""
         return "line" if self.kind in ("jsonl", "csv", "tsv") else "row"
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of a source that one task reads: bytes, row groups, record batches, or all of it."""
-
-    number: int
-    source: Source
-    source_number: int
-    start: int
-    stop: int
-    bytes: int
 
 
 def open_sources(
@@ -423,46 +406,3 @@ def _check_vectors(source: Source, columns: tuple[str, ...]) -> None:
             f"{source.path}: there is no column {source.vectors!r} of vectors: name one of "
             f"{list_columns(columns)}"
         )
-
-
-def plan_splits(sources: Sequence[Source]) -> list[Split]:
-    """Cut the sources into splits of about `SPLIT_BYTES`, by the data alone.
-
-    Lines of uncompressed jsonl are split by bytes, parquet by row groups, Arrow by record batches;
-    everything else is one split a file.
-    """
-    splits: list[Split] = []
-    for source_number, source in enumerate(sources):
-        for start, stop, size in _ranges(source):
-            splits.append(Split(len(splits), source, source_number, start, stop, size))
-    return splits
-
-
-def _ranges(source: Source) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, bytes of the input) of each split of a source."""
-    size = size_of(source.path)
-    if source.kind == "jsonl" and source.compression is None:
-        for start in range(0, size, SPLIT_BYTES):
-            stop = min(start + SPLIT_BYTES, size)
-            yield start, stop, stop - start
-        return
-    try:
-        if source.kind == "parquet":
-            metadata = open_parquet(source.path).metadata
-            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        elif source.kind == "arrow":
-            sizes = [batch.nbytes for batch in open_arrow(source.path)]
-        else:
-            yield 0, 0, size
-            return
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"{source.path}: the file cannot be read to its end ({reason}): get it again"
-        ) from None
-    start = collected = 0
-    for unit, unit_bytes in enumerate(sizes):
-        collected += unit_bytes
-        if collected >= SPLIT_BYTES or unit == len(sizes) - 1:
-            yield start, unit + 1, round(size * collected / max(1, sum(sizes)))
-            start, collected = unit + 1, 0

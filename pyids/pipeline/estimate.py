@@ -26,7 +26,7 @@ from pyids.config import RunConfig
 from pyids.data.ingest import groups_per_shard
 from pyids.data.readers import Problem, Reader
 from pyids.data.shard_writer import ROWS_PER_GROUP
-from pyids.data.sources import Split, plan_splits
+from pyids.data.splits import Split, plan_splits
 from pyids.data.vector_files import open_vectors
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.kmeans_plan import kmeans_plan

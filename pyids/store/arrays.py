@@ -11,7 +11,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,29 @@ from numpy.typing import NDArray
 MAPPED_SHARDS = 64
 # Shards that may be mapped all at once: Linux maps some 65,000 files a process.
 MOST_MAPPED = 20_000
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of a ``.npy`` file: shape, whether columns lie together, dtype.
+
+    The file is left where its numbers begin.
+
+    Raises
+    ------
+    ValueError
+        It is no such file, of an unknown version, or holds pickled objects, which are not loaded.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    shape, by_columns, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    return shape, by_columns, dtype
 
 
 def map_npy(path: Path) -> NDArray[Any]:
@@ -33,17 +56,8 @@ def map_npy(path: Path) -> NDArray[Any]:
     import pyarrow as pa
 
     with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"{path}: .npy of version {version}")
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = npy_header(file)
         offset = file.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{path}: pickled objects are not loaded (allow_pickle is off)")
     count = int(np.prod(shape))
     if not count:  # what is empty cannot be mapped
         return np.empty(shape, dtype)

@@ -38,6 +38,11 @@ def process_id(job):
     return os.getpid()
 
 
+def take_a_second(job):
+    time.sleep(1)
+    return job.number
+
+
 def die_once(job):
     """Kill this worker when it first meets the third job."""
     mark = Path(job.folder) / f"died-{job.number}"

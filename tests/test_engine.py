@@ -37,6 +37,7 @@ from engine_tasks import (
     process_id,
     process_that_loaded,
     refuse_three,
+    take_a_second,
     write_number,
 )
 
@@ -123,7 +124,8 @@ def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
         time.sleep(0.5)  # until both wait: one in the queue, one for its lock
         os.kill(workers[0].pid, signal.SIGKILL)
         with pytest.raises(PyidsError, match="a worker process died"):
-            list(engine.map(process_id, jobs(tmp_path, 4)))
+            # Long enough that the other worker is not through before the death is noticed.
+            list(engine.map(take_a_second, jobs(tmp_path, 20)))
         # By the system's word: two threads that wait for one child may both be told nothing.
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{process.pid}").exists() for process in workers):

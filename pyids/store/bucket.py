@@ -158,6 +158,10 @@ class Mirror:
         for path in self._files():
             if str(path.relative_to(self.folder)) not in there:
                 path.unlink()
+        for folder, _, _ in os.walk(self.folder, topdown=False):
+            with contextlib.suppress(OSError):  # it is not empty
+                os.rmdir(folder)
+        self.folder.mkdir(exist_ok=True)
         for name, found in sorted(there.items()):
             path = self.folder / name
             had = known.get(name)

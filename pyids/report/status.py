@@ -133,7 +133,9 @@ def status_of(folder: Path | str) -> Status:
 
 def _status_of(folder: Path, name: Path | str, working: bool | None) -> Status:
     if working and not is_run_folder(folder):  # in a bucket: the first files are on their way
-        raise DataError(f"{name}: a process has just begun to work in it: look again in a minute")
+        raise DataError(
+            f"{name}: a process has just begun to work in it: wait a minute, and try again"
+        )
     if not folder.is_dir() or not is_run_folder(folder):
         raise DataError(f"{name} is not a run folder: name one that `pyids run` has made")
     now = time.time()

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import xxhash
 
+from pyids.models import hub, load
+
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("reasoning_gym", reason="needs the demo extra")
 
@@ -241,6 +243,27 @@ def test_the_last_number_counts(quality):
     assert last("It costs $12.50.") == 12.5
     assert last("-3") == last("they lost -3.0")
     assert last("none") is None
+
+
+def test_short_answers_are_the_same_in_batches(quality, tiny):
+    measure, pool = quality["measure"], quality["pool"]
+    model, tokenizer = load.load_model(hub.resolve_model(tiny))
+    rows = [row["messages"] for row in pool.stand_in(40, seed=3)]
+    alone, together = (
+        measure.short_answers(model, tokenizer, rows, 64, "cpu", size) for size in (1, 7)
+    )
+    assert 5 < np.isfinite(alone[0]).sum() < len(rows)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_designs_are_tried_on_rows_and_seeds_of_no_table(quality):
+    grids = quality["grids"]
+    designs = grids.GRIDS["reader-designs"](600)
+    assert {trial.held_out for trial in designs} == {"dev"}
+    seen = {trial.seed for name in ("core", "clean", "reader") for trial in grids.GRIDS[name](600)}
+    assert not seen & {trial.seed for trial in designs[2:]}
+    assert len({trial.name for trial in designs}) == len(designs)
 
 
 def test_grids_for_a_model_that_reads_pair_their_seeds(quality):

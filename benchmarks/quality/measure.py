@@ -59,7 +59,12 @@ def evaluate(
 
 
 def short_answers(
-    model: Any, tokenizer: Any, conversations: Sequence[Any], max_length: int, device: str
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Any],
+    max_length: int,
+    device: str,
+    size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean NLL of short responses and whether greedy decoding gives them (1.0 or 0.0).
 
@@ -73,7 +78,7 @@ def short_answers(
     answers = [np.flatnonzero(row.response_mask) for row in rows]
     short = [i for i, at in enumerate(answers) if 0 < len(at) <= EXACT_TOKENS and at[0]]
     # A GPU is given several at a time, for a row alone leaves it idle.
-    size = 1 if device == "cpu" else ROWS_AT_A_TIME
+    size = size or (1 if device == "cpu" else ROWS_AT_A_TIME)
     short.sort(key=lambda i: len(rows[i].input_ids))
     with torch.inference_mode():
         for start in range(0, len(short), size):

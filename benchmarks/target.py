@@ -96,7 +96,7 @@ def prepare(given: argparse.Namespace) -> None:
     base = pretrain(
         parts.pool, folder / f"{NAME}-base", n_tokens=given.pretrain_tokens, dtype=given.dtype
     )
-    warm_up(base, parts.warm_up, folder / NAME)
+    warm_up(str(base), parts.warm_up, folder / NAME)
 
 
 def vectors_of(given: argparse.Namespace, encoder: str) -> tuple[Path, np.ndarray]:

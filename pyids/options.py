@@ -22,7 +22,7 @@ Files = Annotated[list[str] | None, BeforeValidator(parse_data)]
 Amounts = Annotated[dict[str, int | str] | None, BeforeValidator(parse_amounts)]
 
 
-Mix = Annotated[dict[str, float] | None, BeforeValidator(parse_mix)]
+Mix = Annotated[dict[str, float] | Literal["equal"] | None, BeforeValidator(parse_mix)]
 
 
 # Options that the command line takes several times.
@@ -59,8 +59,8 @@ class BudgetOptions(BaseModel):
     )
     proportional_to: Mix = option(
         "Budget",
-        "YAML file with a number for each group of --group-by: the budget is shared in these "
-        "proportions",
+        "`equal`: each group of --group-by gets the same part of the budget, or all that it has; "
+        "or a YAML file with a number for each group: the budget is shared in these proportions",
         None,
     )
 

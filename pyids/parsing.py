@@ -105,9 +105,9 @@ def _amount(name: str, given: object) -> int | str:
 
 
 def parse_mix(value: object) -> object:
-    """Take a mapping of groups to numbers, or the YAML file that holds it."""
-    if value is None:
-        return None
+    """Take a mapping of groups to numbers, or the YAML file that holds it, or the word equal."""
+    if value is None or value == "equal":
+        return value
     if isinstance(value, str):
         try:
             read = yaml.safe_load(Path(value).read_text(encoding="utf-8"))

@@ -227,6 +227,24 @@ def test_a_mix_is_kept(sized, tmp_path):
         pyids.Selection.open(tmp_path / "run", **options)
 
 
+def test_equal_parts_are_a_mix_of_ones(sized, tmp_path):
+    names = ("chat", "code", "math")
+
+    def draw(name, mix, budget=60):
+        options = sized.options(group_by="source", proportional_to=mix, budget=budget)
+        drawn = drive(tmp_path / name, **options)
+        rows = [row for ids in drawn for row in ids]
+        sources = [sized.rows[row]["source"] for row in rows]
+        return rows, [sources.count(source) for source in names]
+
+    rows, counts = draw("equal", "equal")
+    assert counts == [20, 20, 20]
+    assert draw("ones", dict.fromkeys(names, 1))[0] == rows
+    # Groups that have less than their part give all of it.
+    n = len(sized.rows) // 5
+    assert draw("many", "equal", 3 * n + 30)[1] == [n + 30, n, n]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

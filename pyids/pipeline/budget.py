@@ -119,6 +119,8 @@ def bounds_of(names: Sequence[str], config: RunConfig, total: int, capacity: Int
     """
     said: dict[str, dict[str, int | str]] = {"cap": config.cap or {}, "floor": config.floor or {}}
     mix = config.proportional_to
+    if mix == "equal":
+        mix = dict.fromkeys(names, 1.0)
     for option, given in (
         ("cap", list(said["cap"])),
         ("floor", list(said["floor"])),

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+# Folders that are worked in here, and the places elsewhere that messages name instead of them: a
+# command that a message advises is to be given for that place.
+STAND_FOR: dict[str, str] = {}
+
 
 class PyidsError(Exception):
     """Something the user can mend; the message is one line that names the place and the remedy.
 
     The command line prints the message alone and exits with code 2.
     """
+
+    def __init__(self, message: str = "", *more: object) -> None:
+        for folder, place in STAND_FOR.items():
+            message = message.replace(folder, place)
+        super().__init__(message, *more)
 
 
 class DataError(PyidsError):

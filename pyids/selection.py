@@ -360,7 +360,7 @@ class Selection:
         """
         self._check_open()
         # Scores told twice must not pass for those of a round that nobody has trained on.
-        n = self.rounds.asked(self.config.rounds)
+        n = self.rounds.asked(self.config.rounds, scores)
         restore.check_scores(self.rounds)
         table, told = self._told(n, scores)
         # A `run` may have ended here, whose last round scores nothing: now the selection goes on.

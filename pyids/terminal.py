@@ -98,6 +98,26 @@ def explain(error: BaseException) -> str | None:
     return f"{place}: {what}" if place else what
 
 
+def why_not_written(error: OSError, elsewhere: str, cannot: str = "cannot be written") -> str:
+    """Say why a place cannot be written, and what to do: another place helps against some failures.
+
+    Parameters
+    ----------
+    error : OSError
+        What the system said.
+    elsewhere : str
+        What to do where another place helps.
+    cannot : str
+        What cannot be done.
+    """
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        return f"{cannot} ({error.strerror}): remove what stands there, or {elsewhere}"
+    what = _REMEDIES.get(error.errno or 0, "")
+    if what.endswith(_GO_ON):
+        return what
+    return f"{cannot} ({error.strerror}): {elsewhere}"
+
+
 def _in_run_folder(place: str) -> bool:
     above = [os.path.dirname(place)]
     for _ in range(4):

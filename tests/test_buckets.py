@@ -346,3 +346,53 @@ def test_a_connection_that_breaks_for_a_while_loses_nothing(store, pool, monkeyp
     broken["now"] = False
     with pyids.Selection.open(url) as selection:
         assert len(selection.probes())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("rounds/1/weights.npy", False), ("rounds/state.json", True), ("manifest.json", True)],
+)
+def test_scores_that_did_not_all_get_there_are_told_again_or_known(
+    store, pool, monkeypatch, tmp_path, name, told
+):
+    from botocore.exceptions import EndpointConnectionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_module, "PUSH_S", 60.0)  # all is pushed in the end
+        for url in ("s3://runs-of-tests/told", "s3://runs-of-tests/whole"):
+            with pyids.Selection.open(url, pool.options(rounds=1)) as selection:
+                selection.ask()
+                probes = selection.probes()
+        scores = tmp_path / "scores.jsonl"
+        scores.write_text("".join(f'{{"_pyids_id": {n}, "score": {n % 3}}}\n' for n in probes))
+        invoke("tell", url, scores)
+        url, put = "s3://runs-of-tests/told", Bucket.put
+
+        def breaking(self, object_name, content):
+            with self._one_line(f"{object_name} cannot be written"):
+                if object_name == name:
+                    raise EndpointConnectionError(endpoint_url="x")
+            put(self, object_name, content)
+
+        patch.setattr(Bucket, "put", breaking)
+        line = refused("-q", "tell", url, scores, words=f"{url}: {name} cannot be written")
+        assert "the same command goes on where it was" in line
+    if told:
+        line = refused(
+            "-q", "tell", url, scores, words="these are the scores that round 1 was told"
+        )
+        assert f"all 1 rounds have been told: `pyids export {url}`" in line
+        invoke("export", url)
+    else:
+        invoke("tell", url, scores)
+    invoke("verify", url)
+    assert contents(store, "told") == contents(store, "whole")
+
+
+def test_messages_name_the_bucket(store, pool):
+    url = "s3://runs-of-tests/named"
+    with pyids.Selection.open(url, pool.options(rounds=2)) as selection:
+        with pytest.raises(ConfigError, match=f"`pyids ask {url}`") as caught:
+            selection.tell({})
+        assert str(work_folder(url)) not in str(caught.value)
+    assert str(ConfigError(str(work_folder(url)))) == str(work_folder(url))

@@ -238,8 +238,11 @@ def test_a_round_is_not_told_before_it_was_asked_for(pool, tmp_path):
     for _ in range(2):
         again = invoke("tell", folder, scores)
         assert again.exit_code == 2
-        assert "round 2 of 3 has not been asked for" in again.output
+        said = "these are the scores that round 1 was told; round 2 of 3 has not been asked for"
+        assert said in again.output
         assert f"`pyids ask {folder}`" in again.output
+    scores.write_bytes(scores.read_bytes().replace(b"1}", b"2}"))
+    assert "these are the scores" not in invoke("tell", folder, scores).output
     assert not (folder / "rounds" / "2").exists()
 
 

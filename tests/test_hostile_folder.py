@@ -17,7 +17,7 @@ from pyids.selection import Selection
 from pyids.store.files import write_sealed
 from pyids.store.ledger import save_npy
 from pyids.store.manifest import verify
-from pyids.terminal import explain, printable
+from pyids.terminal import explain, printable, why_not_written
 
 
 def pyids(*arguments, **environment):
@@ -206,6 +206,20 @@ def test_a_failure_of_the_machine_is_one_line_with_a_remedy(error, words):
     said = explain(error)
     assert words in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (28, "the disk is full: make room, then the same command goes on"),
+        (27, "files may not grow so large: raise the limit"),
+        (30, "cannot be written (Read-only file system): name another"),
+        (13, "cannot be written (Permission denied): name another"),
+        (21, "cannot be written (Is a directory): remove what stands there, or name another"),
+    ],
+)
+def test_another_place_is_advised_where_it_helps(number, words):
+    assert why_not_written(OSError(number, os.strerror(number)), "name another").startswith(words)
 
 
 def test_a_fault_of_pyids_keeps_its_traceback():

@@ -15,12 +15,13 @@ from pyids.cli import cli
 from pyids.data import near_dedup
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.pipeline.replay import replay_rounds
+from pyids.report.status import status_of
 from pyids.scoring.statistics import cluster_moments
 from pyids.scoring.told import read_scores
 from pyids.selection import Selection
 from pyids.store import place
 from pyids.store.arrays import map_npy
-from pyids.store.files import create_mapped, create_npy, read_sealed, write_sealed
+from pyids.store.files import create_mapped, create_npy, read_sealed, write_npy, write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import load_npy, save_npy
 from pyids.store.manifest import verify
@@ -343,6 +344,20 @@ def test_a_row_that_is_not_in_the_pool_is_named_with_its_line(two_told, tmp_path
     assert "s.jsonl line 2: row 99999 is not in the pool" in result.stderr
 
 
+def test_a_damaged_file_is_not_blamed_on_the_scores(two_told, tmp_path):
+    with Selection.open(two_told) as selection:
+        selection.draw()
+        selection.export_probes()
+        scores = scores_of(selection)
+    lines = [orjson.dumps({"_pyids_id": row, "score": score}) for row, score in scores.items()]
+    (tmp_path / "s.jsonl").write_bytes(b"\n".join(lines))
+    [file] = (two_told / "keep").glob("*.npy")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    result = CliRunner().invoke(cli, ["tell", str(two_told), str(tmp_path / "s.jsonl")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"pyids: {file}: damaged")
+
+
 # ---- the machine ---------------------------------------------------------------------------------
 
 
@@ -415,24 +430,67 @@ def test_the_last_tell_imports_no_torch(two_told, tmp_path):
     assert (two_told / "manifest.json").exists()
 
 
-def test_a_file_system_without_locks_has_one_all_the_same(tmp_path, monkeypatch):
-    def no_locks(*_):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_has_one_all_the_same(tmp_path, monkeypatch, answer):
+    run = tmp_path / "run"
+    Store.open(run).close()  # on a disk that has locks: its lock file stays, and nobody holds it
 
-    monkeypatch.setattr(place.FileLock, "acquire", no_locks)
-    holder = Store.open(tmp_path / "run")
-    with pytest.raises(ConfigError, match="another process works in this run folder"):
-        place.take_lock(tmp_path / "run")
+    def no_locks(*_):
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    holder = Store.open(run)
+    with pytest.raises(ConfigError, match=r"another process works .* remove .*\.lock-soft"):
+        place.take_lock(run)
+    assert status_of(run).working is None
     holder.close()
-    Store.open(tmp_path / "run").close()
-    # A process that was killed holds it no more.
-    (tmp_path / "run" / ".lock-soft").touch()
-    ended = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    Store.open(run).close()
+    # A process that was killed holds it no more; one of another machine may.
+    code = (
+        "import errno, fcntl, os, sys; from pyids.store.place import *\n"
+        "def no_locks(*_): raise OSError(errno.ENOLCK, '')\n"
+        "fcntl.flock = no_locks\n"
+        "lock = take_lock(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
-    holder = tmp_path / "run" / ".lock-soft-holder"
-    holder.write_text(f"{os.uname().nodename} {ended.stdout.decode().strip()}")
-    Store.open(tmp_path / "run").close()
+    killed = subprocess.run([sys.executable, "-P", "-c", code, str(run)], capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    assert (run / ".lock-soft").exists()
+    Store.open(run).close()
+    (run / ".lock-soft").write_text("12345\nanother-machine\n")
+    with pytest.raises(ConfigError, match="another process works in this run folder"):
+        Store.open(run)
+
+
+def test_an_array_on_a_full_disk_is_named(tmp_path):
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path;"
+        "from pyids.store.files import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "with atomic_write(Path(sys.argv[1])) as temporary, temporary.open('wb') as file:\n"
+        "    write_npy(file, np.zeros(10**6))"
+    )
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "a.npy")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert f"OSError: [Errno 27] File too large: '{tmp_path / 'a.npy'}'" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_refuses_is_no_damage(two_told, monkeypatch):
+    def too_many(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Store.open(two_told) as store:
+        monkeypatch.setattr("pyarrow.parquet.ParquetFile", too_many)
+        with pytest.raises(OSError, match="Too many open files"):
+            next(store.iter_rows(store.shards[0]))
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3).T, np.empty(0, "i4"), np.array(3)])
+def test_an_array_is_written_as_numpy_does(tmp_path, array):
+    np.save(tmp_path / "numpy.npy", array)
+    with (tmp_path / "a.npy").open("wb") as file:
+        write_npy(file, array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
 
 
 def test_what_is_sealed_is_read_back_or_refused(tmp_path):

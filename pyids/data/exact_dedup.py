@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pyids.data.sources import Source
 from pyids.engine import Engine, LocalEngine
 from pyids.progress import report
-from pyids.store.files import atomic_write, fingerprint
+from pyids.store.files import atomic_write, fingerprint, write_npy
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, read_entry, write_entry
 from pyids.store.reading import store_of
@@ -93,7 +93,7 @@ def drop_duplicates(
             path = store.artifact("keep", shard)
             path.parent.mkdir(exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.lib.format.write_array(file, kept, allow_pickle=False)
+                write_npy(file, kept)
             files.append(path)
             report("deduplicate", shard.first_row_id + shard.rows, store.rows_read)
     del unusable, repeats
@@ -214,7 +214,7 @@ def _find(task: _Find) -> int:
 
 def _save(path: Path, values: NDArray[Any]) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, values, allow_pickle=False)
+        write_npy(file, values)
 
 
 def _load(path: Path) -> NDArray[Any]:

@@ -21,7 +21,6 @@ selection is the same bytes.
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import logging
 from collections import Counter
@@ -44,6 +43,7 @@ from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
 from pyids.store.place import check_writable_place
+from pyids.terminal import why_not_written
 
 logger = logging.getLogger("pyids")
 
@@ -148,10 +148,8 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
         write(store, selected.sorted(), path)
         write_card(store, selected, path, format)
     except OSError as error:
-        full, taken = (errno.ENOSPC, errno.EDQUOT), (errno.EISDIR, errno.ENOTDIR)
-        other = "remove what stands there" if error.errno in taken else "choose another place"
-        what = "make room, or choose another place" if error.errno in full else other
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}): {what}") from None
+        problem = why_not_written(error, "choose another place")
+        raise ConfigError(f"{path}: {problem}") from None
     return path
 
 

@@ -29,7 +29,7 @@ from pyids.engine import Engine, LocalEngine
 from pyids.neighbors import near_duplicates
 from pyids.progress import report
 from pyids.store.arrays import ShardArrays, join
-from pyids.store.files import atomic_write, create_mapped, fingerprint
+from pyids.store.files import atomic_write, create_mapped, fingerprint, write_npy
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, load_sealed, read_entry, write_entry
 from pyids.store.reading import store_of
@@ -92,7 +92,7 @@ def drop_near_duplicates(store: Store, threshold: float, engine: Engine | None =
                 path = folder / name / f"{shard.name}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as whole, whole.open("wb") as file:
-                    np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
+                    write_npy(file, np.asarray(values))
                 files.append(path)
             sizes += np.bincount(labels[stays], minlength=len(sizes))
             went = ids[positions[~stays]] - shard.first_row_id

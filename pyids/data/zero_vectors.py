@@ -12,7 +12,7 @@ from pyids.data.exact_dedup import places
 from pyids.data.vector_files import blocks, open_vectors
 from pyids.errors import DataError
 from pyids.store.arrays import map_npy
-from pyids.store.files import atomic_write
+from pyids.store.files import atomic_write, write_npy
 from pyids.store.folder import Store
 from pyids.store.ledger import begin, checked_by, load_npy, load_sealed, write_entry
 
@@ -50,7 +50,7 @@ def drop_zero_rows(store: Store) -> None:
         path = store.artifact("keep", shard)
         kept = np.setdiff1d(map_npy(path), ids)  # checked above; its entry is gone
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array(file, kept, allow_pickle=False)
+            write_npy(file, kept)
         for place in places(store, shard, ids - shard.first_row_id):
             lines.append((place["row_id"], orjson.dumps({**place, "reason": _REASON})))
     with atomic_write(store.path / "skipped.jsonl") as temporary:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from pyids.store.files import fingerprint
+from pyids.store.files import fingerprint, naming
 
 if TYPE_CHECKING:
     from pyids.models.batching import Progress
@@ -52,7 +52,7 @@ class Answers:
             self._known[key] = value
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("ab") as file:
+                with naming(self.path), self.path.open("ab") as file:
                     entry = {"key": key, self.name: value}
                     file.write(orjson.dumps({**entry, "xxh3": fingerprint(entry)}) + b"\n")
 

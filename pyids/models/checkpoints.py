@@ -15,7 +15,7 @@ from pyids.models.adapter import check_adapter
 from pyids.models.hf import one_line, quiet
 from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.load import load_model, load_tokenizer
-from pyids.store.files import rename_folder
+from pyids.store.files import naming, rename_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -245,7 +245,8 @@ def _describe(file: Path, name: str) -> None:
         raise ModelError(
             f"{file.name} of the trainer is no JSON object: let it save the adapter with peft"
         ) from error
-    file.write_text(json.dumps(described, indent=2, sort_keys=True), "utf-8")
+    with naming(file):
+        file.write_text(json.dumps(described, indent=2, sort_keys=True), "utf-8")
 
 
 def _begin(folder: Path) -> Path:
@@ -259,4 +260,5 @@ def _begin(folder: Path) -> Path:
 def _write_record(folder: Path, checkpoint: Checkpoint) -> None:
     record = asdict(checkpoint)
     del record["path"]
-    (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    with naming(folder / _RECORD):
+        (folder / _RECORD).write_text(json.dumps(record, indent=2) + "\n", "utf-8")

@@ -25,6 +25,7 @@ from pyids.models.hf import quiet
 from pyids.models.hub import ModelRef
 from pyids.models.load import load_model
 from pyids.models.programs import run_program
+from pyids.store.files import naming
 
 if TYPE_CHECKING:
     from pyids.config import RunConfig
@@ -171,7 +172,8 @@ def _write(job: Job, folder: Path) -> None:
         "options": job.options,
         "in_4bit": job.in_4bit,
     }
-    (folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
+    with naming(folder / "job.json"):
+        (folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _read(folder: Path) -> Job:
@@ -211,7 +213,8 @@ def be_one_of_several(folder: Path) -> None:
     if main:
         with quiet():
             model.save_pretrained(folder / "model", **whole)
-        (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+        with naming(folder / "losses.json"):
+            (folder / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
     state.wait_for_everyone()
 
 

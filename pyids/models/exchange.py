@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from pyids.chat.template import Encoded
+from pyids.store.files import naming
 
 
 def write_encoded(path: Path, rows: Sequence[Encoded]) -> None:
     """Write rows to an ``.npz`` file."""
-    np.savez(
-        path,
-        ends=np.cumsum([len(row.input_ids) for row in rows], dtype=np.int64),
-        ids=np.concatenate([np.empty(0, np.int64), *(row.input_ids for row in rows)]),
-        mask=np.concatenate([np.empty(0, bool), *(row.response_mask for row in rows)]),
-    )
+    with naming(path):
+        np.savez(
+            path,
+            ends=np.cumsum([len(row.input_ids) for row in rows], dtype=np.int64),
+            ids=np.concatenate([np.empty(0, np.int64), *(row.input_ids for row in rows)]),
+            mask=np.concatenate([np.empty(0, bool), *(row.response_mask for row in rows)]),
+        )
 
 
 def read_encoded(path: Path) -> list[Encoded]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from pyids.models.trainer_configs import (
     write_training_config,
 )
 from pyids.registry import TRAINERS
+from pyids.store.files import fingerprint
+from pyids.store.place import NO_LOCKS
 
 Exporter = Callable[[Path, str], Path]
 
@@ -110,7 +113,10 @@ def _alone(folder: Path) -> Iterator[int]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = folder.with_name(".training.lock")
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    if not _has_locks(folder.parent):  # the program of an earlier try is one of this machine
+        name = f"pyids-{os.getuid()}-{fingerprint(str(folder.absolute()))}.lock"
+        file = Path(tempfile.gettempdir(), name)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,6 +129,17 @@ def _alone(folder: Path) -> Iterator[int]:
         file.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _has_locks(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _prepare(

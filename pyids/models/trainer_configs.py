@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pyids.config import RunConfig
+from pyids.store.files import naming
 
 # What the words of a command tell of its program; the first that stands in one of them.
 _PROGRAMS = {"axolotl": "axolotl", "llamafactory": "llamafactory", "trl": "trl"}
@@ -87,7 +88,8 @@ def write_training_config(task: TrainingTask, program: str, given: Mapping[str, 
     make = {"axolotl": _axolotl, "llamafactory": _llamafactory, "trl": _trl}.get(program, _plain)
     chosen, fixed = make(task)
     text = yaml.safe_dump({**chosen, **given, **fixed}, sort_keys=False, allow_unicode=True)
-    task.config_file.write_text(text, encoding="utf-8")
+    with naming(task.config_file):
+        task.config_file.write_text(text, encoding="utf-8")
 
 
 def _plain(task: TrainingTask) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ from pyids.pipeline.kmeans_plan import kmeans_plan
 from pyids.pipeline.streamed import Clusters, fit
 from pyids.resources import default_max_memory
 from pyids.store.arrays import ShardArrays
-from pyids.store.files import atomic_write, create_npy, read_sealed, remembered
+from pyids.store.files import atomic_write, create_npy, read_sealed, remembered, write_npy
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import (
     begin,
@@ -217,7 +217,7 @@ def _write_labels(
     entry = path.with_suffix(".json")
     begin(entry)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, np.ascontiguousarray(labels), allow_pickle=False)
+        write_npy(file, np.ascontiguousarray(labels))
     return write_entry(entry, [path], inputs, rows=len(labels), **metadata)
 
 

@@ -23,7 +23,7 @@ from pyids.config import RunConfig
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError, ModelError
 from pyids.progress import report
-from pyids.store.files import atomic_write, fingerprint
+from pyids.store.files import atomic_write, fingerprint, write_npy
 from pyids.store.folder import Row, Shard, Store
 from pyids.store.ledger import begin, load_npy, load_sealed, read_entry, save_npy, write_entry
 
@@ -186,7 +186,7 @@ def _group_shard(task: _GroupTask) -> int:
     ]
     begin(entry)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, np.array(found, np.int32), allow_pickle=False)
+        write_npy(file, np.array(found, np.int32))
     write_entry(entry, [path], task.inputs, rows=len(found), names=list(numbers))
     return len(found)
 

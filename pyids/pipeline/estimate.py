@@ -33,6 +33,7 @@ from pyids.pipeline.kmeans_plan import kmeans_plan
 from pyids.pipeline.planned import estimate_budget
 from pyids.pipeline.preflight import check_inputs
 from pyids.resources import default_max_memory, memory_left, processors
+from pyids.store.files import naming, write_npy
 from pyids.store.folder import Store
 
 # Rows of the two calibrations, and splits of the pool that they are taken from.
@@ -251,7 +252,8 @@ def _run_sample(config: RunConfig, sample: _Sample, n_rows: int) -> _Timed:
     raws = sample.raws[:: max(1, len(sample.raws) // n_rows)][:n_rows]
     folder = sample.folder / str(n_rows)
     folder.mkdir()
-    (folder / "rows.jsonl").write_bytes(b"\n".join(raws) + b"\n")
+    with naming(folder / "rows.jsonl"):
+        (folder / "rows.jsonl").write_bytes(b"\n".join(raws) + b"\n")
     changes: dict[str, Any] = {
         "data": [str(folder / "rows.jsonl")], "output_dir": str(folder / "run"), "limit": None,
         "budget": 1, "rounds": 1, "clusters": None, "engine": "local", "workers": 1,
@@ -261,7 +263,9 @@ def _run_sample(config: RunConfig, sample: _Sample, n_rows: int) -> _Timed:
     if config.embeddings_file is not None:
         vectors = open_vectors(config.embeddings_file)
         ids = np.arange(len(raws)) * max(1, len(vectors) // len(raws))
-        np.save(folder / "vectors.npy", vectors.take(np.minimum(ids, len(vectors) - 1)))
+        file = folder / "vectors.npy"
+        with naming(file), file.open("wb") as out:
+            write_npy(out, vectors.take(np.minimum(ids, len(vectors) - 1)))
         changes["embeddings_file"] = str(folder / "vectors.npy")
     small = config.model_copy(update=changes)
     times: dict[str, tuple[float, float]] = {}

@@ -31,7 +31,7 @@ from pyids.device import device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.progress import report
-from pyids.store.files import atomic_write, fingerprint, read_sealed, stamp, write_sealed
+from pyids.store.files import atomic_write, fingerprint, read_sealed, stamp, write_npy, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, load_npy, load_sealed, read_entry, write_entry
 
@@ -185,7 +185,7 @@ def _matches(
     if config.exclude_cosine is not None:
         vectors = store.scratch / "held-out.npy"
         with atomic_write(vectors) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array(file, _vectors(store, config, held), allow_pickle=False)
+            write_npy(file, _vectors(store, config, held))
     whole = ("rows", "already", "vectors")
     shared = {key: value for key, value in inputs.items() if key not in whole}
     tasks = [
@@ -377,7 +377,7 @@ def _write(
     trained = np.intersect1d(kept, np.array(already, np.int64))
     for name, ids in (("rows", rows), ("already", trained)):
         with atomic_write(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array(file, ids, allow_pickle=False)
+            write_npy(file, ids)
     facts = {"excluded": dict(sorted(counts.items())), "already": len(trained)}
     files = [folder / "rows.npy", folder / "already.npy", listing]
     write_entry(folder / "index.json", files, inputs, facts=facts)

@@ -90,7 +90,7 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
             "give output_dir"
         )
     from pyids.data.memory import materialize
-    from pyids.store.files import atomic_write
+    from pyids.store.files import atomic_write, write_npy
     from pyids.store.folder import Store
     from pyids.store.place import check_writable_place
 
@@ -110,7 +110,7 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
             array = _as_matrix(name, value)
             path = folder / f"{name.removesuffix('_file')}.npy"
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
+                write_npy(file, array)
             fields[name] = str(path)
     return fields
 

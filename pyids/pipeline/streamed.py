@@ -28,7 +28,7 @@ from pyids.errors import DataError
 from pyids.neighbors import take_rows
 from pyids.resources import processors
 from pyids.store.arrays import ShardArrays, map_npy
-from pyids.store.files import atomic_write, create_npy
+from pyids.store.files import atomic_write, create_npy, write_npy
 from pyids.store.ledger import load_npy
 
 # Rows of a group that is not held: some 16 MB of what is known of them.
@@ -162,7 +162,7 @@ class StreamedPass:
         self._iteration += 1
         file = self._scratch / "centers.npy"
         with atomic_write(file) as temporary, temporary.open("wb") as out:
-            np.lib.format.write_array(out, centers, allow_pickle=False)
+            write_npy(out, centers)
         parts = self._run()
         partial = None
         self._inertia = 0
@@ -274,7 +274,7 @@ def assign_group(task: _Task) -> _Done:
     )
     partial = work.assign(centers)
     with atomic_write(Path(task.labels)) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, work.labels, allow_pickle=False)
+        write_npy(file, work.labels)
     far = work.farthest(task.far, task.group.first) if task.far else []
     return _Done(Partial(partial.sums.copy(), partial.mass.copy()), work.inertia(), far)
 
@@ -282,7 +282,7 @@ def assign_group(task: _Task) -> _Done:
 def _nothing(task: _Task, centers: Float64) -> _Done:
     """Return the sums of a group whose shards are all empty."""
     with atomic_write(Path(task.labels)) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, np.empty(0, np.int32), allow_pickle=False)
+        write_npy(file, np.empty(0, np.int32))
     empty = Partial(np.zeros(centers.shape, np.int64), np.zeros(len(centers), np.int64))
     return _Done(empty, 0, [])
 

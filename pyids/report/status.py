@@ -13,7 +13,7 @@ from pyids.errors import DataError
 from pyids.report.stages import Stage, disk_bytes, seconds_left, seconds_of, stages_of
 from pyids.store.glance import glance
 from pyids.store.objects import is_bucket
-from pyids.store.place import is_run_folder
+from pyids.store.place import is_run_folder, soft_lock
 
 _SHOWN_ENTRIES = 6
 
@@ -148,6 +148,8 @@ def is_locked(path: Path) -> bool | None:
 
     The lock is looked up, not taken: a run that begins at this moment must not find it taken.
     """
+    if soft_lock(path.parent).exists():  # of a process that may be one of another machine
+        return None
     try:
         held = Path("/proc/locks").read_text(encoding="ascii")
         inode = path.stat().st_ino

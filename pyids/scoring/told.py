@@ -12,7 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.errors import DataError
+from pyids.errors import DamagedError, DataError
 
 if TYPE_CHECKING:
     from pyids.store.rounds import Rounds
@@ -169,6 +169,8 @@ def check_told(
             for row_id in row_ids.tolist():
                 try:
                     clusters_of(np.array([row_id]))
+                except DamagedError:
+                    raise  # of a file that is not the scores
                 except DataError as first:
                     raise DataError(f"{where(row_id)}{first}") from None
         raise error

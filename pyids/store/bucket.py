@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import orjson
 
-from pyids.errors import ConfigError
+from pyids.errors import STAND_FOR, ConfigError
 from pyids.store.files import stamp, write_json
 from pyids.store.objects import ADDRESS, Bucket
 
@@ -340,6 +340,7 @@ def working_in(url: str) -> Iterator[Path]:
     folder = work_folder(url)
     lease = Lease(bucket)
     lease.take()
+    STAND_FOR[str(folder)] = url.rstrip("/")
     mirror = Mirror(bucket, folder, lease)
     threads = [
         threading.Thread(target=target, name="bucket", daemon=True)
@@ -361,6 +362,7 @@ def working_in(url: str) -> Iterator[Path]:
     finally:
         mirror.end()
         threads[0].join()
+        STAND_FOR.pop(str(folder), None)
         lease.release()
 
 

@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
 import xxhash
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pyids.errors import ConfigError, DamagedError
 from pyids.store.remedies import remedy
@@ -66,16 +66,50 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
+        with naming(path, temporary):
+            yield temporary
+            fsync(temporary)
+            temporary.replace(path)
+            fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name the file that is written in an error of the system, which of a full disk names none.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    temporary : Path, optional
+        What it is called so far.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary), temporary):
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_npy(file: BinaryIO, array: ArrayLike) -> None:
+    """Write an array to an open ``.npy`` file, never a pickled one.
+
+    NumPy by itself writes past Python's file, and says of a full disk only how many numbers are
+    missing.
+
+    Raises
+    ------
+    OSError
+        The system's own.
+    """
+
+    class Plain:  # no file to NumPy, which then hands over bytes
+        write = staticmethod(file.write)
+
+    np.lib.format.write_array(Plain(), np.asarray(array), allow_pickle=False)
 
 
 def create_mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -39,11 +39,12 @@ from pyids.chat.rawjson import parse
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.arrays import ShardArrays, map_npy
-from pyids.store.files import atomic_write, fingerprint, read_sealed, write_sealed
+from pyids.store.files import atomic_write, create_npy, fingerprint, read_sealed, write_sealed
 from pyids.store.ledger import checked, load_held, load_npy, load_sealed
 from pyids.store.manifest import write_manifest
 from pyids.store.place import check_links, check_place, is_run_folder, take_lock, write_mark
 from pyids.store.remedies import remedy
+from pyids.terminal import why_not_written
 
 # What a folder answers that may be read and not written.
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -145,8 +146,8 @@ class Store:
                 return store
             if error.errno in (errno.EISDIR, errno.ENOTDIR) and store.path.is_dir():
                 raise  # of something inside it, which the error names
-            problem = f"{store.path}: cannot write there ({error.strerror})"
-            raise ConfigError(f"{problem}: make room or choose another --output-dir") from None
+            why = why_not_written(error, "choose another --output-dir", "cannot write there")
+            raise ConfigError(f"{store.path}: {why}") from None
         for left_over in store.path.rglob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)
@@ -358,15 +359,10 @@ class Store:
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
             positions = np.searchsorted(load_npy(self.artifact("keep", shard)), ids)
-            header = {
-                "descr": np.lib.format.dtype_to_descr(vectors.dtype),
-                "fortran_order": False,
-                "shape": (len(ids), vectors.shape[1]),
-            }
-            with atomic_write(copy) as temporary, temporary.open("wb") as file:
-                np.lib.format.write_array_header_1_0(file, header)
+            with atomic_write(copy) as temporary:
+                shorter = create_npy(temporary, (len(ids), vectors.shape[1]), vectors.dtype)
                 for start in range(0, len(ids), 1024):
-                    file.write(vectors[positions[start : start + 1024]].tobytes())
+                    shorter[start : start + 1024] = vectors[positions[start : start + 1024]]
         return map_npy(copy)
 
     def embedding(self, row_id: int) -> NDArray[Any]:
@@ -434,6 +430,8 @@ class Store:
                         messages = to_messages(parse(raw), format)
                         yield Row(row_id, raw, messages, path, shard.first_line + line)
         except OSError as error:
+            if error.errno is not None:
+                raise  # of the system, whatever the file holds
             reason = str(error).partition("\n")[0]
             raise DamagedError(f"{rows}: cannot be read ({reason}): {remedy(rows)}") from None
 

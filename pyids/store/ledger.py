@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from pyids.store.files import (
     hash_once,
     read_sealed,
     stamp,
+    write_npy,
     write_sealed,
 )
 from pyids.store.remedies import remedy
@@ -195,14 +195,14 @@ def save_npy(path: Path, array: NDArray[Any], inputs: Mapping[str, Any]) -> None
     entry = path.with_suffix(".json")
     begin(entry)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+        write_npy(file, array)
     write_entry(entry, [path], inputs, rows=len(array))
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
     """Give the ``.npy`` file that `save_npy` writes of an array."""
     file = io.BytesIO()
-    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    write_npy(file, array)
     return file.getvalue()
 
 

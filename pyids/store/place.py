@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import socket
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pyids.errors import ConfigError
 from pyids.parsing import check_on_disk
-from pyids.store.files import FORMAT, atomic_write, read_json
+from pyids.store.files import FORMAT, atomic_write, naming, read_json
 
 # Lies in every run folder, from its first moment on.
 MARK = ".pyids"
@@ -26,7 +25,7 @@ MARK = ".pyids"
 _LOCK = ".lock"
 
 # What a file system answers that knows no locks.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 def is_run_folder(path: Path) -> bool:
@@ -145,7 +144,7 @@ def take_lock(path: Path) -> BaseFileLock:
     """Take the lock of a run folder.
 
     Where the file system has no locks that end with their process, a file that names the process
-    stands for it; that of a process which has ended is removed.
+    stands for it; that of a process of this machine which has ended is taken over.
 
     Raises
     ------
@@ -154,45 +153,31 @@ def take_lock(path: Path) -> BaseFileLock:
     OSError
         The folder cannot be written.
     """
+    soft = soft_lock(path)
     try:
         try:
-            lock: BaseFileLock = FileLock(path / _LOCK, timeout=0)
+            # Left to itself the library would take the lock file, which stays where a lock was
+            # given back, for the lock of a process that works.
+            lock: BaseFileLock = FileLock(path / _LOCK, timeout=0, fallback_to_soft=False)
             lock.acquire()
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
-            lock = _soft_lock(path / f"{_LOCK}-soft")
+            lock = SoftFileLock(soft, timeout=0.2)  # the first look removes, the second takes
+            lock.acquire()
     except Timeout:
+        # One that was killed on another machine, or before it could write who it is.
+        ended = f"; if there is none any more, remove {soft}" if soft.exists() else ""
         raise ConfigError(
             f"{path}: another process works in this run folder: wait for it, or choose another "
-            "--output-dir"
+            f"--output-dir{ended}"
         ) from None
     return lock
 
 
-def _soft_lock(file: Path) -> BaseFileLock:
-    holder = file.with_name(f"{file.name}-holder")
-    here = socket.gethostname()
-    try:
-        host, _, process = holder.read_text(encoding="utf-8").partition(" ")
-        if host == here and not _lives(int(process)):
-            file.unlink(missing_ok=True)
-    except (OSError, ValueError):
-        pass  # nobody has held it yet, or the name was never written
-    lock = SoftFileLock(file, timeout=0)
-    lock.acquire()
-    holder.write_text(f"{here} {os.getpid()}", encoding="utf-8")
-    return lock
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def soft_lock(path: Path) -> Path:
+    """Name the file that stands for the lock of a run folder where there are none."""
+    return path / f"{_LOCK}-soft"
 
 
 # ---- whose it is ---------------------------------------------------------------------------------
@@ -212,7 +197,8 @@ def write_mark(path: Path, named: Mapping[str, Any] | None = None) -> None:
     file = path / MARK
     if named is None:
         if not file.exists():
-            file.write_bytes(orjson.dumps({"format": FORMAT}) + b"\n")
+            with naming(file):
+                file.write_bytes(orjson.dumps({"format": FORMAT}) + b"\n")
         return
     with atomic_write(file) as temporary:
         owner = _signature(named)

@@ -122,8 +122,15 @@ class Rounds:
         """How many rounds have been told."""
         return self._count("weights.json")
 
-    def asked(self, rounds: int) -> int:
+    def asked(self, rounds: int, scores: object = None) -> int:
         """Return the present round of `rounds`, from 0, if its rows are drawn.
+
+        Parameters
+        ----------
+        rounds
+            How many there are.
+        scores
+            Those to be told; where they have been, that is said.
 
         Raises
         ------
@@ -131,17 +138,27 @@ class Rounds:
             They are not, or all rounds have been told; says what is to be done first.
         """
         n, folder = self.told, self._folder.parent
+        known = f"these are the scores that round {n} was told; " if self._told(scores) else ""
         if n == rounds:
             raise ConfigError(
-                f"{folder}: all {rounds} rounds have been told: `pyids export {folder}`, or "
+                f"{folder}: {known}all {rounds} rounds have been told: `pyids export {folder}`, or "
                 "Selection.finish, writes the selection"
             )
         if self.drawn == n:
             raise ConfigError(
-                f"{folder}: round {n + 1} of {rounds} has not been asked for: train on the rows of "
-                f"`pyids ask {folder}`, or Selection.ask, and tell their scores"
+                f"{folder}: {known}round {n + 1} of {rounds} has not been asked for: train on the "
+                f"rows of `pyids ask {folder}`, or Selection.ask, and tell their scores"
             )
         return n
+
+    def _told(self, scores: object) -> bool:
+        """Whether scores by row id are those of the last round: of a command that was repeated."""
+        n = self.told - 1
+        if n < 0 or not isinstance(scores, Mapping) or not self.holds_scores(n):
+            return False
+        table = self.scores(n)
+        ids, values = (table.column(name).to_pylist() for name in ("row_id", "score"))
+        return dict(zip(ids, values, strict=True)) == scores
 
     def _count(self, name: str) -> int:
         n = 0

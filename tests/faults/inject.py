@@ -313,7 +313,6 @@ class Injector:
                 trial.outcome, trial.message = "wrong", "another budget was taken"
                 return
             run(workflow.begin(folder))  # which writes it again
-            config.write_text(good)  # but for the place of this copy
             step = workflow.where(step, folder)
         else:
             edits = [

@@ -36,8 +36,8 @@ from pyids.pipeline.prepare import metadata, prepare, reopen
 from pyids.pipeline.replay import open_draws
 from pyids.progress import reporter
 from pyids.result import Result
-from pyids.scoring.cluster_weights import Told, columns_of, reweight
-from pyids.scoring.told import check_told
+from pyids.scoring.cluster_weights import Told, reweight
+from pyids.scoring.told import check_told, columns_of
 from pyids.store import restore
 from pyids.store.bucket import working_in
 from pyids.store.folder import Store
@@ -166,6 +166,11 @@ class Selection:
             raise ConfigError(
                 f"{self.store.path}: was opened again in this process: use the newer Selection"
             )
+        if self.store.closed:
+            raise ConfigError(
+                f"{self.store.path}: this Selection was closed, and others may work in its folder "
+                "now: open it again"
+            )
 
     @property
     def round(self) -> int:
@@ -235,6 +240,7 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
+        self._check_open()
         n = self.rounds.asked(self.config.rounds)
         row_ids = self.rounds.probes(n)
         if row_ids is None:
@@ -252,6 +258,7 @@ class Selection:
         ConfigError
             This round's rows have not been asked for, or all rounds have been told.
         """
+        self._check_open()
         n = self.rounds.asked(self.config.rounds)
         checkpoint = self._trained(n)
         self.callbacks.on_train(self, n, checkpoint)
@@ -408,7 +415,19 @@ class Selection:
     # -- the result --
 
     def finish(self) -> Path:
-        """Export the selection, then write the manifest."""
+        """Export the selection, then write the manifest.
+
+        Raises
+        ------
+        ConfigError
+            No round has drawn rows.
+        """
+        self._check_open()
+        if not self.rounds.drawn:
+            raise ConfigError(
+                f"{self.store.path}: no round has drawn rows, so there is no selection to finish: "
+                "ask first"
+            )
         path = self.export()
         self.rounds.settle()
         facts = {**self.draws.metadata(), **carried_over(self.store)}

@@ -1,12 +1,16 @@
 """Budgets in tokens and quotas of groups: in draws, in rounds, by one method."""
 
+from pathlib import Path
+
 import numpy as np
 import orjson
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyids
+from pyids.cli import cli
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline import token_draw
 from pyids.pipeline.token_draw import Part, draw_tokens
@@ -243,6 +247,21 @@ def test_equal_parts_are_a_mix_of_ones(sized, tmp_path):
     # Groups that have less than their part give all of it.
     n = len(sized.rows) // 5
     assert draw("many", "equal", 3 * n + 30)[1] == [n + 30, n, n]
+
+
+@pytest.mark.parametrize("mix", ["equal", "mix.yaml"])
+def test_a_mix_is_named_on_the_command_line(sized, tmp_path, mix, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mix.yaml").write_text("chat: 1\ncode: 1\nmath: 1\n")
+    command = ["select", str(sized.path), "--method", "random", "--budget", "60"]
+    command += ["--group-by", "source", "--proportional-to", mix, "--output-dir", "run"]
+    shown = CliRunner().invoke(cli, command)
+    assert shown.exit_code == 0, shown.output
+    sources = [
+        row["source"]
+        for row in map(orjson.loads, Path("run/selected-random.jsonl").read_bytes().splitlines())
+    ]
+    assert [sources.count(source) for source in ("chat", "code", "math")] == [20, 20, 20]
 
 
 @pytest.mark.parametrize(

@@ -325,9 +325,38 @@ def test_another_run_is_none_that_grows(weekly, tmp_path, change):
         vectors = np.load(options["embeddings_file"])
         vectors[3] += 1
         np.save(options["embeddings_file"], vectors)
-    words = "have other vectors than then" if change == "vectors" else "is the folder of another"
+    words = (
+        "row id 3 .* another vector than then"
+        if change == "vectors"
+        else "is the folder of another"
+    )
     with pytest.raises(ConfigError, match=words):
         pyids.Selection.open(tmp_path / "run", **options)
     assert (tmp_path / "run" / "rounds" / "1" / "selected.npy").exists()
     if change == "vectors":  # which can be mended
         drive(tmp_path / "run", **weekly.options(0, 1, 2))
+
+
+@pytest.mark.parametrize("method", ["k-center", "km-random"])
+def test_vectors_follow_the_order_in_which_files_were_read(weekly, tmp_path, method):
+    """A new file whose name sorts first: its vectors come last all the same."""
+    folder, more = weekly.folder / "data", {"clusters": 4} if method == "km-random" else {}
+    folder.mkdir()
+    weekly.path(1).rename(folder / "b.jsonl")
+    first, second = (weekly.vectors[slice(*PARTS[n])] for n in (1, 2))
+    file = tmp_path / "v.npy"
+    np.save(file, first)
+    options = {"data": str(folder), "embeddings_file": str(file), "budget": 20, **more}
+    options["output_dir"] = str(tmp_path / "run")
+    pyids.select(method, **options)
+    shard = tmp_path / "run" / "embeddings" / "00000-0000.npy"
+    before = shard.read_bytes()
+    weekly.path(2).rename(folder / "a.jsonl")
+    np.save(file, np.concatenate([second, first]))
+    with pytest.raises(ConfigError, match="row id 0 of the files that were read before"):
+        pyids.select(method, **options)
+    assert shard.read_bytes() == before
+    np.save(file, np.concatenate([first, second]))
+    pyids.select(method, **options)
+    assert shard.read_bytes() == before
+    assert len(np.load(tmp_path / "run" / "embeddings" / "00001-0000.npy")) == len(second)

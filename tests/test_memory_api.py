@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import pyids
+from pyids.errors import ConfigError, DataError
+from pyids.store.manifest import verify
 
 
 def rows_of(pool):
@@ -82,3 +84,95 @@ def test_yaml_keys_may_have_hyphens(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("weight-update: linear\nkmeans_max_iter: 3\n")
     assert load_config(path) == {"weight_update": "linear", "kmeans_max_iter": 3}
+
+
+def contents(folder):
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name not in (".lock", ".inputs.json")  # what it remembers
+    }
+
+
+@pytest.mark.parametrize("other", ["data", "vectors", "budget", "form"])
+def test_what_is_refused_leaves_the_folder_as_it_was(pool, tmp_path, other):
+    rows, vectors = rows_of(pool), np.load(pool.vectors)
+    fields = {"data": rows, "embeddings_file": vectors, "budget": 20, "clusters": 4}
+    with pyids.Selection.open(tmp_path / "run", rounds=1, **fields) as selection:
+        selection.ask()
+        selection.finish()
+    before = contents(tmp_path / "run")
+    changes = {
+        "data": {"data": rows[:50], "embeddings_file": vectors[:50]},
+        "vectors": {"embeddings_file": vectors[::-1].copy()},
+        "budget": {"data": rows[:50], "budget": "x"},
+        "form": {"data": pytest.importorskip("pyarrow").Table.from_pylist(rows[:50])},
+    }
+    with pytest.raises(ConfigError):
+        pyids.select("random", **fields | changes[other], output_dir=tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+    verify(tmp_path / "run")
+
+
+def test_a_folder_of_files_keeps_no_rows_that_were_refused(pool, tmp_path):
+    with pyids.Selection.open(tmp_path / "run", **pool.options(rounds=1)) as selection:
+        selection.ask()
+        selection.finish()
+    before = contents(tmp_path / "run")
+    with pytest.raises(ConfigError, match="another run"):
+        pyids.Selection.open(tmp_path / "run", **pool.options(data=rows_of(pool)[:90]))
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_selection_that_was_closed_does_nothing_more(pool, tmp_path):
+    selection = pyids.Selection.open(tmp_path / "run", **pool.options())
+    selection.ask()
+    probes = selection.probes()
+    selection.close()
+    for act in (
+        lambda: selection.tell({int(probes[0]): 1.0}),
+        selection.ask,
+        selection.probes,
+        selection.train,
+        selection.finish,
+    ):
+        with pytest.raises(ConfigError, match="was closed"):
+            act()
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as again:
+        assert again.round == 0
+
+
+def test_a_selection_without_a_round_is_not_finished(pool, tmp_path):
+    with (
+        pyids.Selection.open(tmp_path / "run", **pool.options()) as selection,
+        pytest.raises(ConfigError, match="no round has drawn rows"),
+    ):
+        selection.finish()
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({}, "no score was told"),
+        ({0.9: 5.0}, "0.9 is no whole number"),
+        ({True: 5.0}, "True is no whole number"),
+        ({"12": 5.0}, "'12' is no whole number"),
+        ({2**70: 1.0}, "in no pool"),
+        ({3: "a"}, "'a', no number"),
+        ({3: None}, "None, no number"),
+        ({3: True}, "True, no number"),
+        ({3: float("inf")}, "finite"),
+        ([1.0, 2.0], "type list"),
+        (None, "type NoneType"),
+    ],
+)
+def test_scores_are_a_mapping_of_ids_to_numbers(pool, tmp_path, scores, words):
+    with pyids.Selection.open(tmp_path / "run", **pool.options()) as selection:
+        selection.ask()
+        with pytest.raises(DataError, match=words):
+            selection.tell(scores)
+        assert selection.round == 0
+        row = selection.probes()[0]
+        selection.tell({np.int64(row): np.float32(0.5)})
+        assert selection.round == 1

@@ -17,8 +17,8 @@ FIRST = (
 )  # fmt: skip
 FIRST_TITLE = "Options that matter first"
 # What is written in forms that the configuration knows.
-_PARSED = ("budget", "clusters", "kmeans_sample", "max_memory")
-# The others, in the order of the configuration; what it inherits comes last in each group.
+_PARSED = ("budget", "clusters", "kmeans_sample", "max_memory", "proportional_to")
+# All fields, in the order of the configuration; what it inherits comes last in each group.
 FIELDS = tuple(
     dict.fromkeys(
         name
@@ -26,7 +26,7 @@ FIELDS = tuple(
         if name in RunConfig.model_fields
     )
 )
-# The others: these first, in this order.
+# The groups that options are shown in: these first, in this order.
 GROUPS = tuple(
     dict.fromkeys(["Data", "Selection", "Budget", "Exclusion", "Target", *map(group_of, FIELDS)])
 )

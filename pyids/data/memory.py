@@ -28,6 +28,10 @@ _TAKEN = (
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 
+# What rows in memory are written to.
+FILES = ("data.arrow", "data.jsonl")
+
+
 def materialize(data: object, folder: Path | str) -> Path:
     """Write rows to ``data.arrow`` or ``data.jsonl`` in a folder.
 
@@ -54,14 +58,11 @@ def materialize(data: object, folder: Path | str) -> Path:
     batches = _arrow_batches(data)
     folder.mkdir(parents=True, exist_ok=True)
     if batches is not None:
-        path = folder / "data.arrow"
+        path = folder / FILES[0]
         rows = _write_arrow(path, batches)
-        other = folder / "data.jsonl"
     else:
-        path = folder / "data.jsonl"
+        path = folder / FILES[1]
         rows = _write_lines(path, _records(data))
-        other = folder / "data.arrow"
-    other.unlink(missing_ok=True)  # what an earlier call left would be read as well
     if not rows:
         path.unlink()
         raise DataError(f"{_named(data)} holds no rows: check how it was made")

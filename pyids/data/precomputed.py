@@ -41,7 +41,7 @@ from pyids.data.zero_vectors import (
     zero_rows,
 )
 from pyids.engine import Engine, LocalEngine
-from pyids.errors import DamagedError, DataError, PyidsWarning
+from pyids.errors import ConfigError, DamagedError, DataError, PyidsWarning
 from pyids.store.files import atomic_write, create_npy, fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import (
@@ -65,6 +65,7 @@ def take_vectors(
     progress: Callable[[int], None] | None = None,
     metric: str = "euclidean",
     zero_vectors: str = "error",
+    known: int = 0,
 ) -> int:
     """Copy precomputed vectors of the kept rows into ``embeddings/``; skip shards that are done.
 
@@ -88,6 +89,10 @@ def take_vectors(
         What is then done with such rows: ``error``, or ``drop``, which lists them in
         ``skipped.jsonl``.
 
+    known : int, default 0
+        Of so many sources, from the first on, the rows must have the vectors that they had: the
+        pool grows by the others.
+
     Returns
     -------
     int
@@ -98,6 +103,8 @@ def take_vectors(
     DataError
         Shape, type or number of the vectors; rows with NaN or infinite values, or zero vectors
         under the cosine, the first named.
+    ConfigError
+        A row of a known source has another vector than before.
 
     Warns
     -----
@@ -105,10 +112,10 @@ def take_vectors(
         Rows whose vector is zero: they have no direction, so the cosine metric cannot place them.
     """
     (store.path / "embeddings").mkdir(exist_ok=True)
-    copied = _copy_all(store, file, column, engine or LocalEngine(), progress)
+    copied = _copy_all(store, file, column, engine or LocalEngine(), progress, known)
     if copied.zero_rows and metric == "cosine" and zero_vectors == "drop":
         drop_zero_rows(store)
-        copied = _copy_all(store, file, column, engine or LocalEngine(), progress)
+        copied = _copy_all(store, file, column, engine or LocalEngine(), progress, known)
     if copied.zero_rows:
         if metric == "cosine":
             raise DataError(no_direction(copied.name, copied.zero_rows, copied.zeros))
@@ -133,10 +140,11 @@ def _copy_all(
     column: str | None,
     engine: Engine,
     progress: Callable[[int], None] | None,
+    known: int,
 ) -> _Copied:
     if file is not None:
         vectors = open_vectors(file, store.rows_read, limit=store.index["limit"])
-        tasks, name = _tasks_of_file(store, vectors), str(file)
+        tasks, name = _tasks_of_file(store, vectors, known), str(file)
     else:
         assert column is not None, "vectors are in a file or in a column"
         tasks, name = _tasks_of_column(store, column), f"column {column!r}"
@@ -173,6 +181,8 @@ class _Target:
     parquet: str
     out: str
     fingerprint: str
+    # Whether its rows must have the vectors that were copied before.
+    fixed: bool = False
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -193,7 +203,7 @@ class _Task:
     files: VectorFiles | None = None
 
 
-def _target(store: Store, shard: Shard) -> _Target:
+def _target(store: Store, shard: Shard, known: int = 0) -> _Target:
     return _Target(
         shard.name,
         shard.rows,
@@ -202,10 +212,11 @@ def _target(store: Store, shard: Shard) -> _Target:
         str(store.artifact("rows", shard, ".parquet")),
         str(store.artifact("embeddings", shard)),
         store.fingerprint(shard),
+        shard.source < known,
     )
 
 
-def _tasks_of_file(store: Store, vectors: VectorFiles) -> Iterator[_Task]:
+def _tasks_of_file(store: Store, vectors: VectorFiles, known: int) -> Iterator[_Task]:
     hashes = [file["xxh3"] for file in fingerprint_files(vectors.paths, store)]
     half = vectors.dtype == np.float16
     files = VectorFiles(vectors.paths, vectors.column)  # without what is open here
@@ -215,7 +226,7 @@ def _tasks_of_file(store: Store, vectors: VectorFiles) -> Iterator[_Task]:
         own = [[hashes[n], first] for n, first in vectors.files_of(ids.start, ids.stop)]
         in_first = own == [[hashes[0], ids.start]]
         one = hashes[0] if in_first else fingerprint(own)
-        yield _Task((_target(store, shard),), vectors.column or "", one, half, files=files)
+        yield _Task((_target(store, shard, known),), vectors.column or "", one, half, files=files)
 
 
 def _tasks_of_column(store: Store, column: str) -> Iterator[_Task]:
@@ -286,7 +297,7 @@ def _carried_over(
     """Give the entry of a shard anew where it has these vectors already, out of another file.
 
     A file that a pool has grown in is another file: what it says of old rows is compared with what
-    was copied, and only the entry is written.
+    was copied, and only the entry is written. Where they must be the same they are not made anew.
     """
     entry = out.with_suffix(".json")
     try:
@@ -300,11 +311,21 @@ def _carried_over(
     copied = load_npy(out)
     if copied.shape != (had["rows"], files.shape[1]):
         return None
-    for start, block in blocks(files, load_npy(Path(target.keep))):
+    ids = load_npy(Path(target.keep))
+    for start, block in blocks(files, ids):
         with np.errstate(over="ignore"):
             block = block.astype(copied.dtype, copy=False)
-        if block.tobytes() != copied[start : start + len(block)].tobytes():
-            return None
+        old = copied[start : start + len(block)]
+        if block.tobytes() == old.tobytes():
+            continue
+        if target.fixed:
+            first = int(ids[start + np.flatnonzero((block != old).any(axis=1))[0]])
+            raise ConfigError(
+                f"{files.paths[0]}: row id {first} of the files that were read before has another "
+                "vector than then: the vectors of new files follow those of old ones, whatever "
+                "their names; put them last, or in a file of their own behind the old one"
+            )
+        return None
     return write_sealed(entry, {**had, "inputs": inputs})
 
 

@@ -89,7 +89,8 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(in_memory)} in memory is written to the run folder, and none is named: "
             "give output_dir"
         )
-    from pyids.data.memory import materialize
+    from pyids.data.memory import FILES, materialize
+    from pyids.data.replaced import put_back, put_in
     from pyids.store.files import atomic_write, write_npy
     from pyids.store.folder import Store
     from pyids.store.place import check_writable_place
@@ -100,18 +101,23 @@ def _on_disk(fields: dict[str, Any]) -> dict[str, Any]:
             "or to a bucket, first"
         )
     check_writable_place(fields["output_dir"])
+    make_config(**(fields | {name: "in memory" for name in in_memory}))  # before any work
     with Store.open(fields["output_dir"]) as store:
         folder = store.path / "input"
         folder.mkdir(exist_ok=True)
+        put_back(folder)  # what a killed process left
         for name, value in in_memory.items():
+            others: tuple[str, ...] = ()
             if name == "data":
-                fields["data"] = [str(materialize(value, folder))]
-                continue
-            array = _as_matrix(name, value)
-            path = folder / f"{name.removesuffix('_file')}.npy"
-            with atomic_write(path) as temporary, temporary.open("wb") as file:
-                write_npy(file, array)
-            fields[name] = str(path)
+                new, others = materialize(value, store.scratch), FILES
+            else:
+                array = _as_matrix(name, value)
+                new = store.scratch / f"{name.removesuffix('_file')}.npy"
+                new.parent.mkdir(exist_ok=True)
+                with atomic_write(new) as temporary, temporary.open("wb") as file:
+                    write_npy(file, array)
+            path = put_in(new, folder, *others)
+            fields[name] = [str(path)] if name == "data" else str(path)
     return fields
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from pyids.config import RunConfig
 from pyids.data.precomputed import take_vectors
 from pyids.data.remote import is_remote
+from pyids.data.replaced import accept, put_back
 from pyids.data.sources import Source
 from pyids.data.vector_files import vector_paths
 from pyids.device import device
@@ -67,11 +68,13 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
                     progress=lambda done: report("copy vectors", done, store.kept),
                     metric=config.metric,
                     zero_vectors=config.zero_vectors,
+                    known=len(sources) - len(new) if new else 0,
                 )
             if new:
                 extend(store, new, identity)
             # Only now: a folder whose rows or vectors could not be read is nobody's.
             store.claim(identity)
+            accept(store.path / "input")
             with atomic_write(store.path / "config.yaml") as temporary:
                 absolute = with_absolute_paths(config)
                 temporary.write_text(absolute.to_yaml(), encoding="utf-8")
@@ -155,6 +158,8 @@ def _opened(config: RunConfig, *, may_write: bool = True) -> Iterator[Store]:
     try:
         yield store
     except BaseException:
+        if not store.read_only:
+            put_back(store.path / "input")  # if the run was refused
         store.close()
         raise
 

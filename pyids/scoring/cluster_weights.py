@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyids._typing import Float64, Int64
+from pyids._typing import Float64
 from pyids.config import RunConfig
-from pyids.errors import DataError
 from pyids.registry import WEIGHT_UPDATES
 from pyids.scoring.shrinkage import by_own_noise, by_pooled_noise
 from pyids.scoring.statistics import (
@@ -22,7 +21,7 @@ from pyids.scoring.statistics import (
 )
 
 if TYPE_CHECKING:
-    from pyids.scoring.probes import Scores
+    pass
 
 # With the adaptive temperature a cluster gains or loses at most e^3 against the median in a round.
 _MAX_STEP = 3.0
@@ -319,39 +318,6 @@ class Told(NamedTuple):
 
     weights: Float64
     summary: dict[str, Any]
-
-
-def columns_of(
-    scores: Scores | Mapping[int, float], probes: Int64 | None
-) -> tuple[Int64, dict[str, Float64]]:
-    """Return the ids of the scored rows, and what is known of each, ``score`` first.
-
-    Parameters
-    ----------
-    scores
-        What a scorer said of the probe rows, or a mapping from row id to score.
-    probes
-        int64 (B,), ids of the probe rows.
-
-    Raises
-    ------
-    DataError
-        A score of a mapping is not finite.
-    """
-    if not isinstance(scores, Mapping):
-        assert probes is not None, "a scorer scores the probe rows"
-        usable = np.isfinite(scores.values)
-        columns = {"score": scores.values, **scores.columns}
-        return probes[usable], {name: x[usable] for name, x in columns.items()}
-    row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
-    values = np.fromiter(scores.values(), dtype=np.float64, count=len(scores))
-    if not np.isfinite(values).all():
-        first = np.flatnonzero(~np.isfinite(values))[0]
-        raise DataError(
-            f"the score of row {row_ids[first]} is {values[first]}: scores are finite numbers, "
-            "so leave out rows that have none"
-        )
-    return row_ids, {"score": values}
 
 
 def reweight(

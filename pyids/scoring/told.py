@@ -123,6 +123,56 @@ def _shown(value: object) -> str:
     return f"{orjson.dumps(value).decode():.40}"
 
 
+def columns_of(scores: object, probes: Int64 | None) -> tuple[Int64, dict[str, Float64]]:
+    """Return the ids of the scored rows, and what is known of each, ``score`` first.
+
+    Parameters
+    ----------
+    scores
+        What a scorer said of the probe rows, or a mapping from row id to score.
+    probes
+        int64 (B,), ids of the probe rows.
+
+    Raises
+    ------
+    DataError
+        No mapping, an empty one, an id that is no integer, or a score that is no finite number.
+    """
+    from pyids.scoring.probes import Scores
+
+    if isinstance(scores, Scores):
+        assert probes is not None, "a scorer scores the probe rows"
+        usable = np.isfinite(scores.values)
+        columns = {"score": scores.values, **scores.columns}
+        return probes[usable], {name: x[usable] for name, x in columns.items()}
+    row_ids, values = _numbers_of(scores)
+    if not np.isfinite(values).all():
+        first = np.flatnonzero(~np.isfinite(values))[0]
+        raise DataError(
+            f"the score of row {row_ids[first]} is {values[first]}: scores are finite numbers, "
+            "so leave out rows that have none"
+        )
+    return row_ids, {"score": values}
+
+
+def _numbers_of(scores: object) -> tuple[Int64, Float64]:
+    """Return the ids and the scores of a mapping that anybody may have made."""
+    wanted = "give a mapping from row id to score, such as {7: 0.5}"
+    if not isinstance(scores, Mapping):
+        raise DataError(f"scores of type {type(scores).__name__}: {wanted}")
+    if not scores:
+        raise DataError(f"no score was told: {wanted}, of at least one row")
+    for row_id, score in scores.items():
+        if isinstance(row_id, bool) or not isinstance(row_id, int | np.integer):
+            raise DataError(f"the row id {row_id!r:.40} is no whole number: {wanted}")
+        if not -(2**63) <= row_id < 2**63:
+            raise DataError(f"the row id {row_id!s:.40} is in no pool: tell the ids asked for")
+        if isinstance(score, bool) or not isinstance(score, int | float | np.number):
+            raise DataError(f"the score of row {row_id} is {score!r:.40}, no number: {wanted}")
+    row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
+    return row_ids, np.fromiter(map(float, scores.values()), dtype=np.float64, count=len(scores))
+
+
 def check_told(
     rounds: Rounds,
     n: int,

@@ -115,6 +115,7 @@ class Store:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         # Whether this process has opened the folder again, and works there through that.
         self.superseded = False
+        self.closed = False
 
     @classmethod
     def open(cls, path: Path | str, *, may_write: bool = True) -> Self:
@@ -164,6 +165,7 @@ class Store:
 
     def close(self) -> None:
         """Give the lock back."""
+        self.closed = True
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -1,7 +1,10 @@
 """A trainer of the user's own in the rounds: a program, a function, the known trainers' files."""
 
+import errno
+import fcntl
 import importlib.util
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +21,7 @@ import pyids
 from pyids.cli import cli
 from pyids.config import make_config
 from pyids.errors import ConfigError, ModelError
+from pyids.models import own_trainer
 from pyids.models.trainer_configs import TrainingTask, program_of, write_training_config
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -395,3 +399,25 @@ def test_trl_trains_in_a_round(options, tmp_path):
 
     record = read_record(result.run_folder / "rounds" / "1" / "checkpoint")
     assert (record.method, record.rows) == ("lora", 16)
+
+
+def test_a_training_is_alone_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    flock, elsewhere = fcntl.flock, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+
+    def on_a_disk(descriptor, how):
+        if not os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(elsewhere)):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", on_a_disk)
+    folder = tmp_path / "run" / "training"
+    with own_trainer._alone(folder):
+        with pytest.raises(ConfigError, match="still trains"), own_trainer._alone(folder):
+            pass
+        with own_trainer._alone(tmp_path / "another" / "training"):
+            pass
+    with own_trainer._alone(folder):
+        pass
+    assert list(elsewhere.iterdir()) == []

@@ -105,7 +105,7 @@ class Tracker(Callback):
             self.log({name: x for name, x in metrics.items() if math.isfinite(x)}, n + 1)
             if n + 1 == selection.config.rounds:
                 self.end()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  packages of others raise anything
             self._failed = True
             logger.warning(
                 "%s did not take the metrics of round %d (%s): the run goes on without it",

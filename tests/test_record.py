@@ -140,3 +140,30 @@ def test_the_card_of_a_run_says_what_it_excludes(mixed, tmp_path):
     assert "left out: 3 exact" in text
     assert "not drawn again: 5" in text
     assert str(tmp_path) not in text
+
+
+def test_a_folder_of_selections_alone_is_verified(mixed, tmp_path):
+    run = tmp_path / "run"
+    rows = pyids.select("random", **mixed.options(output_dir=str(run), budget=7)).path
+
+    def verified():
+        done = CliRunner().invoke(cli, ["verify", str(run)])
+        assert (done.exit_code == 0) == ("is what its run left behind" in done.output)
+        return done.output
+
+    assert "is what its run left behind" in verified()
+    status = CliRunner().invoke(cli, ["status", str(run)]).output
+    assert "1/1" in next(line for line in status.splitlines() if line.startswith("  export"))
+    before = rows.read_bytes()
+    rows.write_bytes(before.replace(b"1", b"2"))
+    again = "repeat the `pyids select` that made it"
+    assert verified() == f"{rows.name}: the content has changed: {again}\n"
+    rows.unlink()
+    assert verified() == f"{rows.name}: missing: {again}\n"
+    rows.write_bytes(before)
+    record = run / "selected-random.manifest.json"
+    for damage in (b"", b"[]", b'{"selected": 3}', b'{"selected": {"file": "../x"}}'):
+        record.write_bytes(damage)
+        assert record.name in verified() or "x: missing" in verified()
+    record.unlink()
+    assert "has no manifest.json" in verified()

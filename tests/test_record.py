@@ -167,3 +167,24 @@ def test_a_folder_of_selections_alone_is_verified(mixed, tmp_path):
         assert record.name in verified() or "x: missing" in verified()
     record.unlink()
     assert "has no manifest.json" in verified()
+
+
+def test_the_card_names_no_option_that_took_no_part(mixed, tmp_path):
+    """Vectors were given, so no encoder made them; a method without rounds scores nothing."""
+
+    def options(path):
+        lines = card_of(path).read_text().split("| option | value |")[1].split("## Sources")[0]
+        return {line.split("|")[1].strip() for line in lines.splitlines()[2:] if line}
+
+    folder = str(tmp_path / "run")
+    named = options(pyids.select("random", **mixed.options(output_dir=folder, budget=7)).path)
+    assert named == {"budget", "seed", "keep_duplicates"}
+    named = options(pyids.select("km-random", **mixed.options(output_dir=folder, budget=7)).path)
+    assert named == {
+        *("budget", "seed", "clusters", "metric", "embeddings_file", "keep_duplicates")
+    }
+    with pyids.Selection.open(tmp_path / "rounds", **mixed.options()) as selection:
+        selection.draw()
+        named = options(selection.export())
+    assert {"embeddings_file", "rounds", "scorer"} <= named
+    assert "encoder" not in named

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from pyids.config import load_config
+from pyids.config import ROUND_FIELDS, RunConfig, load_config
 from pyids.store.files import atomic_write
 from pyids.store.ledger import load_sealed
 
@@ -50,8 +50,9 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _OPTIONS = (
     "budget", "budget_unit", "group_by", "cap", "floor", "proportional_to", "exclude",
     "exclude_ngram", "exclude_overlap", "exclude_cosine", "already", "rounds", "seed", "clusters",
-    "metric", "semdedup_threshold", "encoder", "quality", "model", "proxy_model", "scorer",
-    "weight_update", "allocation", "oversample", "probes_per_cluster", "keep_duplicates",
+    "metric", "semdedup_threshold", "embeddings_file", "embeddings_column", "encoder", "quality",
+    "model", "proxy_model", "scorer", "weight_update", "allocation", "oversample",
+    "probes_per_cluster", "keep_duplicates",
 )  # fmt: skip
 
 
@@ -248,7 +249,10 @@ def _how(
         "",
         *_columns(selected, format),
     ]
-    options = [(key, config[key]) for key in _OPTIONS if config.get(key) is not None]
+    without = _idle(store, config, how)
+    options = [
+        (key, config[key]) for key in _OPTIONS if config.get(key) is not None and key not in without
+    ]
     return [
         *rows,
         "",
@@ -256,6 +260,23 @@ def _how(
         "|---|---|",
         *(f"| {key} | `{_inline(_without_folder(value))}` |" for key, value in options),
     ]
+
+
+def _idle(store: Store, config: Mapping[str, Any], how: How | None) -> set[str]:
+    """Return options that have decided nothing: those of stages that this selection had none of."""
+    idle: set[str] = set()
+    if config.get("embeddings_file") or config.get("embeddings_column"):
+        idle.add("encoder")
+    if not (store.path / "embeddings").exists():
+        idle |= {"encoder", "embeddings_file", "embeddings_column"}
+    if not (store.path / "centroids.json").exists():
+        idle |= {"clusters", "metric"}
+    if how is not None:
+        idle |= ROUND_FIELDS
+        read = config.get("quality") or config.get("target")
+        if not read and config.get("budget_unit") in (None, "rows"):
+            idle.add("model")
+    return idle
 
 
 def _facts(store: Store, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -321,10 +342,12 @@ def _about_license(found: list[str]) -> str:
 
 def _reproduce(config: dict[str, Any], how: How | None) -> list[str]:
     data = " ".join(_inline(_without_folder(one)) for one in config.get("data", ["DATA"])[:_SHOWN])
+    aside = ("data", "output_dir", "workers", "threads", "device", "engine")
+    known = RunConfig.model_fields
     shown = {
         key: _without_folder(value)
         for key, value in config.items()
-        if key not in ("data", "output_dir", "workers", "threads", "device", "engine")
+        if key not in aside and (key not in known or value != known[key].default)
     }
     lines = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).splitlines()
     command = "pyids run"

@@ -162,9 +162,9 @@ def test_a_folder_of_selections_alone_is_verified(mixed, tmp_path):
     assert verified() == f"{rows.name}: missing: {again}\n"
     rows.write_bytes(before)
     record = run / "selected-random.manifest.json"
-    for damage in (b"", b"[]", b'{"selected": 3}', b'{"selected": {"file": "../x"}}'):
+    for damage in (b"", b"[]", record.read_bytes().replace(b"random", b"uniform")):
         record.write_bytes(damage)
-        assert record.name in verified() or "x: missing" in verified()
+        assert verified() == f"{record.name}: damaged: {again}\n"
     record.unlink()
     assert "has no manifest.json" in verified()
 
@@ -188,3 +188,20 @@ def test_the_card_names_no_option_that_took_no_part(mixed, tmp_path):
         named = options(selection.export())
     assert {"embeddings_file", "rounds", "scorer"} <= named
     assert "encoder" not in named
+
+
+def test_the_report_shows_the_last_selection_and_what_it_was_asked_for(mixed, tmp_path):
+    from pyids.report.collect import collect
+
+    run = tmp_path / "run"
+    pyids.select("random", **mixed.options(output_dir=str(run), budget=7))
+    options = mixed.options(output_dir=str(run), **asked(tmp_path))
+    pyids.select("km-random", **options)
+    data = collect(run).data
+    said = dict(map(tuple, data["provenance"]))
+    assert said["method"] == "km-random"
+    assert said["budget"] == "40 of 40 rows"
+    assert said["group code"] == "4 of 99 rows (floor 0, cap 4)"
+    assert "manifest" not in said
+    assert yaml.safe_load(data["config"])["cap"] == {"code": "10%"}
+    assert str(tmp_path) not in str(data["config"])

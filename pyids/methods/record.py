@@ -14,7 +14,7 @@ from pyids.config import RunConfig
 from pyids.data.card import How
 from pyids.pipeline.grow import carried_over
 from pyids.pipeline.prepare import metadata
-from pyids.store.files import write_json
+from pyids.store.files import write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import facts_of
 from pyids.store.manifest import environment
@@ -42,7 +42,7 @@ def write_record(
     facts = metadata(store, config)
     if (store.path / "centroids.json").exists():
         facts |= carried_over(store)
-    write_json(
+    write_sealed(
         path,
         {
             "method": how.method,

@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.files import read_sealed, write_sealed
@@ -153,11 +151,11 @@ def _unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
     again, problems = "repeat the `pyids select` that made it", {}
     for record in records:
         try:
-            noted = orjson.loads(record.read_bytes())["selected"]
-            rows = path / Path(str(noted["file"])).name
+            noted = read_sealed(record)["selected"]
+            rows = path / Path(noted["file"]).name
             if change := difference(rows, noted):
                 problems[rows] = f"{change}: {again}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (DamagedError, ConfigError):
             problems[record] = f"damaged: {again}"
     return problems
 

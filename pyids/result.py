@@ -61,8 +61,10 @@ class Result:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What the run was made of and with; None before its end."""
+        """What a run, or a selection without rounds, was made of and with; None before its end."""
         path = self.run_folder / "manifest.json"
+        if self.rounds is None:
+            path = self.path.with_name(f"{self.path.stem}.manifest.json")
         if not path.exists():
             return None
         manifest: dict[str, Any] = json.loads(path.read_bytes())

@@ -7,7 +7,9 @@ say (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``, ``TRACKIO_DIR``, ...).
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -18,11 +20,14 @@ import numpy as np
 from pyids.callbacks import Callback
 from pyids.config import RunConfig
 from pyids.errors import ConfigError
+from pyids.terminal import printable
 
 if TYPE_CHECKING:
     from pyids.models.checkpoints import Checkpoint
     from pyids.scoring.probes import Scores
     from pyids.selection import Selection
+
+logger = logging.getLogger("pyids")
 
 PROJECT = "pyids"
 
@@ -46,10 +51,10 @@ class Tracker(Callback):
         self.folder = config.output_path
         self.parameters = _parameters(config)
         self._metrics: dict[str, float] = {}
-        self._begun = False
+        self._begun = self._failed = False
 
     def begin(self) -> None:
-        """Begin a run of the tracker, once there is something to log."""
+        """Begin a run of the tracker, when the first rows have been drawn."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the metrics of one round."""
@@ -60,6 +65,7 @@ class Tracker(Callback):
 
     def on_draw(self, selection: Selection, n: int) -> None:
         """See `pyids.callbacks.Callback`."""
+        self._begin()
         quotas = selection.rounds.quotas(n)
         self._metrics |= {
             "rows": int(quotas.sum()),
@@ -89,14 +95,35 @@ class Tracker(Callback):
                 "effective_clusters": float(np.exp(-(some * np.log(some)).sum())),
                 "largest_weight": float(weights.max() * len(weights)),
             }
-        if not self._begun:
-            self.begin()
-            self._begun = True
+        self._begin()
         metrics, self._metrics = self._metrics, {}
-        # A tracker's axis has no place for what is not a number.
-        self.log({name: x for name, x in metrics.items() if math.isfinite(x)}, n + 1)
-        if n + 1 == selection.config.rounds:
-            self.end()
+        if self._failed:
+            return
+        # Any exception: there may be a server behind it, and a round of training is worth more.
+        try:
+            # A tracker's axis has no place for what is not a number.
+            self.log({name: x for name, x in metrics.items() if math.isfinite(x)}, n + 1)
+            if n + 1 == selection.config.rounds:
+                self.end()
+        except Exception as error:  # noqa: BLE001  packages of others raise anything
+            self._failed = True
+            logger.warning(
+                "%s did not take the metrics of round %d (%s): the run goes on without it",
+                *(type(self).__name__, n + 1, _in_short(error)),
+            )
+
+    def _begin(self) -> None:
+        """Begin, once, before anything is trained: what is wrong then is found early."""
+        if self._begun:
+            return
+        try:
+            self.begin()
+        except Exception as error:
+            raise ConfigError(
+                f"{type(self).__name__} cannot log this run ({_in_short(error)}): see its "
+                "settings, or leave --report-to out"
+            ) from error
+        self._begun = True
 
 
 class WandB(Tracker):
@@ -225,12 +252,22 @@ def _package(module: str, package: str | None = None) -> Any:
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
     """Return the options that were chosen, without paths: where files lie is nobody's business."""
-    values = config.model_dump()
+    values = {name: _without_folder(value) for name, value in config.model_dump().items()}
     for name in ("data", "embeddings_file"):
-        if (value := values[name]) is not None:
-            paths = value if isinstance(value, list) else [value]
-            values[name] = ", ".join(
-                Path(path).name if Path(path).is_absolute() else path for path in paths
-            )
+        if isinstance(value := values[name], list):
+            values[name] = ", ".join(value)
     del values["output_dir"]
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _without_folder(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_folder(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _in_short(error: BaseException) -> str:
+    """Return the first line of what a package says, without what stands before the @ of a URL."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    shown = printable(re.sub(r"//[^/@\s]*@", "//...@", said), one_line=True)[:300]
+    return f"{type(error).__name__}: {shown}"

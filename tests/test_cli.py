@@ -307,3 +307,20 @@ def test_the_version_is_that_of_the_package():
 
     assert pyids.__version__ == version("pyids-select")
     assert invoke("--version").output == f"pyids, version {pyids.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["select", "pool", "--method", "km"], ["km-closest", "km-median", "km-random", "kmq"]),
+        (["run", "pool", "--scorer", "target-g"], ["target-gradient"]),
+        (["run", "pool", "--weight-update", "u"], ["ucb"]),
+        (["select", "pool", "--quality", "perplexity-"], ["perplexity-difference"]),
+        (["clean", "run", "--stage", "emb"], ["embed"]),
+    ],
+)
+def test_names_are_completed_in_the_shell(words, found):
+    from click.shell_completion import BashComplete
+
+    complete = BashComplete(cli, {}, "pyids", "_PYIDS_COMPLETE")
+    assert [one.value for one in complete.get_completions(words[:-1], words[-1])] == found

@@ -1,6 +1,7 @@
 """What held-out rows exclude: planted copies of every kind, and rows that must stay."""
 
 import random
+import shutil
 import unicodedata
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyids
 from pyids.cli import cli
 from pyids.data import exclude
 from pyids.data.exclude import HeldOut, Options, read_held_out, words_of
+from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DataError
 
 RNG = random.Random(7)
@@ -257,6 +259,33 @@ def test_workers_change_nothing(pool, with_held_out, tmp_path):
             selection.draw()
     for name in ("excluded.jsonl", "excluded/rows.npy", "rounds/1/selected.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_one_shot_selection_compares_with_all_its_workers(
+    pool, with_held_out, tmp_path, monkeypatch
+):
+    """In a new folder and in one that excludes nothing; the same list for any number."""
+    asked, map_ = [], LocalEngine.map
+
+    def spy(engine, task, *args, **kwargs):
+        asked.append((task.__name__, engine.workers))
+        return map_(engine, task, *args, **kwargs)
+
+    monkeypatch.setattr(LocalEngine, "map", spy)
+    options = pool.options(budget=9, output_dir=str(tmp_path / "run"))
+    for workers in (1, 2):
+        asked.clear()
+        pyids.select("random", **options, workers=workers, **with_held_out)
+        assert ("_exclude_shard", workers) in asked
+        (tmp_path / f"{workers}.jsonl").write_bytes(
+            next(tmp_path.glob("run/excluded*.jsonl")).read_bytes()
+        )
+        shutil.rmtree(tmp_path / "run")
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+    pyids.select("random", **options)
+    asked.clear()
+    pyids.select("random", **options, workers=2, **with_held_out)
+    assert ("_exclude_shard", 2) in asked
 
 
 def test_a_budget_above_what_is_left_is_refused(pool, with_held_out, tmp_path):

@@ -113,6 +113,64 @@ def test_trackio(pool, config):
     assert any(b"largest_weight" in path.read_bytes() for path in found)
 
 
+class Down(trackers.Tracker):
+    """A tracker whose server goes away before its call of some name."""
+
+    calls, fails = [], "begin"
+
+    def _call(self, name):
+        self.calls.append(name)
+        if name == self.fails:
+            raise RuntimeError("\nno answer from https://me:secret@host/\x1b[2J\nand more")
+
+    def begin(self):
+        self._call("begin")
+
+    def log(self, metrics, step):
+        self._call("log")
+
+    def end(self):
+        self._call("end")
+
+
+def test_a_tracker_that_cannot_begin_is_known_before_any_training(pool, config, monkeypatch):
+    monkeypatch.setattr(Down, "calls", [])
+    with (
+        pyids.Selection.open(config.output_path, config, callbacks=[Down(config)]) as selection,
+        pytest.raises(ConfigError) as caught,
+    ):
+        selection.draw()
+    said = str(caught.value)
+    assert "Down cannot log this run (RuntimeError: no answer from https://...@host/" in said
+    assert not {"secret", "\x1b", "\n"} & {
+        said[n : n + k] for n in range(len(said)) for k in (1, 6)
+    }
+    assert Down.calls == ["begin"]
+
+
+@pytest.mark.parametrize("fails", ["log", "end"])
+def test_a_tracker_that_fails_later_costs_no_round(pool, config, monkeypatch, caplog, fails):
+    monkeypatch.setattr(Down, "calls", [])
+    monkeypatch.setattr(Down, "fails", fails)
+    run(pool, config, Down(config))
+    assert Down.calls == ["begin", *(["log"] if fails == "log" else ["log"] * 3 + ["end"])]
+    [warned] = [line for line in caplog.messages if "goes on without it" in line]
+    assert "secret" not in warned
+    assert f"round {1 if fails == 'log' else 3} (RuntimeError: no answer" in warned
+
+
+def test_no_tracker_is_told_where_files_lie(pool, tmp_path):
+    for name in ("held-out", "before", "target"):
+        (tmp_path / f"{name}.jsonl").write_bytes(pool.path.read_bytes())
+    named = {name: str(tmp_path / f"{name}.jsonl") for name in ("held-out", "before", "target")}
+    options = {"exclude": named["held-out"], "already": [named["before"]]}
+    options |= {"target": named["target"], "model": str(tmp_path / "model")}
+    made = make_config(**pool.options(output_dir=str(tmp_path / "run"), **options))
+    told = trackers.Tracker(made).parameters
+    assert str(tmp_path) not in str(told)
+    assert (told["exclude"], told["already"]) == (["held-out.jsonl"], ["before.jsonl"])
+
+
 def test_a_package_that_is_missing_is_named_before_any_work(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "import_module", _missing)
     arguments = ["run", str(pool.path), "--budget", "9", "--output-dir", str(tmp_path / "run")]

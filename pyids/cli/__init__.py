@@ -14,7 +14,7 @@ import click
 
 from pyids.cli import look
 from pyids.cli.buckets import destination, in_folder
-from pyids.cli.options import GroupedCommand, config_options
+from pyids.cli.options import GroupedCommand, completed, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
 from pyids.terminal import answered, printable, say_error
@@ -146,7 +146,12 @@ def run(
 
 @cli.command(cls=GroupedCommand)
 @click.argument("data", nargs=-1, required=True)
-@click.option("--method", required=True, help="`pyids methods` lists them")
+@click.option(
+    "--method",
+    required=True,
+    help="`pyids methods` lists them",
+    shell_complete=completed("METHODS"),
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="option of the method")
 @click.option("--to", "path", type=click.Path(), help="file [default: in the run folder]")
 @config_options(ROUND_FIELDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,11 @@ def status(folder: str, as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=click.Path())
 @in_folder
-@click.option("--stage", required=True, type=click.Choice(list(STAGES)), help="whose files go")
+@click.option(
+    "--stage",
+    type=click.Choice(list(STAGES)),
+    help="whose files go; without it, say what each takes, and remove nothing",
+)
 @click.option(
     "--from",
     "from_round",
@@ -97,9 +102,26 @@ def status(folder: str, as_json: bool) -> None:
     default=1,
     help="with rounds: the first that goes [default: 1]",
 )
-def clean(folder: str, stage: str, from_round: int) -> None:
-    """Remove what one stage has written to a run folder; the next command makes it again."""
-    from pyids.store.clean import clean as clean_folder
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+def clean(folder: str, stage: str | None, from_round: int, yes: bool) -> None:
+    """Remove what one stage has written to a run folder; the next command makes it again.
 
+    At a terminal it asks first.
+    """
+    from pyids.report.status import size
+    from pyids.store.clean import clean as clean_folder
+    from pyids.store.clean import found
+
+    held = found(Path(folder), STAGES if stage is None else [stage])
+    if stage is None:
+        for name, (n_bytes, files) in held.items():
+            click.echo(printable(f"{name:16} {size(n_bytes):>10}  {', '.join(files)}"))
+        click.echo("nothing was removed: name a stage with --stage")
+        return
+    if held and not yes and sys.stdin.isatty():
+        n_bytes, files = held[stage]
+        some = f" of round {from_round} and later" if stage == "rounds" and from_round > 1 else ""
+        shown = f"remove {', '.join(files)}{some} ({size(n_bytes)} in all) from {folder}?"
+        click.confirm(printable(shown), abort=True)
     removed = clean_folder(Path(folder), stage, from_round=from_round)
     click.echo(printable("\n".join(removed)) or "nothing to remove")

@@ -18,6 +18,13 @@ FIRST = (
 FIRST_TITLE = "Options that matter first"
 # What is written in forms that the configuration knows.
 _PARSED = ("budget", "clusters", "kmeans_sample", "max_memory", "proportional_to")
+# Options whose value is a name of a list of `pyids.registry`.
+_LISTS = {
+    "scorer": "SCORERS",
+    "weight_update": "WEIGHT_UPDATES",
+    "quality": "SIGNALS",
+    "encoder": "ENCODERS",
+}
 # All fields, in the order of the configuration; what it inherits comes last in each group.
 FIELDS = tuple(
     dict.fromkeys(
@@ -58,6 +65,18 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records)
 
 
+def completed(kind: str) -> Callable[[Any, Any, str], list[str]]:
+    """Complete names of a list of `pyids.registry` in the shell, those of other packages, too."""
+
+    def complete(context: Any, parameter: Any, incomplete: str) -> list[str]:
+        from pyids import registry
+
+        names: list[str] = getattr(registry, kind).names()
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
     """Give a command one option for every field of the configuration but the data.
 
@@ -83,7 +102,10 @@ def config_options(without: frozenset[str] = frozenset()) -> Callable[..., Any]:
                     text = f"{text} [default: {field.default}]"
                 # These are parsed by the config, which knows their forms.
                 kind = str if name in _PARSED else _option_type(field.annotation)
-                option = click.option(flag, name, type=kind, default=None, help=text)
+                names = completed(_LISTS[name]) if name in _LISTS else None
+                option = click.option(
+                    flag, name, type=kind, default=None, help=text, shell_complete=names
+                )
             command = option(command)
         return click.option(
             "--config",

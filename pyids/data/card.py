@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
-from pyids.config import load_config
+from pyids.config import ROUND_FIELDS, RunConfig, load_config
 from pyids.store.files import atomic_write
+from pyids.store.ledger import load_sealed
 
 if TYPE_CHECKING:
     from pyids.data.export import Selected
@@ -46,13 +48,39 @@ _SHOWN = 12
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 # Options that say how rows were chosen.
 _OPTIONS = (
-    "budget", "budget_unit", "group_by", "rounds", "seed", "clusters", "metric",
-    "semdedup_threshold", "encoder", "quality", "model", "proxy_model", "scorer", "weight_update",
-    "allocation", "oversample", "probes_per_cluster", "keep_duplicates",
+    "budget", "budget_unit", "group_by", "cap", "floor", "proportional_to", "exclude",
+    "exclude_ngram", "exclude_overlap", "exclude_cosine", "already", "rounds", "seed", "clusters",
+    "metric", "semdedup_threshold", "embeddings_file", "embeddings_column", "encoder", "quality",
+    "model", "proxy_model", "scorer", "weight_update", "allocation", "oversample",
+    "probes_per_cluster", "keep_duplicates",
 )  # fmt: skip
 
 
-def write_card(store: Store, selected: Selected, path: Path, format: str = "jsonl") -> Path | None:
+@dataclass(frozen=True)
+class How:
+    """How a method has chosen rows, which the configuration of their run folder need not say.
+
+    Attributes
+    ----------
+    method
+        Its name.
+    settings
+        Its options.
+    config
+        What was asked for, as a configuration file holds it.
+    facts
+        What was excluded; see `pyids.pipeline.exclude.Excluded`.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_card(
+    store: Store, selected: Selected, path: Path, format: str = "jsonl", how: How | None = None
+) -> Path | None:
     """Write the card of an export beside it, and return its path.
 
     It is ``README.md`` of the folder, or, where a README.md of something else lies there,
@@ -68,6 +96,8 @@ def write_card(store: Store, selected: Selected, path: Path, format: str = "json
         What was exported: a file, or a folder with ``selected.jsonl``.
     format
         Its format (`pyids.data.export.FORMATS`).
+    how
+        How a method has chosen them; by default as the run folder says.
     """
     rows = path / "selected.jsonl" if path.is_dir() else path
     if rows.name == "probes.jsonl" and rows.parent == store.path:
@@ -76,7 +106,8 @@ def write_card(store: Store, selected: Selected, path: Path, format: str = "json
     if card.exists() and _rows_of(card) != rows.name:
         card = rows.with_name(f"{rows.stem}.README.md")
     with atomic_write(card) as temporary:
-        temporary.write_text(make_card(store, selected, rows.name, format), encoding="utf-8")
+        text = make_card(store, selected, rows.name, format, how)
+        temporary.write_text(text, encoding="utf-8")
     return card
 
 
@@ -94,9 +125,11 @@ def card_of(path: Path) -> Path | None:
     return None
 
 
-def make_card(store: Store, selected: Selected, name: str, format: str = "jsonl") -> str:
+def make_card(
+    store: Store, selected: Selected, name: str, format: str = "jsonl", how: How | None = None
+) -> str:
     """Return the card of rows that are exported to a file of that name."""
-    config = _config(store)
+    config = _config(store) if how is None else dict(how.config)
     ids = np.sort(np.asarray(selected.row_ids, dtype=np.int64))
     step = max(1, -(-len(ids) // _READ_ROWS))
     licenses, sources = _facts_of_rows(store, ids[::step])
@@ -113,10 +146,10 @@ def make_card(store: Store, selected: Selected, name: str, format: str = "jsonl"
         front["license"] = "other"
     front["configs"] = [{"config_name": "default", "data_files": name}]
     lines = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
-    lines += [f"# {front['pretty_name']}", "", *_how(store, selected, config, name, format)]
+    lines += [f"# {front['pretty_name']}", "", *_how(store, selected, config, format, how)]
     lines += ["", "## Sources", "", *_list(sources, len(ids[::step]), step > 1)]
     lines += ["", "## License", "", _about_license(found)]
-    lines += ["", "## How to reproduce", "", *_reproduce(config, name)]
+    lines += ["", "## How to reproduce", "", *_reproduce(config, how)]
     return "\n".join(lines) + "\n"
 
 
@@ -198,7 +231,7 @@ def _as_list(value: Any) -> Iterable[Any]:
 
 
 def _how(
-    store: Store, selected: Selected, config: dict[str, Any], name: str, format: str
+    store: Store, selected: Selected, config: dict[str, Any], format: str, how: How | None
 ) -> list[str]:
     by = "by pyids"
     if selected.rounds is not None:
@@ -207,15 +240,19 @@ def _how(
             f"in {rounds} rounds of draw, train, score and re-weight (Yu et al., "
             "[arXiv 2409.11378](https://arxiv.org/abs/2409.11378))"
         )
-    elif name.startswith("selected-"):
-        by = f"by the method `{_inline(Path(name).stem.removeprefix('selected-'))}` of pyids"
+    elif how is not None:
+        by = f"by the method `{_inline(how.method)}` of pyids"
     rows = [
         f"{len(selected.row_ids):,} of {store.kept:,} usable rows ({store.rows_read:,} were read; "
         f"{store.skipped:,} were unusable, {store.duplicates:,} repeated another), chosen {by}.",
+        *_left_out(_facts(store, config) if how is None else how.facts),
         "",
         *_columns(selected, format),
     ]
-    options = [(key, config[key]) for key in _OPTIONS if config.get(key) is not None]
+    without = _idle(store, config, how)
+    options = [
+        (key, config[key]) for key in _OPTIONS if config.get(key) is not None and key not in without
+    ]
     return [
         *rows,
         "",
@@ -223,6 +260,42 @@ def _how(
         "|---|---|",
         *(f"| {key} | `{_inline(_without_folder(value))}` |" for key, value in options),
     ]
+
+
+def _idle(store: Store, config: Mapping[str, Any], how: How | None) -> set[str]:
+    """Return options that have decided nothing: those of stages that this selection had none of."""
+    idle: set[str] = set()
+    if config.get("embeddings_file") or config.get("embeddings_column"):
+        idle.add("encoder")
+    if not (store.path / "embeddings").exists():
+        idle |= {"encoder", "embeddings_file", "embeddings_column"}
+    if not (store.path / "centroids.json").exists():
+        idle |= {"clusters", "metric"}
+    if how is not None:
+        idle |= ROUND_FIELDS
+        read = config.get("quality") or config.get("target")
+        if not read and config.get("budget_unit") in (None, "rows"):
+            idle.add("model")
+    return idle
+
+
+def _facts(store: Store, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a run has found that must not be drawn."""
+    if config.get("exclude") is None and config.get("already") is None:
+        return {}
+    facts: dict[str, Any] = load_sealed(store.path / "excluded" / "index.json")["facts"]
+    return facts
+
+
+def _left_out(facts: Mapping[str, Any]) -> list[str]:
+    """Say which rows were never drawn, a line each way."""
+    lines = []
+    if found := facts.get("excluded"):
+        shown = ", ".join(f"{rows:,} {why}" for why, rows in found.items())
+        lines.append(f"Rows that match held-out rows were left out: {shown}.")
+    if rows := facts.get("already"):
+        lines.append(f"Rows that are trained on already were not drawn again: {rows:,}.")
+    return ["", *lines] if lines else []
 
 
 def _columns(selected: Selected, format: str) -> list[str]:
@@ -267,17 +340,20 @@ def _about_license(found: list[str]) -> str:
     )
 
 
-def _reproduce(config: dict[str, Any], name: str) -> list[str]:
+def _reproduce(config: dict[str, Any], how: How | None) -> list[str]:
     data = " ".join(_inline(_without_folder(one)) for one in config.get("data", ["DATA"])[:_SHOWN])
+    aside = ("data", "output_dir", "workers", "threads", "device", "engine")
+    known = RunConfig.model_fields
     shown = {
         key: _without_folder(value)
         for key, value in config.items()
-        if key not in ("data", "output_dir", "workers", "threads", "device", "engine")
+        if key not in aside and (key not in known or value != known[key].default)
     }
     lines = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).splitlines()
     command = "pyids run"
-    if name.startswith("selected-") and name.endswith(".jsonl"):
-        command = f"pyids select --method {Path(name).stem.removeprefix('selected-')}"
+    if how is not None:
+        settings = "".join(f" --set {_inline(k)}={_inline(v)}" for k, v in how.settings.items())
+        command = f"pyids select --method {_inline(how.method)}{settings}"
     return [
         "With the same data, models and version of pyids the same rows are selected again:",
         "",
@@ -291,6 +367,8 @@ def _reproduce(config: dict[str, Any], name: str) -> list[str]:
 
 def _without_folder(value: Any) -> Any:
     """Return an absolute path's last part: where files lie is nobody's business."""
+    if isinstance(value, list):
+        return [_without_folder(one) for one in value]
     if isinstance(value, str) and PurePath(value).is_absolute():
         return PurePath(value).name
     return value

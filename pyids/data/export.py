@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
-from pyids.data.card import write_card
+from pyids.data.card import How, write_card
 from pyids.errors import ConfigError, DataError
 from pyids.progress import report
 from pyids.store.files import atomic_write
@@ -102,7 +102,13 @@ class Selected:
         )
 
 
-def export(store: Store, selected: Selected, path: Path | str, format: str = "jsonl") -> Path:
+def export(
+    store: Store,
+    selected: Selected,
+    path: Path | str,
+    format: str = "jsonl",
+    how: How | None = None,
+) -> Path:
     """Write the selected rows.
 
     Parameters
@@ -118,6 +124,8 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
         One of `FORMATS`: ``jsonl``; ``parquet``; ``indices`` (row ids alone, one a line); or for a
         trainer a folder with ``selected.jsonl`` and the stanza of its configuration: ``trl``
         (``sft.yaml``), ``llamafactory`` (``dataset_info.json``), ``axolotl`` (``axolotl.yaml``).
+    how : How, optional
+        How a method has chosen them, for the card.
 
     Returns
     -------
@@ -146,7 +154,7 @@ def export(store: Store, selected: Selected, path: Path | str, format: str = "js
     try:
         (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
-        write_card(store, selected, path, format)
+        write_card(store, selected, path, format, how)
     except OSError as error:
         problem = why_not_written(error, "choose another place")
         raise ConfigError(f"{path}: {problem}") from None

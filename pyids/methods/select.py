@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
+from pyids.data.card import How
 from pyids.data.export import Selected, export
 from pyids.device import device
-from pyids.engine import make_engine
+from pyids.engine import Engine, LocalEngine, make_engine
 from pyids.errors import ConfigError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
 from pyids.methods.pool import Influences
+from pyids.methods.record import write_record
 from pyids.options import BudgetOptions, ExclusionOptions
 from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
-from pyids.pipeline.budget import bounds_of, budget_of, names_of, words
+from pyids.pipeline.budget import bounds_of, budget_of, describe_groups, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
 from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands
 from pyids.pipeline.identity import named, saved_config, with_absolute_paths
@@ -270,18 +274,43 @@ def excluded_rows(
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
         stem = target.stem.removeprefix("selected-")
         listing = target.with_name(f"excluded-{stem}.jsonl")
-        return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
+        try:
+            listing.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{listing.parent}: cannot be written ({error.strerror}): choose another place"
+            ) from None
+        with _engine(store, config) as engine:
+            folder = store.scratch / "excluded"
+            return exclude(store, config, engine, folder=folder, listing=listing)
     if stands(store, config):
         return excluded(store, config)
     if not is_ours(store.path, named(with_absolute_paths(folder_config))):
         raise ConfigError(
             f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
         )
-    return exclude(store, config)
+    with _engine(store, config) as engine:
+        return exclude(store, config, engine)
 
 
-def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) -> Int64:
-    """Select what the budget allows, in its unit and within the bounds of groups."""
+def _engine(store: Store, config: RunConfig) -> Engine:
+    """Make the engine that compares rows with held-out rows.
+
+    Beside a folder that is only read, files lie in a temporary folder that other machines do not
+    see: these rows are compared here.
+    """
+    if config.exclude is None or (store.read_only and config.engine != "local"):
+        return LocalEngine()
+    return make_engine(config.engine, config.workers, address=config.address)
+
+
+def _rows_within(
+    store: Store, config: RunConfig, pool: Pool, choose: Choose
+) -> tuple[Int64, dict[str, Any]]:
+    """Select what the budget allows, in its unit and within the bounds of groups.
+
+    Returns the ids, and what the manifest says of the budget.
+    """
     if config.unit == "rows" and config.group_by is None:
         budget = config.budget_rows(store.kept)
         if budget > len(pool):
@@ -289,15 +318,22 @@ def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) ->
                 f"budget {budget} is above the {len(pool)} rows that neither repeat the target nor "
                 "have a likelier answer: lower --budget"
             )
-        return choose(pool, budget)
+        chosen = choose(pool, budget)
+        return chosen, {"unit": "rows", "total": budget, "drawn": len(chosen)}
     total = budget_of(store, config).total
     places = np.searchsorted(_kept(store), pool.row_ids)
     units = np.ones(len(pool), np.int64)
     if config.unit != "rows":
         units = np.concatenate([tokens_of(store, s) for s in store.shards])[places]
     check_room(units, total, words(config.unit))
+
+    def of(chosen: Int64) -> NDArray[np.intp]:
+        return np.searchsorted(pool.row_ids, chosen)
+
+    facts: dict[str, Any] = {"unit": config.unit, "total": total}
     if config.group_by is None:
-        return choose_units(choose, pool, units, total, config.seed)
+        chosen = choose_units(choose, pool, units, total, config.seed)
+        return chosen, facts | {"drawn": int(units[of(chosen)].sum())}
     names = names_of(store, config)
     of_all = np.concatenate([groups_of(store, s, names) for s in store.shards])
     groups, trained = of_all[places], None
@@ -305,7 +341,11 @@ def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) ->
         trained = of_all[np.searchsorted(_kept(store), pool.already.row_ids)]
     held = np.bincount(groups, weights=units, minlength=len(names)).astype(np.int64)
     bounds = bounds_of(names, config, total, held)
-    return choose_groups(choose, pool, units, groups, bounds, total, config.seed, trained=trained)
+    chosen = choose_groups(choose, pool, units, groups, bounds, total, config.seed, trained=trained)
+    at = of(chosen)
+    drawn = np.bincount(groups[at], weights=units[at], minlength=len(names)).astype(np.int64)
+    facts |= {"drawn": int(drawn.sum()), "groups": describe_groups(bounds, drawn, held)}
+    return chosen, facts
 
 
 def _kept(store: Store) -> Int64:
@@ -341,12 +381,16 @@ def _select(
                 "drawn again, and charge none",
                 *(method, len(pool.already)),
             )
-        row_ids = _rows_within(store, config, pool, partial(chosen, seed=config.seed, **settings))
+        draw = partial(chosen, seed=config.seed, **settings)
+        row_ids, budget = _rows_within(store, config, pool, draw)
         clusters = None
         if until == "cluster":
             clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]
         logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
         selected = Selected(row_ids=row_ids, clusters=clusters)
-        written = export(store, selected, target)
+        asked = yaml.safe_load(with_absolute_paths(config).to_yaml())
+        how = How(method, settings, asked, without.facts)
+        written = export(store, selected, target, how=how)
+        write_record(store, config, how, budget, written)
         chosen_rows = selected.sorted()
         return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

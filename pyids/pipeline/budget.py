@@ -98,6 +98,16 @@ class Bounds:
     mix: list[float] | None = None
 
 
+def describe_groups(bounds: Bounds, drawn: Int64, held: Int64) -> dict[str, dict[str, int]]:
+    """Return what a manifest says of groups: units that each gave and holds (G,), its bounds."""
+    return {
+        name: {"drawn": int(had), "held": int(has), "floor": low, "cap": up}
+        for name, had, has, low, up in zip(
+            bounds.names, drawn, held, bounds.floors, bounds.caps, strict=True
+        )
+    }
+
+
 def bounds_of(names: Sequence[str], config: RunConfig, total: int, capacity: Int64) -> Bounds:
     """Return the bounds of groups, checked against what they hold.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.errors import ConfigError
-from pyids.pipeline.budget import Bounds, Budget, bounds_of, names_of, words
+from pyids.pipeline.budget import Bounds, Budget, bounds_of, describe_groups, names_of, words
 from pyids.pipeline.counts import groups_of, tokens_of
 from pyids.pipeline.draw import OUTLIER_PENALTY, Draws, draw_rows
 from pyids.pipeline.token_draw import Part, draw_tokens
@@ -353,15 +353,6 @@ class BudgetedDraws(Draws):
             "drawn": int(drawn.sum()),
         }
         if self.cells.by_group:
-            limits = zip(self.bounds.floors, self.bounds.caps, strict=True)
-            facts["groups"] = {
-                name: {"drawn": int(had), "held": int(held), "floor": low, "cap": up}
-                for name, had, held, (low, up) in zip(
-                    self.cells.names,
-                    self._by_group(drawn),
-                    self._by_group(self._available[1]),
-                    limits,
-                    strict=True,
-                )
-            }
+            held = self._by_group(self._available[1])
+            facts["groups"] = describe_groups(self.bounds, self._by_group(drawn), held)
         return {**super().metadata(), "budget": facts}

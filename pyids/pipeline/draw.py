@@ -67,7 +67,9 @@ class Draws:
     def metadata(self) -> dict[str, Any]:
         """Return what the manifest says of the draws, JSON values."""
         target = {} if self.target is None else {"target": self.target.metadata()}
-        return {**target, **self.excluded.facts}
+        total, drawn = budget_of(self.store, self.config).total, len(self.rounds.selected())
+        budget = {"unit": "rows", "total": total, "drawn": drawn}
+        return {**target, **self.excluded.facts, "budget": budget}
 
     def quotas(self, n: int) -> Int64:
         """Share the budget of round `n` among the clusters, summing to it exactly; int64 (K,)."""

@@ -110,7 +110,7 @@ def collect(folder: Path | str, projection: Projection = "pca") -> Report:
         "costs": figures.costs(folder),
         "disk": disk_bytes(folder),
         "looked_at": {"pool": len(pool.row_ids), "selected": len(drawn)},
-        **provenance(folder, config, store),
+        **provenance(folder, config, store, name),
     }
     points["source"] = [sources.names[n] for n in points.get("source", [])]
     return Report(data, points if len(points["source"]) else {})

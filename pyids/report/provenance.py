@@ -15,16 +15,17 @@ _SHOWN_SOURCES = 20
 _VALUE_BYTES = 300
 
 
-def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, Any]:
+def provenance(
+    folder: Path, config: dict[str, Any], store: Store, selection: str | None = None
+) -> dict[str, Any]:
     """Return the facts of the manifest, or that there is none yet; files by name, not by place.
 
-    Where a folder lies is nobody's business with whom a page is shared.
+    Where a folder lies is nobody's business with whom a page is shared. Of a selection without
+    rounds, `selection`, they are those of its own manifest (`pyids.methods.record`).
     """
     sources = store.index["sources"]
     facts: list[list[str]] = []
-    manifest_path = folder / "manifest.json"
-    if manifest_path.exists():
-        manifest = load_sealed(manifest_path)
+    if manifest := _manifest(folder, selection):
         environment = manifest.get("environment", {})
         packages = environment.get("packages", {})
         facts += [
@@ -33,12 +34,14 @@ def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, 
             ["platform", environment.get("platform", "unknown")],
             ["packages", ", ".join(f"{n} {v}" for n, v in packages.items() if v)],
             ["device", f"{manifest.get('device')}, {manifest.get('threads')} threads"],
-            [
-                "files in the manifest",
-                f"{len(manifest.get('files', {})):,}, each with its xxh3-128",
-            ],
         ]
-        facts += _budget(manifest.get("budget"))
+        if "method" in manifest:
+            facts.insert(0, ["method", str(manifest["method"])])
+            config = manifest["config"]
+        if "files" in manifest:
+            said = f"{len(manifest['files']):,}, each with its xxh3-128"
+            facts.append(["files in the manifest", said])
+        facts += [*_budget(manifest.get("budget")), *_grown(manifest.get("grown"))]
     else:
         facts.append(["manifest", "none yet: the run has not ended"])
     for source in sources[:_SHOWN_SOURCES]:
@@ -50,6 +53,25 @@ def provenance(folder: Path, config: dict[str, Any], store: Store) -> dict[str, 
         "provenance": [[name, cut(str(value), _VALUE_BYTES)] for name, value in facts],
         "config": cut(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), 20_000),
     }
+
+
+def _manifest(folder: Path, selection: str | None) -> dict[str, Any] | None:
+    own = folder / f"{Path(selection or '').stem}.manifest.json"
+    path = own if own.exists() else folder / "manifest.json"
+    return load_sealed(path) if path.exists() else None
+
+
+def _grown(grown: dict[str, Any] | None) -> list[list[str]]:
+    """Say what a folder that has grown carries over."""
+    if grown is None:
+        return []
+    facts = []
+    if "rows" in grown:
+        said = f"{grown['rows']:,} rows, in the nearest of the clusters that were there"
+        facts.append(["added", f"{said} (drift {grown['drift']:.3g})"])
+    if before := grown.get("selected before"):
+        facts.append(["selected before", ", ".join(before)])
+    return facts
 
 
 def _budget(budget: dict[str, Any] | None) -> list[list[str]]:

@@ -11,6 +11,9 @@ from typing import Any
 from pyids.config import load_config
 from pyids.store.ledger import load_sealed
 
+# How the names end of what lies beside the rows of a selection without rounds.
+_RECORD = [".manifest", ".json"]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -72,7 +75,8 @@ def stages_of(folder: Path) -> list[Stage]:
     static = not (folder / "rounds").is_dir() and any(folder.glob("selected-*"))
     if not static:
         stages += [_round(folder, n, rounds) for n in range(1, rounds + 1)]
-    exported = [*folder.glob("selected-*")] if static else [folder / "manifest.json"]
+    rows = [path for path in folder.glob("selected-*") if path.suffixes[-2:] != _RECORD]
+    exported = rows if static else [folder / "manifest.json"]
     return [*stages, _stage("export", exported, max(1, len(exported)))]
 
 

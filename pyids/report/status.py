@@ -97,6 +97,8 @@ class Status:
             return "the run has not ended"
         if self.working:
             return "a process works in it"
+        if "`pyids tell`" in self.next_stage.note:
+            return "waits for the scores of your trainer (`pyids tell`)"
         return "stopped: give the same command again, and it goes on"
 
     def _left(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyids.errors import ConfigError
@@ -11,6 +12,30 @@ from pyids.store.folder import Store
 from pyids.store.place import is_run_folder
 from pyids.store.remedies import STAGES
 from pyids.store.rounds import known_rounds
+
+
+def found(path: Path, stages: Iterable[str] = STAGES) -> dict[str, tuple[int, list[str]]]:
+    """Return what each stage has left in a run folder: its bytes, and its files and folders.
+
+    Stages that have left nothing are not named.
+
+    Raises
+    ------
+    ConfigError
+        It is no run folder.
+    """
+    if not is_run_folder(path):
+        raise ConfigError(f"{path} is not a run folder: name the --output-dir of a run")
+    held = {}
+    for stage in stages:
+        if names := [name for name in STAGES[stage] if (path / name).exists()]:
+            held[stage] = (sum(_bytes(path / name) for name in names), names)
+    return held
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file())
 
 
 def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:

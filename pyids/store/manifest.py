@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -109,20 +109,23 @@ def verify(path: Path | str) -> list[str]:
     Raises
     ------
     DataError
-        The folder has no manifest: its run has not ended.
+        The folder has no manifest: its run has not ended, and nothing was selected without rounds.
     """
     path = Path(path)
-    if not (path / "manifest.json").is_file():
+    ended, records = (path / "manifest.json").is_file(), sorted(path.glob("*.manifest.json"))
+    if not ended and not records:
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
             "command that began the run"
         ) from None
     problems = dict(find_strange(path))
+    files = None
     try:
-        files = read_sealed(path / "manifest.json")["files"]
+        files = read_sealed(path / "manifest.json")["files"] if ended else None
     except DamagedError:
         problems[path / "manifest.json"] = "damaged"
-        files = None
+    if not ended:
+        problems |= _unlike_records(path, records)
     for name, noted in (files or {}).items():
         if (change := difference(path / name, noted)) is not None:
             problems.setdefault(path / name, change)
@@ -143,10 +146,24 @@ def verify(path: Path | str) -> list[str]:
     ]
 
 
+def _unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
+    """Find selections without rounds that are not what they were (`pyids.methods.record`)."""
+    again, problems = "repeat the `pyids select` that made it", {}
+    for record in records:
+        try:
+            noted = read_sealed(record)["selected"]
+            rows = path / Path(noted["file"]).name
+            if change := difference(rows, noted):
+                problems[rows] = f"{change}: {again}"
+        except (DamagedError, ConfigError):
+            problems[record] = f"damaged: {again}"
+    return problems
+
+
 def _what_to_do(path: Path, file: Path, problem: str) -> str:
     if problem == "not in the manifest":
         return ": remove it"
-    if problem.endswith("remove it"):
+    if problem.endswith(("remove it", "that made it")):
         return ""
     if file.name in _DOTFILES:
         return ": remove it, and the data is hashed again"

@@ -157,18 +157,20 @@ def columns_of(scores: object, probes: Int64 | None) -> tuple[Int64, dict[str, F
 
 def _numbers_of(scores: object) -> tuple[Int64, Float64]:
     """Return the ids and the scores of a mapping that anybody may have made."""
-    wanted = "give a mapping from row id to score, such as {7: 0.5}"
     if not isinstance(scores, Mapping):
-        raise DataError(f"scores of type {type(scores).__name__}: {wanted}")
+        raise DataError(
+            f"scores of type {type(scores).__name__}: give a mapping from row id to score, such as "
+            "{7: 0.5}"
+        )
     if not scores:
-        raise DataError(f"no score was told: {wanted}, of at least one row")
+        raise DataError("no score was told: give that of at least one row")
     for row_id, score in scores.items():
         if isinstance(row_id, bool) or not isinstance(row_id, int | np.integer):
-            raise DataError(f"the row id {row_id!r:.40} is no whole number: {wanted}")
+            raise DataError(f"the row id {row_id!r:.40} is no whole number: tell the ids asked for")
         if not -(2**63) <= row_id < 2**63:
             raise DataError(f"the row id {row_id!s:.40} is in no pool: tell the ids asked for")
         if isinstance(score, bool) or not isinstance(score, int | float | np.number):
-            raise DataError(f"the score of row {row_id} is {score!r:.40}, no number: {wanted}")
+            raise DataError(f"the score of row {row_id} is {score!r:.40}, no number: give a number")
     row_ids = np.fromiter(scores.keys(), dtype=np.int64, count=len(scores))
     return row_ids, np.fromiter(map(float, scores.values()), dtype=np.float64, count=len(scores))
 

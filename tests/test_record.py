@@ -154,6 +154,8 @@ def test_a_folder_of_selections_alone_is_verified(mixed, tmp_path):
     assert "is what its run left behind" in verified()
     status = CliRunner().invoke(cli, ["status", str(run)]).output
     assert "1/1" in next(line for line in status.splitlines() if line.startswith("  export"))
+    assert "the run has ended" in status.splitlines()[0]  # `random` needs no vectors, no clusters
+    assert not {"embed", "cluster"} & set(status.split())
     before = rows.read_bytes()
     rows.write_bytes(before.replace(b"1", b"2"))
     again = "repeat the `pyids select` that made it"

@@ -77,6 +77,8 @@ def stages_of(folder: Path) -> list[Stage]:
         stages += [_round(folder, n, rounds) for n in range(1, rounds + 1)]
     rows = [path for path in folder.glob("selected-*") if path.suffixes[-2:] != _RECORD]
     exported = rows if static else [folder / "manifest.json"]
+    if static:  # a method without rounds needs no more than what there is
+        stages = [stage for stage in stages if stage.started is not None]
     return [*stages, _stage("export", exported, max(1, len(exported)))]
 
 

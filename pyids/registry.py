@@ -404,7 +404,7 @@ def catalog() -> dict[str, list[Entry]]:
     for name in METHODS.names():
         found = METHODS.find(name)
         methods.append(Entry(name, found.summary, found.source))
-    lists = {METHODS.title: [*methods, ITERATIVE]}
+    lists = {METHODS.title: methods, "rounds (pyids run)": [ITERATIVE]}
     for registry in (WEIGHT_UPDATES, SCORERS, SIGNALS, ENCODERS):
         ours = list(registry.entries)
         others = [Entry(name) for name in registry.names() if name not in {e.name for e in ours}]

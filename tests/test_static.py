@@ -171,6 +171,16 @@ def test_settings_reach_the_method(pool, tmp_path):
     )
 
 
+@pytest.mark.parametrize("method", ["random", "km-closest"])
+def test_the_machine_may_be_another_than_the_folder_was_made_on(pool, tmp_path, method):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    options = ["select", tmp_path / "run", "--method", method, "--budget", 9]
+    rows = selected(invoke(*options))
+    machine = ["--workers", 2, "--max-memory", "1GB", "--threads", 1, "--engine", "local"]
+    assert selected(invoke(*options, *machine, "--device", "cpu")) == rows
+    assert invoke(*options, *machine, "--dry-run").exit_code == 0
+
+
 @pytest.mark.parametrize("option", ["--clusters", "--kmeans-max-iter", "--output-dir"])
 def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
@@ -221,6 +231,14 @@ def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
     assert "clusters belongs to the run folder" in invoke(*options).output
 
 
+def test_a_data_folder_with_a_config_in_it_is_no_run_folder(pool, tmp_path):
+    (tmp_path / "data").mkdir()
+    pool.path.rename(tmp_path / "data" / "rows.jsonl")
+    (tmp_path / "data" / "config.yaml").write_text("learning_rate: 0.1\n")
+    options = ["--method", "random", "--budget", 3, "--output-dir", tmp_path / "run"]
+    assert len(selected(invoke("select", tmp_path / "data", *options))) == 3
+
+
 def test_an_export_of_nothing_is_refused(pool, tmp_path):
     selected(
         invoke("select", *data_options(pool, tmp_path / "r"), "--method", "random", "--budget", 9)
@@ -242,7 +260,8 @@ def test_everything_is_listed_with_its_source():
             continue
         assert line.endswith("]")
         names.setdefault(title, []).append(line.split()[0])
-    assert names["methods"] == [*method_names(), "iterative"]
+    assert names["methods"] == method_names()  # each of them `pyids select` takes
+    assert names["rounds"] == ["iterative"]
     assert names["weight updates"] == WEIGHT_UPDATES.names()
     assert names["scorers"] == SCORERS.names()
     assert names["encoders"]

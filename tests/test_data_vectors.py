@@ -237,7 +237,7 @@ def test_vectors_of_no_dimensions_are_refused(kind, tmp_path):
         table = pa.Table.from_pylist(rows()).append_column("v", typed)
         data = tmp_path / "d.parquet"
         pq.write_table(table, data)
-    with pytest.raises(DataError, match="an empty list|holds empty lists"):
+    with pytest.raises(DataError, match=r"an empty list|holds empty lists"):
         stored(tmp_path, data, "a", column="v")
 
 

@@ -260,7 +260,9 @@ def test_workers_change_nothing(pool, with_held_out, tmp_path):
 
 
 def test_a_budget_above_what_is_left_is_refused(pool, with_held_out, tmp_path):
-    with pytest.raises(ConfigError, match="above the 398 rows that are left, for others are excluded: "):
+    with pytest.raises(
+        ConfigError, match="above the 398 rows that are left, for others are excluded: "
+    ):
         pyids.Selection.open(tmp_path / "run", **pool.options(budget=399, **with_held_out))
 
 
@@ -278,8 +280,8 @@ def test_a_method_names_the_reasons_why_too_few_rows_are_left(
     }
     both = "are excluded or are trained on already"
     reasons[both] = reasons["are excluded"] | reasons["are trained on already"]
-    for n, (words, given) in enumerate(reasons.items()):
-        options = pool.options(budget=400, output_dir=str(tmp_path / f"run {n}"), **given)
+    for n, (words, fields) in enumerate(reasons.items()):
+        options = pool.options(budget=400, output_dir=str(tmp_path / f"run {n}"), **fields)
         with pytest.raises(ConfigError, match=f"rows that are left, for others {words}: lower"):
             pyids.select("random", **options)
 

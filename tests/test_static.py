@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
+from pyids.errors import ConfigError
 from pyids.methods import method_names
 from pyids.registry import SCORERS, SIGNALS, WEIGHT_UPDATES
 
@@ -229,6 +230,21 @@ def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
     assert len(selected(invoke(*options, "--budget", 5))) == 5
     config.write_text("clusters: 7\n")
     assert "clusters belongs to the run folder" in invoke(*options).output
+
+
+def test_python_selects_from_a_run_folder_as_the_command_does(pool, tmp_path):
+    folder = tmp_path / "run"
+    with pyids.Selection.open(folder, **pool.options(rounds=1)) as selection:
+        selection.draw()
+        selection.export()  # a data file inside
+    rows = selected(invoke("select", folder, "--method", "km-random", "--budget", 9, "--seed", 3))
+    for data in (str(folder), folder, [folder]):
+        result = pyids.select("km-random", data=data, budget=np.int64(9), seed=3)
+        assert sorted(result.ids) == sorted(rows)
+    config = {"data": str(folder), "budget": 2, "rounds": 9, "seed": 3}
+    assert len(pyids.select("random", config, to=tmp_path / "rows.jsonl")) == 2
+    with pytest.raises(ConfigError, match="clusters belongs to the run folder"):
+        pyids.select("random", config, clusters=7)
 
 
 def test_a_data_folder_with_a_config_in_it_is_no_run_folder(pool, tmp_path):

@@ -122,12 +122,30 @@ def select_from_folder(
     ConfigError
         Another field differs: it would need another folder.
     """
+    return rows_from_folder(folder, method, path, settings=settings, **changes).path
+
+
+def rows_from_folder(
+    folder: str | Path,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Result:
+    """Select as `select_from_folder` does; return the rows beside their path."""
     folder_config, config = configs_of(Path(folder), changes)
 
     def open_folder(config: RunConfig, until: Stage) -> Store:
         return reopen(config, until, may_write=path is None)
 
-    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+    return _select(open_folder, folder_config, config, method, path, settings or {})
+
+
+def changes_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop from a config file's options what the run folder says: what is selected from."""
+    own = {"data", "output_dir", *ROUND_FIELDS}
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, RunConfig]:

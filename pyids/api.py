@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pyids.callbacks import Callback
-from pyids.config import RunConfig
+from pyids.config import RunConfig, load_config
 from pyids.pipeline.inputs import config_of, working
 from pyids.progress import Progress, listening
 from pyids.result import Result
+from pyids.store.place import is_run_folder
 
 Config = RunConfig | Mapping[str, Any] | str | Path
 
@@ -56,6 +57,21 @@ def run(
             return selection.result(path)
 
 
+def _run_folder(data: Any) -> Path | None:
+    """Return the run folder that data is, alone; None where it is anything else."""
+    if isinstance(data, list | tuple) and len(data) == 1:
+        [data] = data
+    if isinstance(data, str | Path) and is_run_folder(Path(data)):
+        return Path(data)
+    return None
+
+
+def _options(config: Config | None) -> dict[str, Any]:
+    if isinstance(config, RunConfig):
+        return config.model_dump(exclude_unset=True)
+    return load_config(config) if isinstance(config, str | Path) else dict(config or {})
+
+
 def select(
     method: str,
     config: Config | None = None,
@@ -72,7 +88,8 @@ def select(
     method
         A name that `pyids methods` lists, or ``module:function``.
     config, progress, **fields
-        As for `run`.
+        As for `run`; where ``data`` is a run folder, the rows, vectors and clusters that it holds
+        are selected from, by its own configuration with those fields changed.
     to
         The file to write; by default ``selected-METHOD.jsonl`` of the run folder.
     options
@@ -87,7 +104,14 @@ def select(
     PyidsError
         What the caller can mend: one line with the remedy.
     """
-    from pyids.methods.select import select_rows
+    from pyids.methods.select import changes_of, rows_from_folder, select_rows
 
+    given = _options(config)
+    folder = _run_folder(fields.get("data", given.get("data")))
+    if folder is not None:
+        own = {name: value for name, value in fields.items() if name != "data"}
+        changes = {**changes_of(given), **{n: v for n, v in own.items() if v is not None}}
+        with listening(progress):
+            return rows_from_folder(folder, method, to, settings=options, **changes)
     with listening(progress), working(config_of(config, {"rounds": 1, **fields})) as made:
         return select_rows(made, method, to, settings=options)

@@ -36,6 +36,7 @@ from pyids.options import (
 from pyids.parsing import (
     check_encoder,
     check_output_dir,
+    check_rounds,
     check_url,
     parse_budget,
     parse_bytes,
@@ -342,11 +343,7 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
                 f"budget {budget} is above the {n_rows} usable rows of the pool: "
                 "lower --budget, or give it as a share such as 5%"
             )
-        if budget < self.rounds:
-            raise ConfigError(
-                f"budget {self.budget} of {n_rows} rows is {budget}, below the {self.rounds} "
-                "rounds: raise --budget or lower --rounds"
-            )
+        check_rounds(f"budget {self.budget} of {n_rows} rows", budget, self.rounds)
         return budget
 
     def cluster_count(self, n_rows: int, budget_rows: int | None = None) -> int:
@@ -430,7 +427,15 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file: name a YAML config that exists"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}): name a file that can"
+        ) from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read as a YAML config ({reason}): mend it") from None
     if options is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,28 @@ def parse_budget(value: object) -> object:
         if (number := _whole(text)) is None:
             raise ValueError(f"budget {text!r} is not a number: {remedy}")
         value = number
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"budget {value!r} is not a whole number: {remedy}")
     if value < 1:
         raise ValueError(f"budget {value} is not positive: {remedy}")
-    return value
+    return int(value)
+
+
+def check_rounds(share: str, budget: int, rounds: int) -> None:
+    """Check that what a share comes to reaches for one row, or token, in each round.
+
+    Raises
+    ------
+    ConfigError
+        It does not.
+    """
+    if budget >= rounds:
+        return
+    if rounds == 1:  # as of a selection by one method, which has no --rounds
+        raise ConfigError(f"{share} is {budget}, and nothing is selected: raise --budget")
+    raise ConfigError(
+        f"{share} is {budget}, below the {rounds} rounds: raise --budget or lower --rounds"
+    )
 
 
 def _whole(text: str) -> int | None:
@@ -144,9 +162,9 @@ def parse_clusters(value: object) -> object:
         return value
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"clusters {value!r} is neither a positive number nor auto")
-    return value
+    return int(value)
 
 
 def check_url(url: str, *, key_variable: str = "OPENAI_API_KEY") -> str:
@@ -235,15 +253,17 @@ def parse_sample(value: object) -> object:
         return value
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"kmeans_sample {value!r} is neither a positive number of rows nor all")
-    return value
+    return int(value)
 
 
 def parse_bytes(value: object) -> object:
     """Turn "4GB", "512 MiB" or a number of bytes into bytes."""
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+    if value is None:
         return value
+    if isinstance(value, Integral) and not isinstance(value, bool) and value > 0:
+        return int(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
     if match is None or not float(match[1]) > 0:
         raise ValueError(f"max_memory {value!r} is no size: write it as 4GB or 512MiB")

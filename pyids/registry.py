@@ -67,7 +67,7 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether `name` is one of `names`, or has the form ``module:function``."""
-        return ":" in name or name in self.names()
+        return isinstance(name, str) and (":" in name or name in self.names())
 
     def check(self, name: str) -> str:
         """Return `name`, if it may be one of these; nothing is imported.
@@ -89,6 +89,10 @@ class Registry:
         ConfigError
             There is none of that name, or it cannot be imported.
         """
+        if not isinstance(name, str):
+            shown = repr(name)
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise ConfigError(f"{self.kind} {shown}: not a name: choose {self._choices()}")
         location = next((entry.location for entry in self.entries if entry.name == name), "")
         if not location and name in (installed := self._installed()):
             location = installed[name].value
@@ -100,7 +104,7 @@ class Registry:
         try:
             with _present_folder_on_path():
                 return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
             raise ConfigError(
                 f"{self.kind} {name!r} cannot be loaded from {location} ({error}): mend that module"
             ) from error
@@ -404,7 +408,7 @@ def catalog() -> dict[str, list[Entry]]:
     for name in METHODS.names():
         found = METHODS.find(name)
         methods.append(Entry(name, found.summary, found.source))
-    lists = {METHODS.title: [*methods, ITERATIVE]}
+    lists = {METHODS.title: methods, "rounds (pyids run)": [ITERATIVE]}
     for registry in (WEIGHT_UPDATES, SCORERS, SIGNALS, ENCODERS):
         ours = list(registry.entries)
         others = [Entry(name) for name in registry.names() if name not in {e.name for e in ours}]

@@ -54,6 +54,13 @@ def test_a_budget_that_the_pool_cannot_fill(budget, rows):
         config(budget=budget).budget_rows(rows)
 
 
+def test_a_share_of_nothing_names_an_option_that_is_there():
+    with pytest.raises(ConfigError, match=r"budget 1% of 200 rows is 2, .* or lower --rounds"):
+        config(budget="1%").budget_rows(200)
+    with pytest.raises(ConfigError, match=r"is 0, and nothing is selected: raise --budget$"):
+        config(budget="0.1%", rounds=1).budget_rows(200)
+
+
 def test_cluster_count():
     assert config(clusters=7).cluster_count(1000) == 7
     assert config(clusters="12").cluster_count(1000) == 12
@@ -77,6 +84,13 @@ def test_a_bad_yaml_file_is_named(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(path)
+
+
+def test_a_yaml_file_that_cannot_be_opened_is_named_with_what_helps(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: there is no such file: name "):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"Is a directory\): "):
+        load_config(tmp_path)
 
 
 def test_every_option_has_help_and_a_group():

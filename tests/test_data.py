@@ -598,6 +598,10 @@ MANY = b"\n".join(orjson.dumps(chat(f"q{i}", os.urandom(50).hex())) for i in ran
         (a_file("d.csv", b'prompt,completion\na,"b\n'), "broken CSV"),
         (a_file("d.csv", b"prompt,completion\na,\xe9\n"), "line 2: not UTF-8 (byte 0xE9"),
         (
+            a_file("d.csv", b"prompt,completion,,\na,b,1,2\n"),
+            "line 1: columns 3, 4 have no name: name or delete them",
+        ),
+        (
             a_file("d.csv", b"prompt,completion,note,note\na,b,1,2\n"),
             "line 1: the column 'note' stands twice: rename one",
         ),
@@ -639,6 +643,43 @@ def test_bad_input_is_answered_in_one_line(write, says, tmp_path):
     assert says in message
     assert str(data) in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\n"])
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_csv_may_have_lines_that_end_in_any_way(end, block, last, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyids.data.readers.BLOCK_BYTES", block)
+    lines = [b"prompt,completion", b"q,a", b'"q\n\r2",\xc3\xa4', b"", b"q3,a3"]
+    path = tmp_path / "d.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(lines) + (end if last else b""))
+    found = [record for _, _, record in Reader(str(path), "csv", None)]
+    assert found == [
+        {"prompt": prompt, "completion": answer}
+        for prompt, answer in [("q", "a"), ("q\n\r2", "\xe4"), ("q3", "a3")]
+    ]
+
+
+def test_lines_may_end_in_two_ways_in_one_csv(tmp_path):
+    path = tmp_path / "d.csv"
+    path.write_bytes(b"prompt,completion\rq,a\nq2,a2\r\nq3,a3")
+    found = [record["prompt"] for _, _, record in Reader(str(path), "csv", None)]
+    assert found == ["q", "q2", "q3"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_row_that_is_too_long_names_the_limit(kind, end, tmp_path):
+    if kind == "jsonl" and end == "\r":
+        return
+    row = '{"prompt": "qqqqqqqqqq", "completion": "a"}'
+    text = {"csv": f"a,b{end}1,2{end}{'q' * 40},1{end}", "json": f"[{row}]", "jsonl": row}[kind]
+    (tmp_path / "d").write_bytes(text.encode())
+    *_, (_, _, problem) = Reader(str(tmp_path / "d"), kind, None, max_row_bytes=10)
+    assert problem.text == "a row of more than 10 bytes: delete it, or raise --max-row-bytes"
+    assert kind != "csv" or problem.line == 3
+    [problem] = [Reader("d", kind, None, max_row_bytes=2 << 20)._too_long()]
+    assert problem.startswith("a row of more than 2 MB: ")
 
 
 def test_a_format_that_does_not_exist_or_does_not_fit(tmp_path):

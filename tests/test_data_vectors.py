@@ -1,5 +1,6 @@
 """Precomputed vectors: from a file or a column, aligned with the input, kept rows only."""
 
+import json
 import os
 
 import numpy as np
@@ -204,6 +205,40 @@ def test_columns_that_do_not_fit(kind, tmp_path):
         stored(tmp_path, data, "v", column="v")
     with pytest.raises(DataError, match="column 'i'"):
         stored(tmp_path, data, "i", column="i")
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        ([], "row id 7 holds an empty list: "),
+        (None, "row id 7 holds no list of numbers: "),
+        ([True, False], "row id 7 holds no list of numbers: "),
+        (["1", "2"], "row id 7 holds no list of numbers: "),
+        ([[1.0], [2.0]], "row id 7 holds no list of numbers: "),
+        ([1.0], "row id 7 holds 1 numbers, row id 0 2: "),
+        ([1.0, None], r"missing values \(row ids 7\)"),
+        ([1.0, 10**400], r"infinite or missing values \(row ids 7\)"),
+    ],
+)
+def test_the_row_whose_list_is_no_vector_is_named(vector, says, tmp_path):
+    listed = [vector if i == 7 else [float(i), 1.0] for i in range(20)]
+    rows = [{"prompt": f"p{i}", "completion": "r", "v": v} for i, v in enumerate(listed)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=says):
+        stored(tmp_path, data, "a", column="v")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_vectors_of_no_dimensions_are_refused(kind, tmp_path):
+    data = write(tmp_path, "jsonl", np.empty((500, 0), np.float32))
+    if kind == "parquet":
+        typed = pa.array([[]] * N, pa.list_(pa.float32()))
+        table = pa.Table.from_pylist(rows()).append_column("v", typed)
+        data = tmp_path / "d.parquet"
+        pq.write_table(table, data)
+    with pytest.raises(DataError, match=r"an empty list|holds empty lists"):
+        stored(tmp_path, data, "a", column="v")
 
 
 def test_what_is_copied_is_not_copied_again(tmp_path):

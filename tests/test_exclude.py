@@ -289,8 +289,30 @@ def test_a_one_shot_selection_compares_with_all_its_workers(
 
 
 def test_a_budget_above_what_is_left_is_refused(pool, with_held_out, tmp_path):
-    with pytest.raises(ConfigError, match="above the 398 rows that neither"):
+    with pytest.raises(
+        ConfigError, match="above the 398 rows that are left, for others are excluded: "
+    ):
         pyids.Selection.open(tmp_path / "run", **pool.options(budget=399, **with_held_out))
+
+
+def test_a_method_names_the_reasons_why_too_few_rows_are_left(
+    pool, with_held_out, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "pyids.methods.select.other_responses",
+        lambda store, config: np.arange(int(config.best_response)),
+    )
+    reasons = {
+        "are excluded": with_held_out,
+        "are trained on already": {"already": with_held_out["exclude"]},
+        "have a likelier answer": {"best_response": True},
+    }
+    both = "are excluded or are trained on already"
+    reasons[both] = reasons["are excluded"] | reasons["are trained on already"]
+    for n, (words, fields) in enumerate(reasons.items()):
+        options = pool.options(budget=400, output_dir=str(tmp_path / f"run {n}"), **fields)
+        with pytest.raises(ConfigError, match=f"rows that are left, for others {words}: lower"):
+            pyids.select("random", **options)
 
 
 def test_other_held_out_rows_are_another_run(pool, with_held_out, tmp_path):

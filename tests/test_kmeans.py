@@ -515,6 +515,8 @@ def test_inertia_is_scikit_learns() -> None:
     ("change", "message"),
     [
         ({"n_clusters": 0}, "n_clusters=0: expected an integer >= 1"),
+        ({"n_clusters": True}, "n_clusters=True: expected an integer >= 1"),
+        ({"tol": "small"}, "tol='small': expected a number >= 0"),
         ({"n_clusters": 21}, "n_samples=20 should be >= n_clusters=21"),
         ({"max_iter": 1.5}, "max_iter=1.5"),
         ({"tol": -1.0}, "tol=-1.0"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import pyids
-from pyids.errors import ConfigError, DataError
+from pyids.config import make_config
+from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.store.manifest import verify
 
 
@@ -64,6 +65,27 @@ def test_a_cell_that_is_run_twice_goes_on(pool, tmp_path):
     with pytest.raises(pyids.ConfigError, match="opened again in this process"):
         first.tell({0: 1.0})
     second.close()
+
+
+def test_a_data_frame_with_a_column_twice_is_one_line(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame([["a", "b", "c"]], columns=["prompt", "completion", "prompt"])
+    with pytest.raises(PyidsError, match="the column 'prompt' twice: rename one"):
+        pyids.select("random", data=frame, budget=1, output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", [len, None, 3, ["random"]])
+def test_a_method_is_given_by_name(method, pool, tmp_path):
+    with pytest.raises(PyidsError, match=r"^method .*: not a name: choose one of random, "):
+        pyids.select(method, **pool.options(output_dir=str(tmp_path / "run")))
+
+
+def test_integers_of_numpy_are_integers():
+    names = ("budget", "seed", "clusters", "kmeans_sample", "max_memory", "threads")
+    config = make_config(data="x", rounds=1, **{name: np.int32(4) for name in names})
+    assert [type(getattr(config, name)) for name in names] == [int] * len(names)
+    with pytest.raises(PyidsError, match=r"budget np\.True_ is not a whole number"):
+        make_config(data="x", budget=np.True_)
 
 
 def test_data_in_memory_needs_a_place(pool):

@@ -1,9 +1,11 @@
 """The report of a run: what it shows, that it is small and whole, and that it can do no harm."""
 
 import json
+import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -211,6 +213,28 @@ def test_histograms_share_bins_and_lose_nothing():
 
 
 # ---- status --------------------------------------------------------------------------------------
+
+
+def test_a_lock_of_the_same_number_on_another_device_is_not_ours(tmp_path, monkeypatch):
+    lock = tmp_path / ".lock"
+    lock.touch()
+    stat = lock.stat()
+    major, minor = os.major(stat.st_dev), os.minor(stat.st_dev)
+    ours, other = f"{major:02x}:{minor:02x}", f"{major + 1:02x}:{minor:02x}"
+    mounted = f"1 2 {major}:{minor} / / rw - ext4 x rw\n"
+    for device, mounts, held in [
+        (ours, mounted, True),
+        (ours, "", True),
+        (other, mounted, False),
+        (other, "", None),  # the file system tells programs of another device than the kernel
+    ]:
+        texts = {
+            "/proc/locks": f"1: FLOCK  ADVISORY  WRITE 7 {device}:{stat.st_ino} 0 EOF\n",
+            "/proc/self/mountinfo": mounts,
+        }
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", lambda path, texts=texts, **_: texts[str(path)])
+            assert is_locked(lock) is held
 
 
 def test_status_says_what_is_done_and_what_is_next(pool, tmp_path):

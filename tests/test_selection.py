@@ -1,5 +1,6 @@
 """Every method under the one interface, each with planted structure that only it would find."""
 
+import inspect
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 from pyids import methods
 from pyids.errors import ConfigError, DataError, PyidsWarning
-from pyids.methods import get_method, method_names, pool_from_arrays
+from pyids.methods import Pool, get_method, method_names, pool_from_arrays
 
 N, K = 240, 6
 OPTIONS = {"uniform": {"column": "source"}}
@@ -171,7 +172,7 @@ def test_kmq_draws_by_quality_inside_clusters():
     sharp = kmq(pool, 100, temperature=0.05)
     assert np.all(quality[sharp] == 3)
     assert np.all(quality[kmq(pool, 400, weighting="proportional")] == 3)
-    with pytest.raises(ConfigError, match="weighting 'cubic'"):
+    with pytest.raises(ConfigError, match="option 'weighting' is 'cubic'"):
         kmq(pool, 10, weighting="cubic")
 
 
@@ -315,6 +316,46 @@ def test_a_wrong_method_is_caught():
         twice(pool, 3)
     with pytest.raises(ConfigError, match="not 3 positions"):
         few(pool, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("length-stratified", {"strata": "a"}, "option 'strata' is 'a': give a whole number"),
+        ("length-stratified", {"strata": 2.5}, "option 'strata' is 2.5: give a whole number"),
+        ("length-stratified", {"strata": True}, "option 'strata' is True: give a whole number"),
+        ("length-stratified", {"flat": "no"}, "option 'flat' is 'no': give true or false"),
+        ("uniform", {"column": [1]}, r"option 'column' is \[1\]: give text"),
+        ("uniform", {"column": None}, "option 'column' is null: give text"),
+        ("deita", {"threshold": "1e-3"}, "option 'threshold' is '1e-3': give a number"),
+        ("deita", {"threshold": float("nan")}, "option 'threshold' is nan: give a number"),
+        ("kmq", {"weighting": "x"}, "is 'x': give one of exponential, proportional"),
+        ("rds", {"components": "3"}, "is '3': give a whole number or null"),
+        ("mig", {"tags": {}}, "is {}: give text .* or null"),
+    ],
+)
+def test_an_option_of_another_type_is_named(name, options, says):
+    with pytest.raises(ConfigError, match=f"^method '{name}': .*{says}"):
+        get_method(name).check_options(options)
+
+
+def test_options_of_the_right_types_pass():
+    for name in method_names():
+        found = get_method(name)
+        given = {n: v for n, v in found.options.items() if v is not inspect.Parameter.empty}
+        found.check_options(given | ({"column": "c"} if name == "uniform" else {}))
+    get_method("length-stratified").check_options({"strata": np.int64(3), "flat": np.True_})
+    get_method("deita").check_options({"threshold": np.float32(0.5)})
+    get_method("deita").check_options({"threshold": 1})
+    get_method("rds").check_options({"components": None})
+
+    @methods.method()
+    def own(pool, budget, *, seed, names: list[str], pool_like: Pool | None = None, other=1):
+        """Take anything."""
+
+    own.check_options({"names": ["a"], "other": object(), "pool_like": None})
+    with pytest.raises(ConfigError, match=r"option 'names' is \['a', 1\]: .*list\[str\]"):
+        own.check_options({"names": ["a", 1]})
 
 
 OUTSIDE = '''

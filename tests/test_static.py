@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
+from pyids.errors import ConfigError
 from pyids.methods import method_names
 from pyids.registry import SCORERS, SIGNALS, WEIGHT_UPDATES
 
@@ -171,6 +172,16 @@ def test_settings_reach_the_method(pool, tmp_path):
     )
 
 
+@pytest.mark.parametrize("method", ["random", "km-closest"])
+def test_the_machine_may_be_another_than_the_folder_was_made_on(pool, tmp_path, method):
+    pyids.Selection.open(tmp_path / "run", **pool.options()).close()
+    options = ["select", tmp_path / "run", "--method", method, "--budget", 9]
+    rows = selected(invoke(*options))
+    machine = ["--workers", 2, "--max-memory", "1GB", "--threads", 1, "--engine", "local"]
+    assert selected(invoke(*options, *machine, "--device", "cpu")) == rows
+    assert invoke(*options, *machine, "--dry-run").exit_code == 0
+
+
 @pytest.mark.parametrize("option", ["--clusters", "--kmeans-max-iter", "--output-dir"])
 def test_what_belongs_to_the_folder_cannot_be_changed(pool, tmp_path, option):
     pyids.Selection.open(tmp_path / "run", **pool.options()).close()
@@ -221,6 +232,29 @@ def test_a_config_file_counts_for_a_run_folder_too(pool, tmp_path):
     assert "clusters belongs to the run folder" in invoke(*options).output
 
 
+def test_python_selects_from_a_run_folder_as_the_command_does(pool, tmp_path):
+    folder = tmp_path / "run"
+    with pyids.Selection.open(folder, **pool.options(rounds=1)) as selection:
+        selection.draw()
+        selection.export()  # a data file inside
+    rows = selected(invoke("select", folder, "--method", "km-random", "--budget", 9, "--seed", 3))
+    for data in (str(folder), folder, [folder]):
+        result = pyids.select("km-random", data=data, budget=np.int64(9), seed=3)
+        assert sorted(result.ids) == sorted(rows)
+    config = {"data": str(folder), "budget": 2, "rounds": 9, "seed": 3}
+    assert len(pyids.select("random", config, to=tmp_path / "rows.jsonl")) == 2
+    with pytest.raises(ConfigError, match="clusters belongs to the run folder"):
+        pyids.select("random", config, clusters=7)
+
+
+def test_a_data_folder_with_a_config_in_it_is_no_run_folder(pool, tmp_path):
+    (tmp_path / "data").mkdir()
+    pool.path.rename(tmp_path / "data" / "rows.jsonl")
+    (tmp_path / "data" / "config.yaml").write_text("learning_rate: 0.1\n")
+    options = ["--method", "random", "--budget", 3, "--output-dir", tmp_path / "run"]
+    assert len(selected(invoke("select", tmp_path / "data", *options))) == 3
+
+
 def test_an_export_of_nothing_is_refused(pool, tmp_path):
     selected(
         invoke("select", *data_options(pool, tmp_path / "r"), "--method", "random", "--budget", 9)
@@ -242,7 +276,8 @@ def test_everything_is_listed_with_its_source():
             continue
         assert line.endswith("]")
         names.setdefault(title, []).append(line.split()[0])
-    assert names["methods"] == [*method_names(), "iterative"]
+    assert names["methods"] == method_names()  # each of them `pyids select` takes
+    assert names["rounds"] == ["iterative"]
     assert names["weight updates"] == WEIGHT_UPDATES.names()
     assert names["scorers"] == SCORERS.names()
     assert names["encoders"]

@@ -72,7 +72,9 @@ def test_another_target_is_another_run(aimed, tmp_path):
 
 def test_a_budget_above_what_is_left_is_refused(aimed, tmp_path):
     _, options = aimed
-    with pytest.raises(ConfigError, match="above the 394 rows that neither repeat the target"):
+    with pytest.raises(
+        ConfigError, match="above the 394 rows that are left, for others repeat the target: "
+    ):
         pyids.Selection.open(tmp_path / "run", **options | {"budget": 395})
 
 

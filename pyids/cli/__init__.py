@@ -169,16 +169,14 @@ def select(
     """Select rows of DATA, or of the run folder DATA, by one method, without rounds."""
     from pyids.methods import planned
     from pyids.methods import select as select_module
-    from pyids.methods.select import select_from_folder
+    from pyids.methods.select import changes_of, select_from_folder
     from pyids.pipeline.inputs import working
+    from pyids.store.place import is_run_folder
 
     parsed = _parse_settings(settings)
-    if len(data) == 1 and (Path(data[0]) / "config.yaml").exists():
+    if len(data) == 1 and is_run_folder(Path(data[0])):
         in_file = load_config(config_file) if config_file else {}
-        # The folder says what is selected from.
-        for name in in_file.keys() & {"data", "output_dir", *ROUND_FIELDS}:
-            del in_file[name]
-        changes = {**in_file, **_given(options)}
+        changes = {**changes_of(in_file), **_given(options)}
         if dry_run:
             _say(planned.plan_from_folder(data[0], method, parsed, **changes))
             return

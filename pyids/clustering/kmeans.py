@@ -430,9 +430,10 @@ class KMeans(Estimator):
                 name == "rows_per_cluster" and (value is None or value == "auto")
             ):
                 continue
-            if not isinstance(value, (int, np.integer)) or value < 1:
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not whole or value < 1:
                 raise ValueError(f"{name}={value!r}: expected an integer >= 1")
-        if not self.tol >= 0:
+        if not isinstance(self.tol, (int, float, np.number)) or not self.tol >= 0:
             raise ValueError(f"tol={self.tol!r}: expected a number >= 0")
         choices = {"metric": ("euclidean", "cosine"), "device": ("auto", "cpu", "cuda")}
         choices["algorithm"] = ("auto", "lloyd", "two-level")

@@ -201,10 +201,10 @@ def _named(
         )
     config = configs[name if name is not None else next(iter(configs))]
     base = folder / str(config.get("data_dir") or "")
-    splits = {}
+    splits, ours = {}, set(files)
     for split, patterns in _patterns(config["data_files"]):
         found = [file for pattern in patterns for file in _matches(base, pattern)]
-        splits[split] = sorted({file for file in found if file in set(files)})
+        splits[split] = sorted(ours.intersection(found))
         if not splits[split]:
             raise DataError(
                 f"{folder}: no data file matches {', '.join(patterns)}, which its README names for "

@@ -92,9 +92,12 @@ def _arrow_batches(data: Any) -> Iterator[pa.RecordBatch] | None:
     if _is(data, "pandas", "DataFrame"):
         if not all(isinstance(name, str) for name in data.columns):
             raise DataError("the data frame has column names that are no texts: rename them")
+        if not data.columns.is_unique:
+            name = data.columns[data.columns.duplicated()][0]
+            raise DataError(f"the data frame has the column {name!r} twice: rename one")
         try:
             table = pa.Table.from_pandas(data, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
             return None  # values of several types in a column: row by row
         batches: Iterator[pa.RecordBatch] = iter(table.to_batches())
         return batches

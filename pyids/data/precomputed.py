@@ -380,23 +380,46 @@ def _kept_of_records(target: _Target, column: str) -> Iterator[Block]:
             for first in range(0, len(raws), ROWS_PER_BLOCK):
                 part = raws[first : first + ROWS_PER_BLOCK]
                 lists = [parse(raw).get(column) for raw in part]
-                row_id = target.first_row_id + int(positions[low + first])
-                yield int(low) + first, _matrix_of_lists(lists, column, row_id)
+                ids = target.first_row_id + positions[low + first : low + first + len(part)]
+                yield int(low) + first, _matrix_of_lists(lists, column, ids)
         if not len(positions):
             yield 0, np.empty((0, 0), np.float32)
 
 
-def _matrix_of_lists(lists: list[Any], column: str, row_id: int) -> NDArray[np.float32]:
-    try:
-        matrix = np.array(lists, dtype=np.float32)
-    except (TypeError, ValueError):
-        matrix = np.empty(0, np.float32)
-    if matrix.ndim != 2:
+def _matrix_of_lists(
+    lists: list[Any], column: str, row_ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Make a matrix of what JSON holds; a missing number becomes NaN."""
+    first = lists[0] if lists else None
+    for row_id, numbers in zip(row_ids.tolist(), lists, strict=True):
+        # NumPy would take true for 1, and the text "1" for a number.
+        if not isinstance(numbers, list) or not set(map(type, numbers)) <= _NUMBERS:
+            what = "no list of numbers"
+        elif not numbers:
+            what = "an empty list"
+        elif len(numbers) != len(first or ()):
+            what = f"{len(numbers)} numbers, row id {row_ids[0]} {len(first or ())}"
+        else:
+            continue
         raise DataError(
-            f"column {column!r} of the rows from row id {row_id} on: not lists of numbers of one "
-            "length: make them so"
+            f"column {column!r}: row id {row_id} holds {what}: make them lists of numbers of one "
+            "length"
         )
-    return matrix
+    try:
+        return np.array(lists, dtype=np.float32)
+    except OverflowError:  # a whole number that no float holds: as infinite as 1e999
+        numbers = [[x if x is None else _float(x) for x in numbers] for numbers in lists]
+        return np.array(numbers, dtype=np.float32)
+
+
+_NUMBERS = {int, float, type(None)}
+
+
+def _float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return float("inf")
 
 
 class _Stream:

@@ -6,10 +6,13 @@ import codecs
 import csv
 import json
 import lzma
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO
 
 import orjson
@@ -49,6 +52,14 @@ UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeError, pa.Ar
 
 
 Item = tuple[int, bytes, "dict[str, Any] | Problem"]
+
+
+class _TooLong(Exception):
+    """A line of a table is longer than a row may be."""
+
+
+# Ends of lines of any kind; one at the end of a block may be half of another.
+_ENDS = re.compile(rb"(?<=\r)(?=[^\n])|(?<=\n)(?=.)", re.DOTALL)
 
 
 class Reader:
@@ -117,9 +128,9 @@ class Reader:
         return line, b"", Problem(line, text, ends_file=True)
 
     def _too_long(self) -> str:
-        return (
-            f"a row of more than {self.max_row_bytes >> 20} MB: delete it, or raise --max-row-bytes"
-        )
+        whole, rest = divmod(self.max_row_bytes, 1 << 20)
+        longest = f"{self.max_row_bytes} bytes" if rest else f"{whole} MB"
+        return f"a row of more than {longest}: delete it, or raise --max-row-bytes"
 
     # -- JSON --
 
@@ -237,17 +248,34 @@ class Reader:
             except UnicodeDecodeError as error:
                 self.lines = reader.line_num
                 yield self._end(_not_utf8(error))
+            except _TooLong as error:
+                self.lines = reader.line_num
+                yield self._end(str(error))
             except csv.Error as error:
                 self.lines = max(0, reader.line_num - 1)
                 yield self._end(f"broken CSV ({error}): mend the quotes")
 
     def _decoded(self, file: BinaryIO) -> Iterator[str]:
         encoding = "utf-8-sig"
-        for line in iter(partial(file.readline, self.max_row_bytes + 1), b""):
+        for line in self._csv_lines(file):
             if len(line) > self.max_row_bytes:
-                raise csv.Error(self._too_long())
+                raise _TooLong(self._too_long())
             yield line.decode(encoding)
             encoding = "utf-8"
+
+    def _csv_lines(self, file: BinaryIO) -> Iterator[bytes]:
+        r"""Split a file at its line feeds, or at carriage returns where its first line ends so."""
+        read_line = partial(file.readline, self.max_row_bytes + 1)
+        held = read_line()
+        if b"\r" not in held.removesuffix(b"\n").removesuffix(b"\r"):
+            yield from chain([held] if held else [], iter(read_line, b""))
+            return
+        for block in chain([b""], iter(partial(file.read, BLOCK_BYTES), b"")):
+            *lines, held = _ENDS.split(held + block)
+            yield from lines
+            if len(held) > self.max_row_bytes:
+                break
+        yield held
 
     def _parquet(self) -> Iterator[Item]:
         file = open_parquet(self.path)
@@ -375,5 +403,9 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _twice(names: Sequence[str]) -> str:
     """Say which column's name is not its own; empty where there is none."""
-    name = next((name for name in names if list(names).count(name) > 1), None)
+    name = next((name for name, times in Counter(names).items() if times > 1), None)
+    if name == "":
+        numbers = [str(n) for n, name in enumerate(names, 1) if not name]
+        shown = ", ".join(numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+        return f"columns {shown} have no name: name or delete them"
     return "" if name is None else f"the column {name!r} stands twice: rename one"

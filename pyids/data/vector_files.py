@@ -331,7 +331,9 @@ def matrix_of_lists(lists: pa.Array, path: str, column: str) -> NDArray[Any]:
             f"{path}: column {column!r} holds lists of {kind.value_type}, no numbers: name another"
         )
     widths = pc.unique(pc.list_value_length(lists).drop_null()).to_pylist()
-    if len(widths) > 1 or widths == [0]:
+    if widths == [0]:
+        raise DataError(f"{path}: column {column!r} holds empty lists: make them vectors")
+    if len(widths) > 1:
         raise DataError(f"{path}: column {column!r} has lists of {widths} numbers: make them one")
     values = lists.flatten().to_numpy(zero_copy_only=False)
     matrix = values.reshape(-1, widths[0]) if widths else np.empty((0, 1), np.float32)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, is_dataclass
+from types import UnionType
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from pyids._typing import Int64
 from pyids.errors import ConfigError
@@ -72,12 +75,13 @@ class Method:
         }
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Check that the method has these options, and needs no other.
+        """Check that the method has these options, of the types that it wants, and needs no other.
 
         Raises
         ------
         ConfigError
-            One is unknown or missing.
+            One is unknown or missing, or is not what the annotation of the function's parameter
+            says.
         """
         known = self.options
         if unknown := sorted(set(options) - set(known)):
@@ -86,6 +90,14 @@ class Method:
         for name, default in known.items():
             if default is inspect.Parameter.empty and name not in options:
                 raise ConfigError(f"method {self.name!r} needs the option {name!r}: give it")
+        types = _annotations(self.select)
+        for name, value in options.items():
+            if name in types and not _fits(value, types[name]):
+                shown = "null" if value is None else repr(value)
+                shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+                raise ConfigError(
+                    f"method {self.name!r}: option {name!r} is {shown}: give {_wanted(types[name])}"
+                )
 
     def __call__(self, pool: Pool, budget: int, *, seed: int = 0, **options: Any) -> Int64:
         """Select exactly ``min(budget, N)`` distinct rows.
@@ -131,6 +143,59 @@ class Method:
                 f"{len(pool)} rows: let it return positions in the pool, not row ids"
             )
         return pool.row_ids[positions]
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of a function's parameters; none where they cannot be told."""
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return {}  # of a method from elsewhere: names for a type checker alone, or no function
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type, without being cast; a type that nobody can check fits all."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return False
+    try:
+        # As pydantic has it: 1 is a float, True is no int, and lists are looked into.
+        types = TypeAdapter(kind, config=None if _has_config(kind) else _ANY_CLASS)
+        types.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    except PydanticUserError:
+        return True
+    return True
+
+
+_ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
+
+
+def _has_config(kind: Any) -> bool:
+    """Whether a type brings a configuration of pydantic, beside which none may be given."""
+    return isinstance(kind, type) and (
+        issubclass(kind, BaseModel) or is_dataclass(kind) or is_typeddict(kind)
+    )
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number, such as 0.5",
+    str: "text (in quotes where it could be a number, a date or true)",
+    type(None): "null",
+}
+
+
+def _wanted(kind: Any) -> str:
+    """Say what an annotation wants."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_wanted, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return _WORDS.get(kind, f"a value of the type {inspect.formatannotation(kind)}")
 
 
 def method(

@@ -29,7 +29,7 @@ from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, describe_groups, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
-from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands
+from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, left_out_words, stands
 from pyids.pipeline.identity import named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
@@ -47,9 +47,13 @@ _OF_A_JUDGE = (
 )
 
 
+# Where and with what a selection is computed: its rows are the same.
+_OF_THE_MACHINE = {"engine", "workers", "address", "threads", "max_memory", "device"}
+
+
 # What may differ from the configuration of the run folder that is selected from.
 _OF_A_SELECTION = {
-    *("budget", "seed", "quality", "model", "threads", "device"),
+    *("budget", "seed", "quality", "model", *_OF_THE_MACHINE),
     *BudgetOptions.model_fields,
     *ExclusionOptions.model_fields,
     *("target", "target_by", "target_embeddings_file"),
@@ -113,19 +117,39 @@ def select_from_folder(
     folder
         The run folder; what is in it stays.
     **changes
-        Fields of its configuration to change: budget, seed, quality, model, threads, device.
+        Fields of its configuration to change: budget, seed, quality, model; options of the budget,
+        of what is excluded, of the target and of who rates rows; and those of the machine: engine,
+        workers, address, threads, max_memory, device.
 
     Raises
     ------
     ConfigError
         Another field differs: it would need another folder.
     """
+    return rows_from_folder(folder, method, path, settings=settings, **changes).path
+
+
+def rows_from_folder(
+    folder: str | Path,
+    method: str,
+    path: str | Path | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Result:
+    """Select as `select_from_folder` does; return the rows beside their path."""
     folder_config, config = configs_of(Path(folder), changes)
 
     def open_folder(config: RunConfig, until: Stage) -> Store:
         return reopen(config, until, may_write=path is None)
 
-    return _select(open_folder, folder_config, config, method, path, settings or {}).path
+    return _select(open_folder, folder_config, config, method, path, settings or {})
+
+
+def changes_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop from a config file's options what the run folder says: what is selected from."""
+    own = {"data", "output_dir", *ROUND_FIELDS}
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, RunConfig]:
@@ -158,7 +182,8 @@ def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Run
             f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
             "--model for the quality, or for the tokens"
         )
-    return folder_config, config
+    machine = {name: getattr(config, name) for name in changes.keys() & _OF_THE_MACHINE}
+    return folder_config.model_copy(update=machine), config
 
 
 def check_method(config: RunConfig, method: str, settings: Mapping[str, Any]) -> Method:
@@ -198,7 +223,7 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
     """Replace what decides the draw alone by what the folder, if there is one, was made with."""
     if not (config.output_path / "config.yaml").exists():
         return config
-    of_the_draw = (_OF_A_SELECTION - {"threads", "device"}) | ROUND_FIELDS
+    of_the_draw = (_OF_A_SELECTION - _OF_THE_MACHINE) | ROUND_FIELDS
     if until == "cluster":
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
@@ -315,8 +340,8 @@ def _rows_within(
         budget = config.budget_rows(store.kept)
         if budget > len(pool):
             raise ConfigError(
-                f"budget {budget} is above the {len(pool)} rows that neither repeat the target nor "
-                "have a likelier answer: lower --budget"
+                f"budget {budget} is above the {len(pool)} rows that are left, for others "
+                f"{left_out_words(config)}: lower --budget"
             )
         chosen = choose(pool, budget)
         return chosen, {"unit": "rows", "total": budget, "drawn": len(chosen)}

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pyids._typing import Int64
 from pyids.config import RunConfig
 from pyids.errors import ConfigError
+from pyids.parsing import check_rounds
 from pyids.pipeline.counts import group_names, tokens_of
 from pyids.quotas import check_bounds, share_of
 from pyids.store.folder import Store
@@ -70,11 +71,7 @@ def token_budget(config: RunConfig, rows: int, tokens: int) -> Budget:
             f"budget {total} {unit} is above the {tokens} of the pool's {rows} rows: lower "
             "--budget, or give it as a share such as 5%"
         )
-    if total < config.rounds:
-        raise ConfigError(
-            f"budget {config.budget} of {tokens} {unit} is {total}, below the {config.rounds} "
-            "rounds: raise --budget or lower --rounds"
-        )
+    check_rounds(f"budget {config.budget} of {tokens} {unit}", total, config.rounds)
     return Budget(config.unit, total, max(1, total * rows // tokens))
 
 

@@ -20,7 +20,7 @@ from pyids.data.export import Selected
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import budget_of
-from pyids.pipeline.exclude import NOTHING, Excluded, excluded
+from pyids.pipeline.exclude import NOTHING, Excluded, excluded, left_out_words
 from pyids.pipeline.rate import row_weights
 from pyids.pipeline.target import PoolTarget
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
@@ -181,9 +181,8 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
     counted = config.unit != "rows" or config.group_by is not None or len(without.already) > 0
     if not counted and budget.rows > sizes.sum():
         raise ConfigError(
-            f"budget {budget.rows} is above the {sizes.sum()} rows that neither repeat the target "
-            f"nor {'are excluded or ' if config.exclude else ''}have a likelier answer: lower "
-            "--budget"
+            f"budget {budget.rows} is above the {sizes.sum()} rows that are left, for others "
+            f"{left_out_words(config)}: lower --budget"
         )
     first = None if target is None else target.cluster_weights(sizes, budget.rows, left_out)
     plain = Draws(store, config, Rounds(store, sizes, first), labels, target, left_out, without)

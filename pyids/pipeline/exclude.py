@@ -67,6 +67,17 @@ class Excluded:
         return np.union1d(self.rows, self.already)
 
 
+def left_out_words(config: RunConfig) -> str:
+    """Say which rows are not selected, by the options that leave some out."""
+    reasons = {
+        "repeat the target": config.target,
+        "are excluded": config.exclude,
+        "are trained on already": config.already,
+        "have a likelier answer": config.best_response,
+    }
+    return " or ".join(reason for reason, asked in reasons.items() if asked)
+
+
 NOTHING = Excluded(np.empty(0, np.int64), np.empty(0, np.int64), {})
 
 

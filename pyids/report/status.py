@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,14 +155,23 @@ def is_locked(path: Path) -> bool | None:
         return None
     try:
         held = Path("/proc/locks").read_text(encoding="ascii")
-        inode = path.stat().st_ino
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        stat = path.stat()
     except FileNotFoundError:
         return False if Path("/proc/locks").exists() else None
     except OSError:
         return None
-    # "1: FLOCK ADVISORY WRITE pid major:minor:inode start end"
-    fields = (line.split() for line in held.splitlines())
-    return any(line[5].rpartition(":")[2] == str(inode) for line in fields if len(line) > 5)
+    # "1: FLOCK ADVISORY WRITE pid major:minor:inode start end", the device in hexadecimal
+    found = [line.split()[5] for line in held.splitlines() if len(line.split()) > 5]
+    major, minor = os.major(stat.st_dev), os.minor(stat.st_dev)
+    if f"{major:02x}:{minor:02x}:{stat.st_ino}" in found:
+        return True
+    if not any(place.endswith(f":{stat.st_ino}") for place in found):
+        return False
+    # A file of that number, on another device; unless this file system (Btrfs) tells programs of
+    # another device than it tells the kernel.
+    devices = {line.split()[2] for line in mounts.splitlines() if len(line.split()) > 2}
+    return False if f"{major}:{minor}" in devices else None
 
 
 def duration(seconds: float) -> str:

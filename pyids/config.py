@@ -428,9 +428,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: there is no such file: name a YAML config that exists"
-        ) from None
+        raise ConfigError(f"{path}: there is no such file: name one that exists") from None
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}): name a file that can"

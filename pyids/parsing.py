@@ -262,7 +262,7 @@ def parse_bytes(value: object) -> object:
     """Turn "4GB", "512 MiB" or a number of bytes into bytes."""
     if value is None:
         return value
-    if isinstance(value, Integral) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0:
         return int(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
     if match is None or not float(match[1]) > 0:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
+from pyids.data.destination import check_export, place_of
 from pyids.data.export import Selected, export
 from pyids.device import device
 from pyids.engine import make_engine
@@ -31,7 +32,7 @@ from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
-from pyids.store.place import check_writable_place, is_ours
+from pyids.store.place import check_no_input, inputs_of, is_ours
 
 logger = logging.getLogger("pyids")
 
@@ -268,9 +269,8 @@ def excluded_rows(
     """
     fields = ExclusionOptions.model_fields
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
-        stem = target.stem.removeprefix("selected-")
-        listing = target.with_name(f"excluded-{stem}.jsonl")
-        return exclude(store, config, folder=store.scratch / "excluded", listing=listing)
+        folder = store.scratch / "excluded"
+        return exclude(store, config, folder=folder, listing=_listing(target))
     if stands(store, config):
         return excluded(store, config)
     if not is_ours(store.path, named(with_absolute_paths(folder_config))):
@@ -278,6 +278,18 @@ def excluded_rows(
             f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
         )
     return exclude(store, config)
+
+
+def _listing(target: Path) -> Path:
+    """Return the file beside a selection that lists what was excluded from it."""
+    return target.with_name(f"excluded-{target.stem.removeprefix('selected-')}.jsonl")
+
+
+def _check_to(path: Path, config: RunConfig) -> None:
+    """Check that nothing is lost by what is written there, before the work for it."""
+    inputs = inputs_of(config.model_dump())
+    check_export(path, "jsonl", inputs, config.output_path)
+    check_no_input(_listing(path), inputs)
 
 
 def _rows_within(store: Store, config: RunConfig, pool: Pool, choose: Choose) -> Int64:
@@ -320,8 +332,9 @@ def _select(
     path: str | Path | None,
     settings: Mapping[str, Any],
 ) -> Result:
-    if path is not None:
-        check_writable_place(path)
+    place = None if path is None else place_of(path, "jsonl")
+    if place is not None:
+        _check_to(place, config)
     chosen = check_method(config, method, settings)
     until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
@@ -332,7 +345,7 @@ def _select(
             with make_engine(config.engine, config.workers, address=config.address) as engine:
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
-        target = Path(path or store.path / f"selected-{name}.jsonl")
+        target = place or store.path / f"selected-{name}.jsonl"
         without = excluded_rows(store, config, folder_config, target)
         pool = make_pool(store, config, quality, without)
         if pool.already is not None and "already" not in chosen.uses:
@@ -347,6 +360,6 @@ def _select(
             clusters = pool.labels[np.searchsorted(pool.row_ids, row_ids)]
         logger.info("selected %d of %d rows by %s", len(row_ids), store.kept, method)
         selected = Selected(row_ids=row_ids, clusters=clusters)
-        written = export(store, selected, target)
+        written = export(store, selected, target, own=place is None)
         chosen_rows = selected.sorted()
         return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

@@ -146,8 +146,8 @@ class Store:
                 return store
             if error.errno in (errno.EISDIR, errno.ENOTDIR) and store.path.is_dir():
                 raise  # of something inside it, which the error names
-            why = why_not_written(error, "choose another --output-dir", "cannot write there")
-            raise ConfigError(f"{store.path}: {why}") from None
+            problem = why_not_written(error, "choose another --output-dir", "cannot write there")
+            raise ConfigError(f"{store.path}: {problem}") from None
         for left_over in store.path.rglob(".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)

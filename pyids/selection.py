@@ -7,6 +7,7 @@ out, for trainers of any kind: `ask` gives the rows selected so far, `tell` take
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pyids._typing import Int64
 from pyids.callbacks import Callback, Callbacks, LogRounds
 from pyids.config import RunConfig
+from pyids.data.destination import own_place, place_of
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
@@ -291,7 +293,7 @@ class Selection:
             self._check_named("trainer")
 
             def write(path: Path, form: str) -> Path:
-                return self.export(path, format=form)
+                return export(self.store, self.selected(), path, form, own=True)
 
             return train_outside(
                 self.config, model, rows, write, output_dir=output_dir, number=n + 1
@@ -450,16 +452,19 @@ class Selection:
         """Write everything selected so far in the form that a trainer reads (`pyids.data.export`).
 
         The file or folder is ``selected.jsonl`` or ``selected-FORMAT`` of the run folder, unless
-        `path` says otherwise.
+        `path` says otherwise. Nothing else of the run folder is replaced, and nothing that the
+        run was made of.
         """
-        name = "selected.jsonl" if format == "jsonl" else f"selected-{format}"
-        return export(self.store, self.selected(), path or self.store.path / name, format=format)
+        ours = own_place(self.store.path, format)
+        own = path is None or os.path.abspath(place_of(path, format)) == os.path.abspath(ours)
+        place = ours if path is None or own else path
+        return export(self.store, self.selected(), place, format, own=own)
 
     def export_probes(self) -> Path:
         """Write the rows to score in this round, as ``probes.jsonl`` of the run folder."""
         row_ids = self.probes()
         rows = Selected(row_ids=row_ids, clusters=self.clusters_of(row_ids))
-        return export(self.store, rows, self.store.path / "probes.jsonl")
+        return export(self.store, rows, self.store.path / "probes.jsonl", own=True)
 
     def selected(self) -> Selected:
         """Return everything selected so far, with the reasons: cluster, weight, round, score."""

@@ -102,7 +102,7 @@ def test_the_data_is_not_written_over(pool, tmp_path, monkeypatch):
     for command in (["export", "run"], ["select", "run", "--method", "random"]):
         result = invoke(*command, "--to", "pool.jsonl")
         assert result.exit_code == 2
-        assert "pool.jsonl is the data that was selected from" in result.output
+        assert "pool.jsonl: an input of this command or of its run" in result.output
     assert pool.path.read_bytes() == before
 
 

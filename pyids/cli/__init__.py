@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from pyids.cli import look
-from pyids.cli.buckets import destination, in_folder
+from pyids.cli.buckets import check_results, destination, in_folder
 from pyids.cli.options import GroupedCommand, completed, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
 from pyids.errors import ConfigError
@@ -170,17 +170,20 @@ def select(
     from pyids.methods import planned
     from pyids.methods import select as select_module
     from pyids.methods.select import changes_of, select_from_folder
+    from pyids.pipeline.identity import saved_config
     from pyids.pipeline.inputs import working
-    from pyids.store.place import is_run_folder
+    from pyids.store.place import inputs_of, is_run_folder
 
     parsed = _parse_settings(settings)
+    named = [config_file] if config_file else []
     if len(data) == 1 and is_run_folder(Path(data[0])):
         in_file = load_config(config_file) if config_file else {}
         changes = {**changes_of(in_file), **_given(options)}
         if dry_run:
             _say(planned.plan_from_folder(data[0], method, parsed, **changes))
             return
-        with destination(path) as to:
+        named += inputs_of(saved_config(Path(data[0])).model_dump()) + inputs_of(changes)
+        with destination(path, inputs=named) as to:
             to.say(select_from_folder(data[0], method, to.path, settings=parsed, **changes))
     else:
         config = _gather(data, config_file, {**options, "rounds": 1})
@@ -188,7 +191,8 @@ def select(
             with working(config) as made:
                 _say(planned.plan_selection(made, method, parsed))
             return
-        with destination(path) as to, working(config) as made:
+        named += inputs_of(config.model_dump())
+        with destination(path, inputs=named) as to, working(config) as made:
             to.say(select_module.select(made, method, to.path, settings=parsed))
 
 
@@ -228,21 +232,24 @@ def methods() -> None:
 @_shows_progress
 def export(folder: str, form: str, path: str | None, hub_name: str | None) -> None:
     """Write what the run in FOLDER has selected, in the form that a trainer reads."""
+    from pyids.data.destination import own_place
     from pyids.data.hub import push_to_hub
     from pyids.pipeline.identity import saved_config
     from pyids.pipeline.prepare import reopen
     from pyids.selection import Selection
+    from pyids.store.place import inputs_of
     from pyids.store.rounds import has_drawn
 
-    config = saved_config(Path(folder))
-    if not has_drawn(Path(folder)):
+    run = Path(folder)
+    config = saved_config(run)
+    if not has_drawn(run):
         raise ConfigError(
             f"{folder}: no round has drawn rows yet: go on with `pyids run` or `pyids ask` (what "
             "`pyids select` has selected it has written)"
         )
-    manifest = Path(folder) / "manifest.json"
+    manifest = run / "manifest.json"
     with (
-        destination(path) as to,
+        destination(path, form, inputs_of(config.model_dump()), own_place(run, form)) as to,
         Selection(reopen(config, finish=True), config) as selection,
     ):
         ended = selection.round == config.rounds and not manifest.is_file()
@@ -392,6 +399,8 @@ def evaluate(
     """
     from pyids.evaluation.evaluate import evaluate as evaluate_model
 
+    read = (model, *data, options["base_model"], options["include_path"])
+    check_results(read, json_path, None, {"groups", "tasks"})
     named = [task.strip() for task in (tasks or "").split(",") if task.strip()]
     _write_result(evaluate_model(model, data, tasks=named, **options), json_path)
 
@@ -413,6 +422,8 @@ def compare(
     """Compare SELECTIONS, run folders or exported files: overlap, topics, lengths, scores, loss."""
     from pyids.evaluation.compare import compare as compare_selections
 
+    read = (*selections, *options["data"], options["model"])
+    check_results(read, json_path, html_path, {"selections", "overlaps"})
     result = compare_selections(selections, **options)
     _write_result(result, json_path)
     if html_path is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pyids.errors import ConfigError
 from pyids.terminal import printable
 
 
@@ -34,12 +35,12 @@ class Destination:
     Attributes
     ----------
     path
-        Here; None where the command chooses a name in the run folder.
+        Here, as it was given; None where the command chooses a name in the run folder.
     url
         The folder of a bucket where it will be afterwards; empty where it stays here.
     """
 
-    path: Path | None
+    path: str | Path | None
     url: str = ""
     _lines: list[str] = field(default_factory=list, init=False)
 
@@ -49,11 +50,19 @@ class Destination:
 
 
 @contextmanager
-def destination(to: str | None) -> Iterator[Destination]:
-    """Check that something can be written there, before the work for it; afterwards it is."""
+def destination(
+    to: str | None,
+    format: str = "jsonl",
+    inputs: Iterable[str] = (),
+    own: Path | None = None,
+) -> Iterator[Destination]:
+    """Check that an export can be written there, before the work for it; afterwards it is.
+
+    It is none of `inputs`, nor is anything else lost by it (`pyids.data.destination`).
+    """
+    from pyids.data.destination import check_export, place_of
     from pyids.store.bucket import written_to
     from pyids.store.objects import is_bucket
-    from pyids.store.place import check_outside, check_writable_place
 
     if to is not None and is_bucket(to):
         with written_to(to) as path:
@@ -61,9 +70,42 @@ def destination(to: str | None) -> Iterator[Destination]:
             yield place
     else:
         if to is not None:
-            check_writable_place(to)
-            check_outside(Path(to))
-        place = Destination(None if to is None else Path(to))
+            check_export(place_of(to, format), format, inputs, own=own)
+        place = Destination(to)
         yield place
     for line in place._lines:
         click.echo(printable(line))
+
+
+def check_results(
+    inputs: Iterable[str | None], json_path: str | None, html_path: str | None, keys: set[str]
+) -> None:
+    """Check that nothing else is lost by the files that a result is written to.
+
+    Parameters
+    ----------
+    inputs
+        What the command reads.
+    json_path, html_path
+        Where to.
+    keys
+        What an earlier result holds as JSON: such a file is replaced.
+    """
+    from pyids.report.page import is_page
+    from pyids.store.files import read_json
+    from pyids.store.place import check_destination
+
+    def is_result(path: Path) -> bool:
+        try:
+            content = read_json(path)
+        except ValueError:
+            return False
+        return isinstance(content, dict) and keys <= content.keys()
+
+    read = [name for name in inputs if name is not None]
+    if json_path is not None:
+        check_destination(json_path, read, same_kind=is_result)
+    if html_path is not None:
+        check_destination(html_path, read, same_kind=is_page)
+        if json_path is not None and Path(html_path).resolve() == Path(json_path).resolve():
+            raise ConfigError(f"{html_path}: named for JSON and for the page: name two files")

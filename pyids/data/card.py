@@ -6,6 +6,7 @@ the same card.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ from pyids.store.ledger import load_sealed
 if TYPE_CHECKING:
     from pyids.data.export import Selected
     from pyids.store.folder import Row, Store
+
+logger = logging.getLogger("pyids")
 
 _TAG = "pyids"
 # Names of the hub for numbers of rows, by their upper bounds.
@@ -84,7 +87,7 @@ def write_card(
     """Write the card of an export beside it, and return its path.
 
     It is ``README.md`` of the folder, or, where a README.md of something else lies there,
-    ``NAME.README.md``: no file that pyids has not written for this export is replaced.
+    ``NAME.README.md``; it is not written where that is taken, too. Nothing is replaced but cards.
 
     Parameters
     ----------
@@ -105,6 +108,9 @@ def write_card(
     card = rows.with_name("README.md")
     if card.exists() and _rows_of(card) != rows.name:
         card = rows.with_name(f"{rows.stem}.README.md")
+    if card.exists() and _rows_of(card) is None:
+        logger.warning("%s: holds something else: no card is written", card)
+        return None
     with atomic_write(card) as temporary:
         text = make_card(store, selected, rows.name, format, how)
         temporary.write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ selection is the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import logging
 from collections import Counter
@@ -38,11 +39,11 @@ from numpy.typing import NDArray
 from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
 from pyids.data.card import How, write_card
+from pyids.data.destination import STANZAS, check_export, inputs_of_folder, place_of, with_ending
 from pyids.errors import ConfigError, DataError
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
-from pyids.store.place import check_writable_place
 from pyids.terminal import why_not_written
 
 logger = logging.getLogger("pyids")
@@ -108,6 +109,8 @@ def export(
     path: Path | str,
     format: str = "jsonl",
     how: How | None = None,
+    *,
+    own: bool = False,
 ) -> Path:
     """Write the selected rows.
 
@@ -118,14 +121,16 @@ def export(
     selected : Selected
         Which rows.
     path : path
-        The file, or for a trainer's format the folder. A file whose ending names another kind, or
-        none, gets that of its format.
+        The file, or the folder for it; for a trainer's format the folder. A file whose ending
+        names another kind, or none, gets that of its format.
     format : str
         One of `FORMATS`: ``jsonl``; ``parquet``; ``indices`` (row ids alone, one a line); or for a
         trainer a folder with ``selected.jsonl`` and the stanza of its configuration: ``trl``
         (``sft.yaml``), ``llamafactory`` (``dataset_info.json``), ``axolotl`` (``axolotl.yaml``).
     how : How, optional
         How a method has chosen them, for the card.
+    own : bool
+        Whether it is a place of pyids' own in the run folder.
 
     Returns
     -------
@@ -135,7 +140,7 @@ def export(
     Raises
     ------
     ConfigError
-        There is no such format, or the place cannot be written or is the data itself.
+        There is no such format, the place cannot be written, or what lies there would be lost.
     DataError
         A column of the input has the name of one that is added, or types that the format does not
         hold.
@@ -146,32 +151,19 @@ def export(
         raise ConfigError(
             f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
         ) from None
-    check_writable_place(path)
-    path = _with_ending(Path(path), format)
-    rows = path / "selected.jsonl" if write in _FOLDERS else path
-    if rows.resolve() in {Path(source["path"]).resolve() for source in store.index["sources"]}:
-        raise ConfigError(f"{rows} is the data that was selected from: choose another place")
+    path = with_ending(Path(path), format) if own else place_of(path, format)
+    if not own:
+        check_export(path, format, inputs_of_folder(store), store.path)
     try:
-        (path if write in _FOLDERS else path.parent).mkdir(parents=True, exist_ok=True)
+        (path if format in STANZAS else path.parent).mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
         write_card(store, selected, path, format, how)
     except OSError as error:
+        if own and error.errno in (errno.EISDIR, errno.ENOTDIR):
+            raise  # no other place is meant: what stands in the way goes
         problem = why_not_written(error, "choose another place")
         raise ConfigError(f"{path}: {problem}") from None
     return path
-
-
-def _with_ending(path: Path, format: str) -> Path:
-    """Give a file the ending by which it is read again, where its name has none of them."""
-    endings = {
-        "jsonl": (".jsonl", ".ndjson", ".json"),
-        "parquet": (".parquet",),
-        "indices": (path.suffix or ".txt",),
-    }.get(format)
-    if endings is None or path.suffix.lower() in endings:
-        return path
-    name = path.name.removesuffix(f"-{format}")
-    return path.with_name(f"{name}{endings[0]}")
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -299,7 +291,7 @@ def _trl(store: Store, selected: Selected, folder: Path) -> None:
     _write_lines(folder / "selected.jsonl", rows())
     _say_left_out("TRL", +left_out)
     _write_yaml(
-        folder / "sft.yaml",
+        folder / STANZAS["trl"],
         {
             "datasets": [
                 {
@@ -332,7 +324,7 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
 
     _write_lines(folder / "selected.jsonl", rows())
     _write_yaml(
-        folder / "axolotl.yaml",
+        folder / STANZAS["axolotl"],
         {
             "datasets": [
                 {
@@ -381,7 +373,7 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
             },
         }
     }
-    with atomic_write(folder / "dataset_info.json") as temporary:
+    with atomic_write(folder / STANZAS["llamafactory"]) as temporary:
         temporary.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
 
 
@@ -422,6 +414,3 @@ FORMATS: dict[str, Callable[[Store, Selected, Path], None]] = {
     "llamafactory": _llamafactory,
     "axolotl": _axolotl,
 }
-
-
-_FOLDERS = {_trl, _llamafactory, _axolotl}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.card import How
+from pyids.data.destination import check_export, place_of
 from pyids.data.export import Selected, export
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine, make_engine
@@ -35,7 +36,7 @@ from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
-from pyids.store.place import check_writable_place, is_ours
+from pyids.store.place import check_no_input, inputs_of, is_ours
 
 logger = logging.getLogger("pyids")
 
@@ -297,8 +298,7 @@ def excluded_rows(
     """
     fields = ExclusionOptions.model_fields
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
-        stem = target.stem.removeprefix("selected-")
-        listing = target.with_name(f"excluded-{stem}.jsonl")
+        listing = _listing(target)
         try:
             listing.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -316,6 +316,18 @@ def excluded_rows(
         )
     with _engine(store, config) as engine:
         return exclude(store, config, engine)
+
+
+def _listing(target: Path) -> Path:
+    """Return the file beside a selection that lists what was excluded from it."""
+    return target.with_name(f"excluded-{target.stem.removeprefix('selected-')}.jsonl")
+
+
+def _check_to(path: Path, config: RunConfig) -> None:
+    """Check that nothing is lost by what is written there, before the work for it."""
+    inputs = inputs_of(config.model_dump())
+    check_export(path, "jsonl", inputs, config.output_path)
+    check_no_input(_listing(path), inputs)
 
 
 def _engine(store: Store, config: RunConfig) -> Engine:
@@ -385,8 +397,9 @@ def _select(
     path: str | Path | None,
     settings: Mapping[str, Any],
 ) -> Result:
-    if path is not None:
-        check_writable_place(path)
+    place = None if path is None else place_of(path, "jsonl")
+    if place is not None:
+        _check_to(place, config)
     chosen = check_method(config, method, settings)
     until = _needed(chosen, config)
     with open_folder(folder_config, until) as store:
@@ -397,7 +410,7 @@ def _select(
             with make_engine(config.engine, config.workers, address=config.address) as engine:
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
-        target = Path(path or store.path / f"selected-{name}.jsonl")
+        target = place or store.path / f"selected-{name}.jsonl"
         without = excluded_rows(store, config, folder_config, target)
         pool = make_pool(store, config, quality, without)
         if pool.already is not None and "already" not in chosen.uses:
@@ -415,7 +428,7 @@ def _select(
         selected = Selected(row_ids=row_ids, clusters=clusters)
         asked = yaml.safe_load(with_absolute_paths(config).to_yaml())
         how = How(method, settings, asked, without.facts)
-        written = export(store, selected, target, how=how)
+        written = export(store, selected, target, how=how, own=place is None)
         write_record(store, config, how, budget, written)
         chosen_rows = selected.sorted()
         return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import os
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from pyids.config import load_config
 from pyids.report.collect import collect
 from pyids.report.map import Projection
 from pyids.report.text import to_json
 from pyids.store.files import atomic_write
-from pyids.store.place import check_writable_place
+from pyids.store.place import check_destination, inputs_of
+
+_MAP = "map.parquet"
+_COLUMNS = ("x", "y", "text", "cluster", "source", "round", "weight", "row_id")
 
 
 def write_report(
@@ -27,7 +32,7 @@ def write_report(
     folder
         The run folder; the run need not have ended.
     to
-        The page; by default ``report.html`` of the run folder.
+        The page, or the folder for it; by default ``report.html`` of the run folder.
     projection
         How vectors are brought into the plane: ``pca``, or ``umap`` with the package umap-learn.
 
@@ -41,14 +46,17 @@ def write_report(
     Raises
     ------
     PyidsError
-        It is not a run folder, its rows have not been read, or `projection` needs a package.
+        It is not a run folder, its rows have not been read, `projection` needs a package, or
+        something else would be lost that lies where the page or the map is written.
     """
+    page = Path(folder) / "report.html"
     if to is not None:
-        check_writable_place(to)
-    page = Path(to) if to is not None else Path(folder) / "report.html"
+        into = str(to) and (str(to).endswith(("/", os.sep)) or os.path.isdir(to))
+        page = Path(to, "report.html") if into else Path(to)
+        _check_places(Path(folder), page)
     report = collect(folder, projection)
     if report.points:
-        _write_map(report.points, page.with_name("map.parquet"))
+        _write_map(report.points, page.with_name(_MAP))
     return write_page(f"{report.data['title']}: report of pyids", report.data, page)
 
 
@@ -77,6 +85,31 @@ def write_page(title: str, data: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def _check_places(folder: Path, page: Path) -> None:
+    """Check that the page and the map beside it replace nothing but earlier ones."""
+    config = folder / "config.yaml"
+    inputs = inputs_of(load_config(config)) if config.is_file() else []
+    own = [folder / "report.html", folder / _MAP]
+    check_destination(page, inputs, run=folder, own=own, same_kind=is_page)
+    check_destination(page.with_name(_MAP), inputs, run=folder, own=own, same_kind=_is_map)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `write_page` wrote."""
+    with path.open("rb") as file:
+        return b" of pyids</title>" in file.read(1 << 14)
+
+
+def _is_map(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return tuple(pq.read_schema(path).names) == _COLUMNS
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
@@ -86,6 +119,5 @@ def _write_map(points: dict[str, Any], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = ("x", "y", "text", "cluster", "source", "round", "weight", "row_id")
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table({name: points[name] for name in names}), temporary)
+        pq.write_table(pa.table({name: points[name] for name in _COLUMNS}), temporary)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import hmac
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from pyids.store.files import FORMAT, atomic_write, naming, read_json
 MARK = ".pyids"
 
 _LOCK = ".lock"
+
+# Options that may name a folder, or files by a pattern, of which none is to be replaced.
+_FOLDERS = {"data", "target", "exclude", "already", "model", "proxy_model", "encoder"}
 
 # What a file system answers that knows no locks.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -52,23 +56,157 @@ def check_writable_place(path: Path | str) -> None:
         raise ConfigError(str(error)) from None
 
 
-def check_outside(path: Path) -> None:
-    """Check that an export would not lie among the files of a run, or take the place of one.
+def check_destination(
+    path: Path | str,
+    inputs: Iterable[str | Path] = (),
+    *,
+    run: Path | None = None,
+    own: Iterable[Path] = (),
+    same_kind: Callable[[Path], bool] | None = None,
+) -> None:
+    """Check that a file may be written there, before the work for it: nothing else is lost by it.
+
+    Every output of a command that the user names comes through here.
+
+    Parameters
+    ----------
+    path
+        The file.
+    inputs
+        What the command reads, or a run was made of: files, folders and globs, as they were given.
+        What names nothing on this machine is passed over.
+    run
+        A run folder, which may not be there yet.
+    own
+        Files of a run folder that this command writes there anyway.
+    same_kind
+        Whether a file that lies there is an earlier output of the same command, which may be
+        replaced. An empty file is anyone's.
 
     Raises
     ------
     ConfigError
-        It would.
+        It is no name, no file, not on a disk, among the files of a run, one of `inputs`, or a
+        file that pyids has not written.
     """
+    if not Path(path).name:
+        given = str(path) if str(path) != "." else "''"
+        raise ConfigError(f"{given}: not the name of a file: name one to write to")
+    check_writable_place(path)
+    path = Path(path)
+    if _place(path) in {_place(file) for file in own}:
+        return
+    if (folder := _run_around(path, run)) is not None:
+        raise ConfigError(
+            f"{path}: among the files of the run in {folder}: name a place outside of it, "
+            "or selected-... at its top"
+        )
+    check_no_input(path, inputs)
+    if not os.path.lexists(path):
+        return
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: not a file, and it is in the way: choose another place")
+    try:
+        foreign = same_kind and path.exists() and path.stat().st_size and not same_kind(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: it cannot be read what lies there ({error.strerror}): choose another place"
+        ) from None
+    if foreign:
+        raise ConfigError(
+            f"{path}: holds something else, which would be lost: choose another place, or move "
+            "that away"
+        )
+
+
+def _place(path: Path) -> Path:
+    """Return where a name lies; what it links to does not matter, for it is the link that goes."""
     path = Path(os.path.abspath(path))
-    for folder in path.parents:
-        if _is_file(folder / MARK):
-            if path.parent != folder or not path.name.startswith("selected"):
-                raise ConfigError(
-                    f"{path}: among the files of the run in {folder}: name a place outside of it, "
-                    "or selected-... at its top"
-                )
-            return
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _run_around(path: Path, run: Path | None) -> Path | None:
+    """Return the run folder among whose files this would lie."""
+    place = _place(path)
+    known = None if run is None else Path(os.path.realpath(run))
+    for folder in place.parents:
+        if folder == known or is_run_folder(folder):
+            free = place.relative_to(folder).parts[0].startswith("selected-")
+            return None if free else folder
+    return None
+
+
+def check_no_input(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Check that a file to write is none of those that are read; see `check_destination`.
+
+    Raises
+    ------
+    ConfigError
+        It is.
+    """
+    if not os.path.lexists(path):
+        return
+    for name in inputs:
+        if any(_is_within(path, there) for there in _named(str(name))):
+            raise ConfigError(
+                f"{path}: an input of this command or of its run, which would be lost: choose "
+                "another place"
+            )
+
+
+def _is_within(path: Path, there: str) -> bool:
+    """Whether a file that exists is `there`, or inside the folder `there`, where data may be."""
+    if os.path.isdir(there):
+        folder = Path(os.path.realpath(there))
+        # A page is no data: it may lie beside them, and be written again.
+        return path.suffix.lower() != ".html" and folder in _place(path).parents
+    same = path.exists() and os.path.samefile(path, there)
+    return same or _place(path) == _place(Path(there))
+
+
+def _named(name: str) -> Iterator[str]:
+    """Yield what a name of data or vectors stands for here: ``FILE:COLUMN``, ``FOLDER@X:Y``."""
+    forms, rest = [name], name
+    while mark := max(rest.rfind(":"), rest.rfind("@")) + 1:
+        rest = rest[: mark - 1]
+        forms.append(rest)
+    for form in forms:
+        if form and "\0" not in form:
+            if _exists(form):
+                yield form
+            elif glob.has_magic(form) and "://" not in form:
+                yield from filter(_exists, glob.iglob(form, recursive=True))
+
+
+def _exists(name: str) -> bool:
+    try:
+        return os.path.exists(name)
+    except (OSError, ValueError):
+        return False
+
+
+def inputs_of(fields: Mapping[str, Any]) -> list[str]:
+    """Collect what the fields of a configuration name: files in any of them, folders in some.
+
+    Of the others the words, such as ``rows``, may be the name of some folder by chance.
+    """
+    found: list[str] = []
+
+    def collect(value: object, folders: bool) -> None:
+        if isinstance(value, str | Path):
+            if folders or os.path.isfile(value):
+                found.append(str(value))
+        elif isinstance(value, Mapping):
+            for inner in value.values():
+                collect(inner, folders)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                collect(inner, folders)
+
+    for name, value in fields.items():
+        if name != "output_dir":
+            collect(value, name in _FOLDERS or name.endswith("_file"))
+    return found
 
 
 def check_place(path: Path) -> None:

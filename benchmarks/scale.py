@@ -289,7 +289,10 @@ def fingerprint_run(run: Path) -> dict[str, str]:
     return {
         str(file.relative_to(run)): hash_file(file)
         for file in sorted(run.rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
+        if file.is_file()
+        and not file.name.startswith(".")
+        # These say where and by how many processes it was worked.
+        and not file.name.endswith(("config.yaml", ".manifest.json"))
     }
 
 

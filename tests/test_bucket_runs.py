@@ -32,7 +32,7 @@ def contents(client, prefix):
     return {
         name: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read()
         for name in names
-        if name.rpartition("/")[2] not in free
+        if name.rpartition("/")[2] not in free and not name.endswith(".manifest.json")
     }
 
 

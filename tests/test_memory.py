@@ -6,7 +6,8 @@ import pytest
 
 from pyids.data import memory
 from pyids.data.ingest import ingest
-from pyids.data.memory import materialize
+from pyids.data.memory import FILES, materialize
+from pyids.data.replaced import accept, put_back, put_in
 from pyids.data.sources import open_sources
 from pyids.errors import DataError
 from pyids.store.folder import Store
@@ -80,9 +81,28 @@ def test_the_same_rows_are_the_same_bytes_however_chunked(monkeypatch, tmp_path)
 
 
 def test_another_kind_of_data_leaves_nothing_of_the_first(tmp_path):
-    materialize(chunked_table(), tmp_path)
-    path = materialize(ROWS[:3], tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    folder = tmp_path / "input"
+    folder.mkdir()
+    for data in (chunked_table(), ROWS[:3]):
+        path = put_in(materialize(data, tmp_path / "new"), folder, *FILES)
+        accept(folder)
+        assert [file.name for file in folder.iterdir()] == [path.name]
+
+
+def test_what_is_not_accepted_is_put_back(tmp_path):
+    folder, data = tmp_path / "input", chunked_table()
+    folder.mkdir()
+    first = put_in(materialize(data, tmp_path / "new"), folder, *FILES)
+    put_back(folder)
+    assert not any(folder.iterdir())  # there was none
+    first = put_in(materialize(data, tmp_path / "new"), folder, *FILES)
+    accept(folder)
+    before = first.read_bytes()
+    for rows in (ROWS[:3], data.slice(1), ROWS[:2]):  # the last as if the first were killed
+        put_in(materialize(rows, tmp_path / "new"), folder, *FILES)
+    put_back(folder)
+    assert [file.name for file in folder.iterdir()] == [first.name]
+    assert first.read_bytes() == before
 
 
 def test_a_frame_of_mixed_values_is_written_row_by_row(tmp_path):

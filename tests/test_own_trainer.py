@@ -279,7 +279,7 @@ def test_a_program_that_fails_is_one_line_with_its_last(options, tmp_path):
         ({"trainer": "json:__doc__"}, "name a function of a `TrainingTask`"),
         ({"trainer": "a:b", "train_command": "c {config}"}, "both say who trains: give one"),
         ({"train_config": "x.yaml"}, "belongs to --train-command or --trainer"),
-        ({"trainer": "json:dumps", "train_config": "x.yaml"}, "x.yaml: cannot be read as a YAML"),
+        ({"trainer": "json:dumps", "train_config": "x.yaml"}, "x.yaml: there is no such file"),
     ],
 )
 def test_a_trainer_that_is_not_there_is_told_before_any_work(own, words, options, tmp_path):

@@ -196,7 +196,7 @@ def test_no_method_selects_what_repeats_the_target(method, pool, target, tmp_pat
     assert not set(rows) & set(target["rows"].tolist())
     result = invoke("select", *base, "--budget", 395)
     assert result.exit_code == 2
-    assert "above the 394 rows that neither repeat the target" in result.output
+    assert "above the 394 rows that are left, for others repeat the target" in result.output
 
 
 def test_a_run_folder_serves_other_targets(pool, target, tmp_path):

@@ -31,6 +31,16 @@ def scores_of(selection, offset=0.0):
     return {int(row): float(row % 7) + offset for row in selection.probes()}
 
 
+def write_scores(folder, path):
+    """Ask for the next round of a folder, and write its scores to a file, as a trainer does."""
+    with Selection.open(folder) as selection:
+        selection.draw()
+        selection.export_probes()
+        scores = scores_of(selection)
+    lines = [orjson.dumps({"_pyids_id": row, "score": score}) for row, score in scores.items()]
+    path.write_bytes(b"\n".join(lines))
+
+
 @pytest.fixture
 def two_told(pool, tmp_path):
     """A folder with two of three rounds told."""
@@ -345,12 +355,7 @@ def test_a_row_that_is_not_in_the_pool_is_named_with_its_line(two_told, tmp_path
 
 
 def test_a_damaged_file_is_not_blamed_on_the_scores(two_told, tmp_path):
-    with Selection.open(two_told) as selection:
-        selection.draw()
-        selection.export_probes()
-        scores = scores_of(selection)
-    lines = [orjson.dumps({"_pyids_id": row, "score": score}) for row, score in scores.items()]
-    (tmp_path / "s.jsonl").write_bytes(b"\n".join(lines))
+    write_scores(two_told, tmp_path / "s.jsonl")
     [file] = (two_told / "keep").glob("*.npy")
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     result = CliRunner().invoke(cli, ["tell", str(two_told), str(tmp_path / "s.jsonl")])
@@ -413,12 +418,7 @@ def test_a_folder_that_can_only_be_read_is_exported_from(two_told, tmp_path, mon
 
 
 def test_the_last_tell_imports_no_torch(two_told, tmp_path):
-    with Selection.open(two_told) as selection:
-        selection.draw()
-        selection.export_probes()
-        scores = scores_of(selection)
-    lines = [orjson.dumps({"_pyids_id": row, "score": score}) for row, score in scores.items()]
-    (tmp_path / "s.jsonl").write_bytes(b"\n".join(lines))
+    write_scores(two_told, tmp_path / "s.jsonl")
     code = (
         "import sys; from pyids.cli import cli;"
         "cli(sys.argv[1:], standalone_mode=False);"

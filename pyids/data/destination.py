@@ -106,9 +106,13 @@ def check_export(
 
 def inputs_of_folder(store: Store) -> list[str]:
     """Return what a run folder was made of: its data, vectors, target and whatever it names."""
-    config = store.path / "config.yaml"
-    named = inputs_of(load_config(config)) if config.is_file() else []
-    return [*(source["path"] for source in store.index["sources"]), *named]
+    return [*(source["path"] for source in store.index["sources"]), *named_in(store.path)]
+
+
+def named_in(run: Path) -> list[str]:
+    """Return the inputs that the configuration of a run folder names, if it has one."""
+    config = run / "config.yaml"
+    return inputs_of(load_config(config)) if config.is_file() else []
 
 
 def _is_export(file: Path, format: str) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pyids.config import load_config
+from pyids.data.destination import named_in
 from pyids.report.collect import collect
 from pyids.report.map import Projection
 from pyids.report.text import to_json
 from pyids.store.files import atomic_write
-from pyids.store.place import check_destination, inputs_of
+from pyids.store.place import check_destination
 
 _MAP = "map.parquet"
 _COLUMNS = ("x", "y", "text", "cluster", "source", "round", "weight", "row_id")
@@ -87,8 +87,7 @@ def write_page(title: str, data: dict[str, Any], path: Path) -> Path:
 
 def _check_places(folder: Path, page: Path) -> None:
     """Check that the page and the map beside it replace nothing but earlier ones."""
-    config = folder / "config.yaml"
-    inputs = inputs_of(load_config(config)) if config.is_file() else []
+    inputs = named_in(folder)
     own = [folder / "report.html", folder / _MAP]
     check_destination(page, inputs, run=folder, own=own, same_kind=is_page)
     check_destination(page.with_name(_MAP), inputs, run=folder, own=own, same_kind=_is_map)

@@ -271,8 +271,13 @@ def find_strange(path: Path) -> Iterator[tuple[Path, str]]:
                     "a link, and links inside a run folder are not followed: put what it names in "
                     "its place, or remove it",
                 )
-            elif name in files and not stat.S_ISREG(os.lstat(file).st_mode):
-                yield Path(file), "a pipe or device, which no run has made: remove it"
+            elif name in files:
+                try:
+                    mode = os.lstat(file).st_mode
+                except FileNotFoundError:  # a file that another process has renamed meanwhile
+                    continue
+                if not stat.S_ISREG(mode):
+                    yield Path(file), "a pipe or device, which no run has made: remove it"
 
 
 # ---- one process at a time -----------------------------------------------------------------------

@@ -20,7 +20,8 @@ import shutil
 import sys
 import tempfile
 import time
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ from pyids.selection import Selection
 from pyids.store.folder import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET_ROWS, CLUSTERS, BUDGET = 32, 256, 0.01
+TARGET_ROWS, CLUSTERS = 32, 256
 ENDS = ("base", "oracle")
+# Train on the same rows whatever the target is: one training is measured on every skill.
+ANY_TARGET = ("base", "random", "km-random", "mig")
 # label: method, encoder, options
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "random": ("random", "minilm", {}),
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "target")
     parser.add_argument("--model", help="trained by LoRA [default: the small model made here]")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--pretrain-tokens", type=int, default=4_000_000)
     parser.add_argument("--skills", nargs="+", choices=tuple(SKILLS), default=tuple(SKILLS))
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS))
@@ -134,7 +138,7 @@ def config_of(
         "data": str(given.folder / "clean.jsonl"), "embeddings_file": str(path),
         "target": str(target), "target_embeddings_file": str(target.with_suffix(".npy")),
         "output_dir": str(output), "clusters": CLUSTERS, "seed": seed, "device": "cpu",
-        "budget": round(len(_rows(given.folder / "clean.jsonl")) * BUDGET),
+        "budget": round(len(_rows(given.folder / "clean.jsonl")) * given.budget),
         "keep_duplicates": True, "model": given.model or str(given.folder / NAME),
         "dtype": given.dtype, "probes_per_cluster": 4, "oversample": 1, **training, **options,
     })  # fmt: skip
@@ -212,71 +216,108 @@ def path_of(given: argparse.Namespace, trial: tuple[str, str, int]) -> Path:
 
 def run(given: argparse.Namespace) -> None:
     began = time.monotonic()
-    left = [trial for trial in trials(given) if not path_of(given, trial).exists()]
-    print(f"{len(left)} trials to do", flush=True)
-    for trial in left:
+    for trial in (left := trials(given)):
+        if path_of(given, trial).exists():
+            continue
         if given.seconds and time.monotonic() - began > given.seconds:
             print("out of time: run again to go on")
             return
-        path = path_of(given, trial)
-        path.parent.mkdir(exist_ok=True)
+        skill, label, seed = trial
+        skills = [one for one, *rest in left if rest == [label, seed]]
         with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
-            result = measure(given, *trial, Path(scratch))
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(result))
-        temporary.rename(path)
-        print(*trial, f"{result['nll']:.3f}, {result['seconds']:.0f} s", flush=True)
+            measured = measure(
+                given, skills if label in ANY_TARGET else [skill], label, seed, Path(scratch)
+            )
+        for result in measured:
+            path = path_of(given, (result["skill"], label, seed))
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".part")
+            temporary.write_text(json.dumps(result))
+            temporary.rename(path)
+            seconds = result["seconds"]
+            print(result["skill"], label, seed, f"{result['nll']:.3f}, {seconds:.0f} s", flush=True)
 
 
 def measure(
-    given: argparse.Namespace, skill: str, label: str, seed: int, scratch: Path
-) -> dict[str, Any]:
-    """Select, train and measure: the loss of the test rows of a skill."""
+    given: argparse.Namespace, skills: list[str], label: str, seed: int, scratch: Path
+) -> list[dict[str, Any]]:
+    """Select for the first skill, train and measure: the loss of the test rows of each skill."""
     began = time.process_time()
     rows, facts = _rows(given.folder / "clean.jsonl"), {}
+    chosen: Any = ()
     if label == "base":
         model, tokenizer = load_model(given.model or str(given.folder / NAME))
     else:
-        chosen, config = select(given, skill, label, seed, scratch)
-        facts["select_seconds"] = time.process_time() - began
-        facts["rows"] = len(chosen)
-        facts["of_the_skill"] = float(np.mean([rows[i]["skill"] == skill for i in chosen]))
+        chosen, config = select(given, skills[0], label, seed, scratch)
+        facts = {"select_seconds": time.process_time() - began, "rows": len(chosen)}
         checkpoint = finetune(
             config.model, [rows[i]["messages"] for i in chosen],
             output_dir=scratch / "checkpoint", **training_options(config),
         )  # fmt: skip
         model, tokenizer = load_checkpoint(checkpoint.path, config.model)
-    held_out = [r["messages"] for r in _rows(given.folder / "test.jsonl") if r["skill"] == skill]
-    nll, _ = response_nll(model.float(), tokenizer, held_out, max_length=TRAINING["max_length"])
-    seconds = time.process_time() - began
-    return {"skill": skill, "method": label, "seed": seed, "nll": float(np.nanmean(nll)),
-            "seconds": seconds, **facts}  # fmt: skip
+    model, results = model.float(), []
+    for skill in skills:
+        held_out = [
+            row["messages"] for row in _rows(given.folder / "test.jsonl") if row["skill"] == skill
+        ]
+        nll, _ = response_nll(model, tokenizer, held_out, max_length=TRAINING["max_length"])
+        if label != "base":
+            facts["of_the_skill"] = float(np.mean([rows[i]["skill"] == skill for i in chosen]))
+        seconds = time.process_time() - began
+        results.append({"skill": skill, "method": label, "seed": seed,
+                        "nll": float(np.nanmean(nll)), "seconds": seconds, **facts})  # fmt: skip
+    return results
 
 
 def table(given: argparse.Namespace) -> None:
-    """Print the share of the way from base to oracle, mean and 95% t interval over seeds."""
+    """Print how far methods come from base, and from random rows, to the oracle; write a file.
+
+    Means and 95% t intervals over seeds; the last line of a table is the mean of the skills.
+    """
     paths = [path_of(given, trial) for trial in trials(given)]
     done = [json.loads(path.read_text()) for path in paths if path.exists()]
-    nll = {(one["skill"], one["method"], one["seed"]): one["nll"] for one in done}
-    print(f"| skill | {' | '.join(given.methods)} |\n|---|{'---|' * len(given.methods)}")
-    shares: dict[str, dict[str, list[float]]] = {}
-    for skill in given.skills:
-        cells = []
-        for label in given.methods:
-            values = [
-                (nll[skill, "base", 0] - nll[skill, label, seed])
-                / (nll[skill, "base", 0] - nll[skill, "oracle", seed])
-                for seed in range(given.seeds)
-                if {(skill, "base", 0), (skill, "oracle", seed), (skill, label, seed)} <= nll.keys()
-            ]
-            shares.setdefault(skill, {})[label] = values
-            cells.append(_interval(values))
-        print(f"| {skill} | {' | '.join(cells)} |")
+    by_trial = {(one["skill"], one["method"], one["seed"]): one for one in done}
+    nll = {trial: one["nll"] for trial, one in by_trial.items()}
+
+    def share(skill: str, label: str, seed: int, start: str) -> float | None:
+        first = (skill, start, 0 if start == "base" else seed)
+        if not {first, (skill, "oracle", seed), (skill, label, seed)} <= nll.keys():
+            return None
+        way = nll[first] - nll[skill, "oracle", seed]
+        return (nll[first] - nll[skill, label, seed]) / way
+
+    def rows_of_skill(skill: str, label: str, seed: int) -> float | None:
+        return by_trial.get((skill, label, seed), {}).get("of_the_skill")
+
+    tables: dict[str, Callable[[str, str, int], float | None]] = {
+        "from base to oracle": partial(share, start="base"),
+        "from random to oracle": partial(share, start="random"),
+        "rows of the skill": rows_of_skill,
+        "loss": lambda *trial: nll.get(trial),
+    }
+    for title, value in tables.items():
+        labels = [label for label in given.methods if label != "random" or "random" not in title]
+        labels += ["oracle"] if title == "loss" else []
+        print(f"\n| {title} | {' | '.join(labels)} |\n|---|{'---|' * len(labels)}")
+        cells = {
+            label: [[value(skill, label, seed) for seed in range(given.seeds)]
+                    for skill in given.skills]
+            for label in labels
+        }  # fmt: skip
+        for i, skill in enumerate(given.skills):
+            print(f"| {skill} | {' | '.join(_interval(cells[label][i]) for label in labels)} |")
+        means = {
+            label: [np.mean(column) for column in zip(*rows, strict=True) if None not in column]
+            for label, rows in cells.items()
+        }
+        print(f"| mean | {' | '.join(_interval(means[label]) for label in labels)} |")
     results = ROOT / "benchmarks" / "results" / "target.json"
-    results.write_text(json.dumps({"trials": done, "shares": shares}, indent=1) + "\n")
+    lines = ",\n".join(json.dumps(one) for one in done)
+    results.write_text(f'{{"trials": [\n{lines}\n]}}\n')
 
 
-def _interval(values: list[float]) -> str:
+def _interval(found: Sequence[float | None]) -> str:
+    values = [value for value in found if value is not None]
     if not values:
         return ""
     if len(values) == 1:

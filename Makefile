@@ -11,7 +11,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults site wheel wheels bench-cpu \
-        bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
+        bench-clusters bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
         bench-scale bench-startup clean
 
 help: ## list the targets
@@ -96,6 +96,9 @@ bench-cpu: build ## k-means beside faiss, scikit-learn and others (FULL=1: 500k 
 
 bench-sampler: build ## the sampler beside numpy and torch
 	$(BIN)/python benchmarks/sampler.py --output benchmarks/results/sampler.json
+
+bench-clusters: build ## k-means with 16,384 and 65,536 clusters of a million rows, beside faiss (half an hour)
+	$(BIN)/python benchmarks/many_clusters.py --lloyd
 
 bench-memory: build ## k-means over a mapped matrix of 6 GB in 1.5 GB of memory
 	$(BIN)/python -P benchmarks/streaming.py

@@ -33,6 +33,10 @@ STATIC: dict[str, Entry] = {
     "deita (perplexity)": ("deita", FLUENCY),
     "qdit (perplexity)": ("qdit", FLUENCY),
 }
+FURTHER: dict[str, Entry] = {
+    "mig": ("mig", {}),
+    "kmq (s-ifd)": ("kmq", {"quality": "s-ifd"}),
+}
 # What scorers, weight updates and axes vary: the defaults without candidate screening, and fewer
 # probes, for there are 256 clusters for a budget of 1%. Options whose defaults were changed before
 # are named, so that a trial keeps its meaning if they change again.
@@ -148,6 +152,16 @@ def full(budget: int) -> list[Trial]:
     return list({trial.name: trial for trial in grid}.values())
 
 
+def further(budget: int) -> list[Trial]:
+    """Return methods and qualities that came later, beside random rows and the clusters alone."""
+    entries = {name: STATIC[name] for name in ("random", "km-random")} | FURTHER
+    grid = [
+        *trials(entries, "clean", "test", budget, 2),
+        *trials(entries, "test-garbage", "test", budget, 2),
+    ]
+    return [*bounds("test", budget, (REFERENCE_SEED,)), *sorted(grid, key=lambda one: one.seed)]
+
+
 def gpu(budget: int) -> list[Trial]:
     """Return the grid for a larger model on a GPU: ten methods, five seeds."""
     entries = {name: STATIC[name] for name in (*CORE, "k-center")} | ITERATIVE
@@ -210,6 +224,7 @@ GRIDS: dict[str, Callable[[int], list[Trial]]] = {
     "core": core,
     "clean": clean,
     "full": full,
+    "further": further,
     "gpu": gpu,
     "reader": reader,
     "reader-half": reader_half,

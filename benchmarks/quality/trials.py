@@ -51,7 +51,7 @@ READER_TRAINING: dict[str, Any] = {
 GPU_READER_TRAINING: dict[str, Any] = READER_TRAINING | {"max_length": 256}
 READER_CLUSTERS = 64
 # Methods that select the same rows whatever the seed: they run once a pool.
-SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect", "rds")
+SEEDLESS = ("longest", "deita", "facility-location", "qdit", "novelselect", "rds", "mig")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pyids.data.destination import check_export, place_of
 from pyids.data.export import Selected, export
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine, make_engine
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, DamagedError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
 from pyids.methods.pool import Influences
@@ -31,7 +31,7 @@ from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, describe_groups, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
 from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, left_out_words, stands
-from pyids.pipeline.identity import named, saved_config, with_absolute_paths
+from pyids.pipeline.identity import is_made_with, named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
@@ -229,7 +229,13 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
             of_the_draw -= {"budget", "budget_unit", "rounds"}
-    saved = saved_config(config.output_path)
+    try:
+        saved = saved_config(config.output_path)
+    except (ConfigError, DamagedError):
+        # The command that the folder was made with writes it again; another one says what is wrong.
+        if not is_made_with(config):
+            raise
+        return config
     return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
 
 

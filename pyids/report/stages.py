@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pyids.config import load_config
+from pyids.errors import ConfigError, DamagedError
+from pyids.store.files import entries_of, files_inside, read_sealed
 from pyids.store.ledger import load_sealed
 
 # How the names end of what lies beside the rows of a selection without rounds.
@@ -50,32 +52,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     return load_config(path) if path.is_file() else {}
 
 
+def _options_of(folder: Path) -> dict[str, Any]:
+    """Read what the folder was made with; before it is known, what its configuration says."""
+    try:
+        return read_sealed(folder / "identity.json")
+    except (FileNotFoundError, DamagedError, ConfigError):
+        return read_config(folder)
+
+
 def stages_of(folder: Path) -> list[Stage]:
     """Return the stages of a run folder in their order, as its files tell."""
-    config = read_config(folder)
+    config = _options_of(folder)
     index = folder / "rows" / "index.json"
     shards = len(load_sealed(index)["shards"]) if index.exists() else None
-    entries = [path for path in (folder / "rows").glob("*.json") if path != index]
+    entries = [path for path in entries_of(folder / "rows", "*.json") if path != index]
     read = _stage("read", entries, len(entries) if shards is not None else None, last=index)
-    embedded = (path for path in (folder / "embeddings").glob("*.json"))
+    embedded = entries_of(folder / "embeddings", "*.json")
     stages = [read]
     if config.get("budget_unit") not in (None, "rows"):
-        stages.append(_stage("count tokens", (folder / "tokens").glob("*.json"), shards))
+        stages.append(_stage("count tokens", entries_of(folder / "tokens", "*.json"), shards))
     stages.append(_stage("embed", embedded, shards))
     if config.get("exclude"):
-        found = (folder / "excluded").glob("*-*.json")
+        found = entries_of(folder / "excluded", "*-*.json")
         stages.append(_stage("exclude", found, shards))
     centroids = folder / "centroids.json"
     stages.append(_stage("cluster", [centroids], 1, first=folder / "labels"))
     if (near := folder / "distinct").is_dir():
         stages.append(_stage("drop near-duplicates", [near / "index.json"], 1, first=near))
     if config.get("quality"):
-        stages.append(_stage("rate", (folder / "quality").glob("*-*.json"), shards))
+        stages.append(_stage("rate", entries_of(folder / "quality", "*-*.json"), shards))
     rounds = int(config.get("rounds") or 1)
-    static = not (folder / "rounds").is_dir() and any(folder.glob("selected-*"))
+    static = not (folder / "rounds").is_dir() and any(entries_of(folder, "selected-*"))
     if not static:
         stages += [_round(folder, n, rounds) for n in range(1, rounds + 1)]
-    rows = [path for path in folder.glob("selected-*") if path.suffixes[-2:] != _RECORD]
+    rows = [path for path in entries_of(folder, "selected-*") if path.suffixes[-2:] != _RECORD]
     exported = rows if static else [folder / "manifest.json"]
     if static:  # a method without rounds needs no more than what there is
         stages = [stage for stage in stages if stage.started is not None]
@@ -177,10 +187,10 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
 def disk_bytes(folder: Path) -> dict[str, int]:
     """Return the bytes of each entry of a run folder, the largest first."""
     sizes: dict[str, int] = {}
-    for path in folder.rglob("*"):
+    for path in files_inside(folder):
         try:
-            size = path.lstat().st_size if path.is_file() else 0
-        except OSError:
+            size = path.lstat().st_size
+        except FileNotFoundError:
             continue  # a file of a stage that is being done was renamed
         top = path.relative_to(folder).parts[0]
         sizes[top] = sizes.get(top, 0) + size

@@ -11,10 +11,11 @@ from typing import Any
 
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
-from pyids.store.files import read_sealed, write_sealed
-from pyids.store.ledger import damaged_files, difference, facts_of
+from pyids.store.files import entries_of, files_inside, read_sealed, write_sealed
+from pyids.store.ledger import damaged_files, difference, facts_of, load_sealed
 from pyids.store.place import find_strange
 from pyids.store.remedies import remedy
+from pyids.store.whole import check_config, lacking
 
 # Files that say where the data lie, among other things: the data may move.
 _OF_PLACES = ("config.yaml", "rows/index.json")
@@ -112,8 +113,13 @@ def verify(path: Path | str) -> list[str]:
         The folder has no manifest: its run has not ended, and nothing was selected without rounds.
     """
     path = Path(path)
-    ended, records = (path / "manifest.json").is_file(), sorted(path.glob("*.manifest.json"))
+    ended, records = (path / "manifest.json").is_file(), entries_of(path, "*.manifest.json")
     if not ended and not records:
+        for rows in entries_of(path, "selected-*"):
+            raise DataError(
+                f"{rows}: has no {rows.stem}.manifest.json beside it, by which it could be "
+                "verified: repeat the `pyids select` that made it"
+            )
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
             "command that began the run"
@@ -125,7 +131,9 @@ def verify(path: Path | str) -> list[str]:
     except DamagedError:
         problems[path / "manifest.json"] = "damaged"
     if not ended:
-        problems |= _unlike_records(path, records)
+        problems |= unlike_records(path, records)
+        for file, problem in lacking(path):
+            problems.setdefault(file, problem)
     for name, noted in (files or {}).items():
         if (change := difference(path / name, noted)) is not None:
             problems.setdefault(path / name, change)
@@ -146,7 +154,29 @@ def verify(path: Path | str) -> list[str]:
     ]
 
 
-def _unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
+def check_ended(path: Path) -> None:
+    """Check that a folder has the configuration, and lacks no file, that its selection was made by.
+
+    What lies there is not hashed but for the rows selected without rounds; `verify` does.
+
+    Raises
+    ------
+    DamagedError
+        It does not; names the first file, and what helps.
+    """
+    check_config(path)
+    records = entries_of(path, "*.manifest.json")
+    problems: dict[Path, str] = {}
+    if (path / "manifest.json").is_file():
+        files = load_sealed(path / "manifest.json")["files"]
+        problems = {path / name: "missing" for name in files if not (path / name).is_file()}
+    elif records:
+        problems = unlike_records(path, records) | dict(lacking(path))
+    for file, problem in problems.items():
+        raise DamagedError(f"{file}: {problem}{_what_to_do(path, file, problem)}")
+
+
+def unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
     """Find selections without rounds that are not what they were (`pyids.methods.record`)."""
     again, problems = "repeat the `pyids select` that made it", {}
     for record in records:
@@ -186,6 +216,8 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             content = read_sealed(entry)
+        except FileNotFoundError:
+            continue  # another process has just removed it; who needs it will say so
         except (DamagedError, ConfigError):
             yield entry, "cannot be read, or of another format"
             continue
@@ -202,7 +234,7 @@ def artifacts(path: Path) -> list[Path]:
     """
     return sorted(
         file
-        for file in path.rglob("*")
+        for file in files_inside(path)
         if not file.is_symlink()
         and file.is_file()
         and file.name != "manifest.json"

@@ -16,6 +16,9 @@ from pyids.store.ledger import load_sealed
 # How the names end of what lies beside the rows of a selection without rounds.
 _RECORD = [".manifest", ".json"]
 
+# How much the clocks of this machine and of a file system may differ, and what no stage takes.
+_CLOCKS_DIFFER_S, _LONGEST_S = 3600.0, 366 * 86400.0
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -139,18 +142,21 @@ def _time(path: Path) -> float | None:
         return None
 
 
-def seconds_of(stages: list[Stage]) -> list[tuple[str, float]]:
+def seconds_of(stages: list[Stage], now: float | None = None) -> list[tuple[str, float]]:
     """Return the wall seconds of each stage that has ended or begun, as the times of its files say.
 
     From the end of the stage before to its own; of the first, from its first file. A pause counts,
-    and files that were copied without their times tell nothing.
+    and files that were copied without their times tell nothing. Of a stage whose files say that
+    they are yet to be written, or that it took a year, the clock was changed: it is left out.
     """
+    now = time.time() if now is None else now
     found, before = [], None
     for stage in stages:
-        if stage.started is None or stage.ended is None:
+        if stage.started is None or stage.ended is None or stage.ended > now + _CLOCKS_DIFFER_S:
             continue
         start = stage.started if before is None else before
-        found.append((stage.name, max(0.0, stage.ended - start)))
+        if stage.ended - min(start, stage.started) < _LONGEST_S:
+            found.append((stage.name, max(0.0, stage.ended - start)))
         before = max(stage.ended, before or 0.0)
     return found
 
@@ -163,8 +169,12 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
     are not known.
     """
     now = time.time() if now is None else now
-    spent = dict(seconds_of(stages))
-    ended = [spent[s.name] for s in stages if s.name.startswith("round") and s.complete]
+    spent = dict(seconds_of(stages, now))
+    ended = [
+        spent[s.name]
+        for s in stages
+        if s.name.startswith("round") and s.complete and s.name in spent
+    ]
     left = 0.0
     for stage in stages:
         if stage.complete or stage.name == "export":
@@ -173,11 +183,13 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
             if not ended:
                 return None
             mean = sum(ended) / len(ended)
-            passed = max(0.0, now - stage.started) if stage.started is not None else 0.0
+            begun = stage.started if stage.name in spent else None
+            passed = 0.0 if begun is None else max(0.0, now - begun)
             left += max(0.0, mean - passed)
-        elif stage.started is None or stage.total is None or stage.done < 2:
+        elif stage.name not in spent or stage.total is None or stage.done < 2:
             return None
         else:
+            assert stage.started is not None
             assert stage.ended is not None
             pace = (stage.ended - stage.started) / (stage.done - 1)
             left += pace * (stage.total - stage.done)

@@ -122,7 +122,7 @@ def verify(path: Path | str) -> list[str]:
             )
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
-            "command that began the run"
+            f"command that began the run, or, if all its rounds are done, `pyids export {path}`"
         ) from None
     problems = dict(find_strange(path))
     files = None

@@ -146,7 +146,8 @@ class Rounds:
             They are not, or all rounds have been told; says what is to be done first.
         """
         n, folder = self.told, self._folder.parent
-        known = f"these are the scores that round {n} was told; " if self._told(scores) else ""
+        repeated = self.were_told(scores)
+        known = f"these are the scores that round {n} was told; " if repeated else ""
         if n == rounds:
             raise ConfigError(
                 f"{folder}: {known}all {rounds} rounds have been told: `pyids export {folder}`, or "
@@ -159,10 +160,18 @@ class Rounds:
             )
         return n
 
-    def _told(self, scores: object) -> bool:
-        """Whether scores by row id are those of the last round: of a command that was repeated."""
+    def were_told(self, scores: object) -> bool:
+        """Whether scores by row id are the last that were told: of a command that was repeated.
+
+        Not once the next round has been asked for, whose scores are waited for.
+        """
         n = self.told - 1
-        if n < 0 or not isinstance(scores, Mapping) or not self.holds_scores(n):
+        if (
+            n < 0
+            or self.drawn != self.told
+            or not isinstance(scores, Mapping)
+            or not self.holds_scores(n)
+        ):
             return False
         table = self.scores(n)
         ids, values = (table.column(name).to_pylist() for name in ("row_id", "score"))

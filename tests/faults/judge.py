@@ -98,6 +98,8 @@ def mender(trial: Trial, workflow: Workflow, folder: Path, file: Path) -> Callab
             cleaned = run(found[1].split()).code == 0
             if not cleaned or "all its options" not in message:
                 return cleaned
+        if found := re.search(r"`pyids (export [^`]*)`", message):
+            return run(found[1].split()).code == 0
         if "all its options" in message or "repeat the `pyids select`" in message:
             return run(workflow.begin(folder)).code in (0, 3)
         if "remove it" in message or name.endswith("scores.jsonl"):

@@ -32,8 +32,12 @@ HOW = ("delete", "empty", "truncate", "flip")
 # What `verify` does not answer for: it decides nothing, or may come and change after the run.
 _FREE = (".lock", ".pyids", "README.md", "probes.jsonl", "report.html", "map.parquet")
 
+# What is made again where it is missing, and `verify` asks for no more.
+_FREE_IF_GONE = (".inputs.json",)
+
 # What a message may advise.
 _HELPS = ("`pyids clean ", "all its options", "remove it", "`pyids select`", "`pyids ask`")
+_HELPS += ("`pyids export ",)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class Case:
     name: str
     how: str
     command: str
+
+    def __str__(self) -> str:
+        place = self.workflow.place.name
+        return f"{place} before step {self.step}: {self.name}: {self.how}, {self.command}"
 
 
 def cases(workflow: Workflow, steps: list[int], looks: tuple[str, ...]) -> Iterator[Case]:
@@ -61,6 +69,14 @@ def cases(workflow: Workflow, steps: list[int], looks: tuple[str, ...]) -> Itera
                 for command in (*(() if finished else ("next",)), "begin", *looks):
                     if how == "delete" or file.stat().st_size:
                         yield Case(workflow, step, name, how, command)
+
+
+def one_of_each(found: list[Case]) -> list[Case]:
+    """Take one case of each file, such that states, damages and commands take turns."""
+    of_file: dict[tuple[int, str], list[Case]] = {}
+    for case in found:
+        of_file.setdefault((id(case.workflow), case.name), []).append(case)
+    return [same[n * 13 % len(same)] for n, same in enumerate(of_file.values())]
 
 
 def damage(file: Path, how: str) -> None:
@@ -102,19 +118,18 @@ def seen(case: Case, result: Result, folder: Path) -> object:
         page = (out / "report.html").read_text()
         found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', page, re.S)
         data = orjson.loads(found[1])
-        return {key: value for key, value in data.items() if key not in ("disk", "costs")}
+        # Without its manifest a page says that it has none.
+        free = ("disk", "costs", *(("provenance", "config") if "manifest" in case.name else ()))
+        return {key: value for key, value in data.items() if key not in free}
     return None
 
 
 def try_case(case: Case, folder: Path, expected: dict[tuple[int, str, str], object]) -> Trial:
     """Damage the file, give the command, do what it says, and go on to the end."""
     workflow = case.workflow
-    trial = Trial(
-        f"{case.how}, {case.command}",
-        f"{workflow.place.name} before step {case.step}: {case.name}",
-    )
+    trial = Trial("damage", str(case))
     workflow.copy(case.step, folder)
-    key = (id(workflow), case.step, case.command)
+    key = (id(workflow), case.step, f"{case.command} {'manifest' in case.name}")
     (folder.parent / "out").mkdir(exist_ok=True)
     looks = case.command in ("export", "select", "report")
     if looks and key not in expected:
@@ -174,12 +189,14 @@ def finished(case: Case) -> bool:
 
 
 def vouched(case: Case) -> bool:
-    return finished(case) and case.name not in _FREE
+    free = (*_FREE, *(_FREE_IF_GONE if case.how == "delete" else ()))
+    return finished(case) and case.name not in free
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", default="0/1", help="N/M: the Nth of M parts, dealt in turn")
+    parser.add_argument("--each-file", action="store_true", help="one case of each file")
     parser.add_argument("--only", help="of the cases those whose description holds this")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
@@ -197,13 +214,11 @@ def main() -> int:
             *cases(plain, [3, 4], ()),
             *cases(select, [1], looks),
         ]
+        if options.each_file:
+            found = one_of_each(found)
         found = [case for n, case in enumerate(found) if n % parts == part]
         if options.only:
-            found = [
-                c
-                for c in found
-                if options.only in f"{c.workflow.place.name} {c.step} {c.name} {c.how} {c.command}"
-            ]
+            found = [case for case in found if options.only in str(case)]
         for number, case in enumerate(found):
             folder = Path(place) / f"case-{number}" / "run"
             folder.parent.mkdir()
@@ -211,7 +226,7 @@ def main() -> int:
             shutil.rmtree(folder.parent, ignore_errors=True)
             if trial.outcome != "right":
                 bad += 1
-                print(f"{trial.fault}: {trial.detail}: {trial.outcome}", flush=True)
+                print(f"{trial.detail}: {trial.outcome}", flush=True)
                 print("    " + trial.message.replace("\n", "\n    "), flush=True)
     print(f"{len(found)} cases in {time.monotonic() - begun:.0f} s, {bad} not right")
     return int(bad > 0)

@@ -149,7 +149,7 @@ def verify(path: Path | str) -> list[str]:
             if name not in files and not name.startswith("quality/cache/"):
                 problems.setdefault(file, "not in the manifest")
     return [
-        f"{file.relative_to(path)}: {problem}{_what_to_do(path, file, problem)}"
+        ": ".join([str(file.relative_to(path)), *_with_remedy(file, problem)])
         for file, problem in problems.items()
     ]
 
@@ -173,7 +173,8 @@ def check_ended(path: Path) -> None:
     elif records:
         problems = unlike_records(path, records) | dict(lacking(path))
     for file, problem in problems.items():
-        raise DamagedError(f"{file}: {problem}{_what_to_do(path, file, problem)}")
+        what, help_ = _with_remedy(file, problem)
+        raise DamagedError(f"{file}: {what}: {help_}")
 
 
 def unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
@@ -190,14 +191,15 @@ def unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
     return problems
 
 
-def _what_to_do(path: Path, file: Path, problem: str) -> str:
+def _with_remedy(file: Path, problem: str) -> tuple[str, str]:
     if problem == "not in the manifest":
-        return ": remove it"
+        return problem, "remove it"
     if problem.endswith(("remove it", "that made it")):
-        return ""
+        what, _, own = problem.partition(": ")
+        return what, own
     if file.name in _DOTFILES:
-        return ": remove it, and the data is hashed again"
-    return f": {remedy(file)}"
+        return problem, "remove it, and the data is hashed again"
+    return problem, remedy(file)
 
 
 def _readable(file: Path) -> bool:

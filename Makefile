@@ -10,8 +10,9 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
              -o -name '*.html' -o -name '*.js' -o -name '*.css' -o -name py.typed \))
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
-.PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults site wheel wheels bench-cpu \
-        bench-clusters bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality bench-target bench-gpu \
+.PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults sweep site wheel wheels \
+        bench-cpu bench-clusters bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality \
+        bench-target bench-gpu \
         bench-scale bench-startup clean
 
 help: ## list the targets
@@ -83,6 +84,9 @@ test-sanitized: setup ## the tests of k-means and sampling on an extension with 
 
 faults: build ## inject N=1000 faults into small workflows (SEED=0): nothing lost, wrong or a traceback
 	$(RUN) tests/faults/inject.py --trials $(or $(N),1000) --seed $(or $(SEED),0)
+
+sweep: build ## damage every file of finished and waiting run folders, before every command
+	$(RUN) tests/faults/sweep.py
 
 site: build ## build the documentation into build/site; a warning (a dead link) is an error
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

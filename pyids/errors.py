@@ -7,6 +7,13 @@ from __future__ import annotations
 STAND_FOR: dict[str, str] = {}
 
 
+def as_named(text: str) -> str:
+    """Name in a text the places that folders here stand for."""
+    for folder, place in STAND_FOR.items():
+        text = text.replace(folder, place)
+    return text
+
+
 class PyidsError(Exception):
     """Something the user can mend; the message is one line that names the place and the remedy.
 
@@ -14,9 +21,7 @@ class PyidsError(Exception):
     """
 
     def __init__(self, message: str = "", *more: object) -> None:
-        for folder, place in STAND_FOR.items():
-            message = message.replace(folder, place)
-        super().__init__(message, *more)
+        super().__init__(as_named(message), *more)
 
 
 class DataError(PyidsError):

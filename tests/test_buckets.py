@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import pyids
 from pyids.cli import cli
+from pyids.data.destination import check_export_in_bucket
 from pyids.errors import ConfigError
 from pyids.store import bucket as bucket_module
 from pyids.store.bucket import Bucket, Lease, Mirror, work_folder, working_in
@@ -134,6 +135,37 @@ def test_ask_and_tell_in_a_bucket_from_two_machines(store, pool, tmp_path, monke
     assert contents(store, "asked")["selected.jsonl"] == ours
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [p for p in files if b"a-secret-of-this-test" in p.read_bytes()]
+
+
+def test_an_export_into_a_bucket_replaces_nothing_but_an_export(store, pool, tmp_path):
+    select = ["select", pool.path, "--method", "random", "--budget", 9]
+    select += ["--output-dir", tmp_path / "run", "--to"]
+    bucket, data = Bucket("s3://runs-of-tests/theirs"), Path(pool.path).read_bytes()
+    foreign = {"a.jsonl": b'{"x": 1}\n', "b.parquet": b"PAR1", "trl/sft.yaml": b"lr: 1\n"}
+    # With our ids, as an earlier selection that is selected from again.
+    foreign |= {"pool.jsonl": data.replace(b"{", b'{"_pyids_id": 1, ', 1)}
+    for name, content in foreign.items():
+        bucket.put(name, content)
+    for name in ("a", "a.jsonl"):
+        refused("-q", *select, f"{bucket.url}/{name}", words="holds something else, which would")
+    source = f"{bucket.url}/pool.jsonl"
+    for given in (source, f"{bucket.url}/*.jsonl", bucket.url):
+        with pytest.raises(ConfigError, match=r"pool.jsonl: an input of this command"):
+            check_export_in_bucket(source, "jsonl", [given])
+    check_export_in_bucket(source, "jsonl", [f"{bucket.url}/pool", "pool.jsonl"])
+    for name, form in (("b.parquet", "parquet"), ("trl", "trl")):
+        with pytest.raises(ConfigError, match=rf"{name}.*: holds something else"):
+            check_export_in_bucket(f"{bucket.url}/{name}", form)
+    assert contents(store, "theirs") == foreign
+    # An earlier export, and an empty object, are replaced.
+    bucket.put("empty.jsonl", b"")
+    for name in ("new.jsonl", "new.jsonl", "empty.jsonl"):
+        assert invoke("-q", *select, f"{bucket.url}/{name}") == f"{bucket.url}/{name}"
+    # Nothing is put among the files of a run.
+    pyids.Selection.open("s3://runs-of-tests/theirs/run", pool.options()).close()
+    for name in ("run/rows.jsonl", "run/rounds/selected-x.jsonl"):
+        refused("-q", *select, f"{bucket.url}/{name}", words="among the files of the run in s3://")
+    invoke("-q", *select, f"{bucket.url}/run/selected-x.jsonl")
 
 
 def test_select_in_a_bucket(store, pool):
@@ -377,14 +409,10 @@ def test_scores_that_did_not_all_get_there_are_told_again_or_known(
         patch.setattr(Bucket, "put", breaking)
         line = refused("-q", "tell", url, scores, words=f"{url}: {name} cannot be written")
         assert "the same command goes on where it was" in line
-    if told:
-        line = refused(
-            "-q", "tell", url, scores, words="these are the scores that round 1 was told"
-        )
-        assert f"all 1 rounds have been told: `pyids export {url}`" in line
-        invoke("export", url)
-    else:
-        invoke("tell", url, scores)
+    again = CliRunner().invoke(cli, ["-q", "tell", url, str(scores)])
+    assert again.exit_code == 0, again.output
+    known = f"round 1 was told these scores before; next: `pyids export {url}`"
+    assert (known in again.output) is told
     invoke("verify", url)
     assert contents(store, "told") == contents(store, "whole")
 

@@ -3,6 +3,7 @@
 import random
 import shutil
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -313,6 +314,15 @@ def test_a_method_names_the_reasons_why_too_few_rows_are_left(
         options = pool.options(budget=400, output_dir=str(tmp_path / f"run {n}"), **fields)
         with pytest.raises(ConfigError, match=f"rows that are left, for others {words}: lower"):
             pyids.select("random", **options)
+        if "best_response" not in fields:  # which a model is asked for
+            # Counted by group, and in rounds: no other reasons are named.
+            options |= {"group_by": "file", "cap": [f"{Path(pool.path).name}=100%"]}
+            options["output_dir"] = str(tmp_path / f"groups {n}")
+            said = rf"above the \d+ rows that are left, for others {words}: lower"
+            with pytest.raises(ConfigError, match=said):
+                pyids.select("random", **options)
+            with pytest.raises(ConfigError, match=said):
+                pyids.Selection.open(tmp_path / f"rounds {n}", **options)
 
 
 def test_other_held_out_rows_are_another_run(pool, with_held_out, tmp_path):

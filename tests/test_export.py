@@ -1,6 +1,8 @@
 """What leaves: the rows as they came, what is added, what each trainer reads."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +311,21 @@ def test_compacting_touches_nothing_inside_texts():
     raw = json.dumps({"a b": 'x \\" y\n', "n": [1, {}]}, indent=3).encode()
     assert b"\n" not in rawjson.compact(raw)
     assert orjson.loads(rawjson.compact(raw)) == orjson.loads(raw)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_that_fails_leaves_no_empty_folder(stored, tmp_path, monkeypatch, format):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store, there = stored("\n".join(RAWS)), tmp_path / "there"
+    there.mkdir()
+    name = {"jsonl": "a.jsonl", "parquet": "a.parquet", "indices": "a.txt"}.get(format, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for place in (there / name, tmp_path / "new" / "deep" / name):
+            with pytest.raises(ConfigError, match="the disk is full"):
+                export(store, some(), place, format)
+    assert list(there.iterdir()) == []
+    assert not (tmp_path / "new").exists()
+    assert export(store, some(), tmp_path / "new" / name, format).exists()

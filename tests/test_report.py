@@ -20,7 +20,7 @@ from pyids.report import figures, sample, stages, text, words
 from pyids.report.collect import collect
 from pyids.report.map import project
 from pyids.report.page import write_report
-from pyids.report.status import is_locked, status_of
+from pyids.report.status import Status, is_locked, status_of
 from pyids.store.folder import Store
 from pyids.store.manifest import verify
 
@@ -267,6 +267,25 @@ def test_the_time_that_is_left_follows_from_the_pace():
     left = stages.Stage("round 2", 0, 3)
     assert stages.seconds_left([read, done, left], now) == pytest.approx(86)
     assert stages.seconds_left([read, left], now) is None
+
+
+def test_a_clock_that_was_changed_is_no_time_that_a_stage_took():
+    now = 1_800_000_000.0
+    ends = {"read": now - 9, "embed": now - 4}
+    for name, changed in (("read", 5.0), ("embed", 5.0), ("read", now + 1e9), ("embed", now + 1e9)):
+        times = ends | {name: changed}
+        run = [stages.Stage(n, 3, 3, t - 1, t) for n, t in times.items()]
+        run.append(stages.Stage("cluster", 2, 9, now - 3, now - 1))
+        spent = dict(stages.seconds_of(run, now))
+        assert all(0 <= seconds < 60 for seconds in spent.values()), spent
+        assert "cluster" in spent or changed == 5.0
+        left = stages.seconds_left(run, now)
+        assert left is None or left < 60
+        shown = str(Status("run", run, None, left, {"rows": 1}, now))
+        assert not re.search(r"\d h\b", shown), shown
+    begun = [stages.Stage("embed", 3, 9, now + 1e9, now + 2e9)]
+    assert stages.seconds_left(begun, now) is None
+    assert "left: not known yet" in str(Status("run", begun, None, None, {"rows": 1}, now))
 
 
 @pytest.mark.parametrize("option", ["--report", "--no-report"])

@@ -242,7 +242,6 @@ def test_yaml_that_is_nested_deep_is_one_line(tmp_path):
         ("keep/index.json", collect),
         ("skipped.jsonl", collect),
         ("manifest.json", collect),
-        ("config.yaml", status_of),
         ("config.yaml", collect),
         ("rounds/1/scores.parquet", collect),
         ("rounds/1/scores.json", collect),
@@ -260,3 +259,11 @@ def test_who_looks_at_a_damaged_folder_is_told_in_a_line(finished, name, look, h
     with pytest.raises(PyidsError) as caught:
         look(finished)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"budget: 3\n"])
+def test_status_is_of_what_the_folder_was_made_with(finished, content):
+    before = [(stage.name, stage.done, stage.total) for stage in status_of(finished).stages]
+    (finished / "config.yaml").write_bytes(content)
+    after = [(stage.name, stage.done, stage.total) for stage in status_of(finished).stages]
+    assert after == before

@@ -16,7 +16,7 @@ from pyids.cli import look
 from pyids.cli.buckets import check_results, destination, in_folder
 from pyids.cli.options import GroupedCommand, completed, config_options
 from pyids.config import ROUND_FIELDS, TRAINER_FIELDS, RunConfig, load_config, make_config
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, as_named
 from pyids.terminal import answered, printable, say_error
 
 
@@ -308,8 +308,14 @@ def tell(folder: str, scores: str) -> None:
 
     config = saved_config(Path(folder))
     with Selection(reopen(config, finish=True), config) as selection:
-        selection.tell(read_scores(Path(scores)))
-        if selection.round == selection.config.rounds:
+        given, n = read_scores(Path(scores)), selection.round
+        if selection.rounds.were_told(given):
+            following = "export" if n == config.rounds else "ask"
+            said = f"round {n} was told these scores before; next: `pyids {following} {folder}`"
+            click.echo(printable(as_named(said)), err=True)
+        else:
+            selection.tell(given)
+        if selection.round == config.rounds and not (Path(folder) / "manifest.json").is_file():
             selection.finish()
 
 

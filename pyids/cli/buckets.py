@@ -60,11 +60,12 @@ def destination(
 
     It is none of `inputs`, nor is anything else lost by it (`pyids.data.destination`).
     """
-    from pyids.data.destination import check_export, place_of
+    from pyids.data.destination import check_export, check_export_in_bucket, place_of
     from pyids.store.bucket import written_to
     from pyids.store.objects import is_bucket
 
     if to is not None and is_bucket(to):
+        check_export_in_bucket(to, format, inputs)
         with written_to(to) as path:
             place = Destination(path, to.rstrip("/").rpartition("/")[0])
             yield place

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,9 @@ import yaml
 
 from pyids.config import load_config
 from pyids.errors import ConfigError
-from pyids.store.place import check_destination, inputs_of
+from pyids.store.objects import ADDRESS, Bucket
+from pyids.store.place import MARK, check_destination, inputs_of
+from pyids.store.whole import check_config
 
 if TYPE_CHECKING:
     from pyids.store.folder import Store
@@ -104,6 +108,69 @@ def check_export(
         check_destination(stanza, inputs, run=run, same_kind=lambda file: _is_stanza(file, format))
 
 
+def check_export_in_bucket(url: str, format: str, inputs: Iterable[str] = ()) -> None:
+    """Check that an export may be written into a bucket, by the rule of `check_export`.
+
+    Parameters
+    ----------
+    url
+        The address of the file, or for a trainer's format of the folder.
+    format
+        Its format.
+    inputs
+        What must stay; files on this machine are passed over.
+
+    Raises
+    ------
+    ConfigError
+        It may not, or the bucket cannot be read.
+    """
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if parent in ("s3:", "s3:/"):
+        raise ConfigError(ADDRESS)
+    names = [with_ending(Path(name), format).name]
+    if format in STANZAS:
+        names = [f"{name}/{file}" for file in ("selected.jsonl", STANZAS[format])]
+    parts = parent.split("/")
+    for n in range(len(parts), 2, -1):  # as far as the bucket itself
+        folder = "/".join(parts[:n])
+        free = ((n < len(parts) and parts[n]) or name).startswith("selected-")
+        if not free and Bucket(folder).age(MARK) is not None:
+            raise ConfigError(
+                f"{url}: among the files of the run in {folder}: name a place outside of it, or "
+                "selected-... at its top"
+            )
+    bucket, given = Bucket(parent), list(inputs)
+    for file in names:
+        if bucket.age(file) is not None:
+            _check_object(bucket, file, format, given)
+
+
+def _check_object(bucket: Bucket, name: str, format: str, inputs: Iterable[str]) -> None:
+    """Check that an object of a bucket may be replaced: no input, and an earlier export."""
+    url = f"{bucket.url}/{name}"
+    for given in inputs:
+        there = given.rstrip("/")
+        same = url in (there, there.rpartition(":")[0])  # a column of it
+        if same or url.startswith(f"{there}/") or fnmatchcase(url, there):
+            raise ConfigError(
+                f"{url}: an input of this command or of its run, which would be lost: choose "
+                "another place"
+            )
+    with tempfile.TemporaryDirectory(prefix="pyids-") as folder:
+        file = Path(folder, Path(name).name)
+        if format == "parquet":
+            bucket.get(name, file)
+        else:
+            bucket.get_front(name, file, _LINE_BYTES)
+        stanza = format in STANZAS and file.name == STANZAS[format]
+        if file.stat().st_size and not (_is_stanza if stanza else _is_export)(file, format):
+            raise ConfigError(
+                f"{url}: holds something else, which would be lost: choose another place, or move "
+                "that away"
+            )
+
+
 def inputs_of_folder(store: Store) -> list[str]:
     """Return what a run folder was made of: its data, vectors, target and whatever it names."""
     return [*(source["path"] for source in store.index["sources"]), *named_in(store.path)]
@@ -112,7 +179,10 @@ def inputs_of_folder(store: Store) -> list[str]:
 def named_in(run: Path) -> list[str]:
     """Return the inputs that the configuration of a run folder names, if it has one."""
     config = run / "config.yaml"
-    return inputs_of(load_config(config)) if config.is_file() else []
+    if not config.is_file():
+        return []
+    check_config(run)
+    return inputs_of(load_config(config))
 
 
 def _is_export(file: Path, format: str) -> bool:

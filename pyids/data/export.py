@@ -40,7 +40,7 @@ from pyids.chat.formats import Message, tools_of
 from pyids.chat.rawjson import parse, with_members, without_member
 from pyids.data.card import How, write_card
 from pyids.data.destination import STANZAS, check_export, inputs_of_folder, place_of, with_ending
-from pyids.errors import ConfigError, DataError
+from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Row, Store
@@ -154,11 +154,18 @@ def export(
     path = with_ending(Path(path), format) if own else place_of(path, format)
     if not own:
         check_export(path, format, inputs_of_folder(store), store.path)
+    folder = path if format in STANZAS else path.parent
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        (path if format in STANZAS else path.parent).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write(store, selected.sorted(), path)
         write_card(store, selected, path, format, how)
-    except OSError as error:
+    except (OSError, PyidsError) as error:
+        for place in new:
+            with contextlib.suppress(OSError):  # something of it was written
+                place.rmdir()
+        if not isinstance(error, OSError):
+            raise
         if own and error.errno in (errno.EISDIR, errno.ENOTDIR):
             raise  # no other place is meant: what stands in the way goes
         problem = why_not_written(error, "choose another place")

@@ -13,8 +13,6 @@ from dataclasses import replace
 import numpy as np
 
 from pyids._typing import Int64
-from pyids.checks import integers
-from pyids.errors import ConfigError
 from pyids.methods.pool import Pool
 from pyids.pipeline.budget import Bounds
 from pyids.quotas import bounded_quotas
@@ -140,19 +138,3 @@ def choose_groups(
             carried += quota - int(own_units[np.searchsorted(own.row_ids, taken)].sum())
             chosen.append(taken)
     return np.concatenate(chosen)
-
-
-def check_room(units: Int64, budget: int, unit: str) -> None:
-    """Check that rows that may be selected have as many units as the budget.
-
-    Raises
-    ------
-    ConfigError
-        They have not; shows both numbers.
-    """
-    if budget > (most := int(integers("units", units).sum())):
-        raise ConfigError(
-            f"budget {budget} is above the {most} {unit} that may be selected: what repeats the "
-            "target, is excluded, is trained on already or has a likelier answer is not: lower "
-            "--budget"
-        )

@@ -20,9 +20,9 @@ from pyids.data.destination import check_export, place_of
 from pyids.data.export import Selected, export
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine, make_engine
-from pyids.errors import ConfigError
+from pyids.errors import ConfigError, DamagedError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
-from pyids.methods.budgeted import Choose, check_room, choose_groups, choose_units
+from pyids.methods.budgeted import Choose, choose_groups, choose_units
 from pyids.methods.pool import Influences
 from pyids.methods.record import write_record
 from pyids.options import BudgetOptions, ExclusionOptions
@@ -30,8 +30,8 @@ from pyids.pipeline import rate
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import bounds_of, budget_of, describe_groups, names_of, words
 from pyids.pipeline.counts import count_beside, groups_of, tokens_of
-from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, left_out_words, stands
-from pyids.pipeline.identity import named, saved_config, with_absolute_paths
+from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands, too_few
+from pyids.pipeline.identity import is_made_with, named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
@@ -229,7 +229,13 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
         of_the_draw -= {"seed"}
         if config.clusters is None:  # their number follows from these
             of_the_draw -= {"budget", "budget_unit", "rounds"}
-    saved = saved_config(config.output_path)
+    try:
+        saved = saved_config(config.output_path)
+    except (ConfigError, DamagedError):
+        # The command that the folder was made with writes it again; another one says what is wrong.
+        if not is_made_with(config):
+            raise
+        return config
     return config.model_copy(update={name: getattr(saved, name) for name in of_the_draw})
 
 
@@ -351,10 +357,7 @@ def _rows_within(
     if config.unit == "rows" and config.group_by is None:
         budget = config.budget_rows(store.kept)
         if budget > len(pool):
-            raise ConfigError(
-                f"budget {budget} is above the {len(pool)} rows that are left, for others "
-                f"{left_out_words(config)}: lower --budget"
-            )
+            raise too_few(config, budget, len(pool), "rows")
         chosen = choose(pool, budget)
         return chosen, {"unit": "rows", "total": budget, "drawn": len(chosen)}
     total = budget_of(store, config).total
@@ -362,7 +365,8 @@ def _rows_within(
     units = np.ones(len(pool), np.int64)
     if config.unit != "rows":
         units = np.concatenate([tokens_of(store, s) for s in store.shards])[places]
-    check_room(units, total, words(config.unit))
+    if total > (most := int(units.sum())):
+        raise too_few(config, total, most, words(config.unit))
 
     def of(chosen: Int64) -> NDArray[np.intp]:
         return np.searchsorted(pool.row_ids, chosen)

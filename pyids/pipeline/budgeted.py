@@ -21,6 +21,7 @@ from pyids.errors import ConfigError
 from pyids.pipeline.budget import Bounds, Budget, bounds_of, describe_groups, names_of, words
 from pyids.pipeline.counts import groups_of, tokens_of
 from pyids.pipeline.draw import OUTLIER_PENALTY, Draws, draw_rows
+from pyids.pipeline.exclude import too_few
 from pyids.pipeline.token_draw import Part, draw_tokens
 from pyids.quotas import bounded_quotas, level, round_bounds
 from pyids.sampling import allocate, sample_by_cluster
@@ -160,11 +161,7 @@ class BudgetedDraws(Draws):
         """
         unit, total = words(self.budget.unit), self.budget.total
         if total > (most := int(self._available[1].sum())):
-            raise ConfigError(
-                f"budget {total} is above the {most} {unit} that may be drawn: what repeats the "
-                "target, is excluded, is trained on already or has a likelier answer is not: lower "
-                "--budget"
-            )
+            raise too_few(self.config, total, most, unit)
         _ = self.bounds
         if not self.cells.by_tokens:
             return

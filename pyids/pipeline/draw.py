@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
 from pyids.data.export import Selected
-from pyids.errors import ConfigError, DataError
+from pyids.errors import DataError
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import budget_of
-from pyids.pipeline.exclude import NOTHING, Excluded, excluded, left_out_words
+from pyids.pipeline.exclude import NOTHING, Excluded, excluded, too_few
 from pyids.pipeline.rate import row_weights
 from pyids.pipeline.target import PoolTarget
 from pyids.sampling import ShardedSample, allocate, sample_by_cluster
@@ -180,10 +180,7 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
     sizes = sizes - np.bincount(clusters_of(store, labels, left_out), minlength=len(sizes))
     counted = config.unit != "rows" or config.group_by is not None or len(without.already) > 0
     if not counted and budget.rows > sizes.sum():
-        raise ConfigError(
-            f"budget {budget.rows} is above the {sizes.sum()} rows that are left, for others "
-            f"{left_out_words(config)}: lower --budget"
-        )
+        raise too_few(config, budget.rows, int(sizes.sum()), "rows")
     first = None if target is None else target.cluster_weights(sizes, budget.rows, left_out)
     plain = Draws(store, config, Rounds(store, sizes, first), labels, target, left_out, without)
     if not counted:

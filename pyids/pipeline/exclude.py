@@ -29,7 +29,7 @@ from pyids.data.sources import named_files, open_sources
 from pyids.data.vector_files import open_vectors
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine
-from pyids.errors import DataError
+from pyids.errors import ConfigError, DataError
 from pyids.progress import report
 from pyids.store.files import atomic_write, fingerprint, read_sealed, stamp, write_npy, write_sealed
 from pyids.store.folder import Shard, Store
@@ -76,6 +76,14 @@ def left_out_words(config: RunConfig) -> str:
         "have a likelier answer": config.best_response,
     }
     return " or ".join(reason for reason, asked in reasons.items() if asked)
+
+
+def too_few(config: RunConfig, budget: int, left: int, unit: str) -> ConfigError:
+    """Say that a budget is above what is left to select from, and why no more is."""
+    others = f", for others {why}" if (why := left_out_words(config)) else ""
+    return ConfigError(
+        f"budget {budget} is above the {left} {unit} that are left{others}: lower --budget"
+    )
 
 
 NOTHING = Excluded(np.empty(0, np.int64), np.empty(0, np.int64), {})

@@ -20,7 +20,7 @@ from pyids.data.fingerprints import fingerprint_sources
 from pyids.data.sources import Source
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
-from pyids.store.files import fingerprint, read_sealed, write_sealed
+from pyids.store.files import entries_of, fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import load_sealed
 
@@ -177,7 +177,8 @@ def carried_over(store: Store) -> dict[str, Any]:
     """Return what the manifest says of a folder that has grown, JSON values."""
     if growth_of(store) is None:
         return {}
-    selected = sorted((store.path / "grown").glob("*/selected.jsonl"))
+    before = [path / "selected.jsonl" for path in entries_of(store.path / "grown")]
+    selected = [path for path in before if path.exists()]
     return {
         "grown": {
             **load_sealed(store.path / "centroids.json").get("grown", {}),

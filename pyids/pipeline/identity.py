@@ -20,8 +20,8 @@ from pyids.data.vector_files import vector_paths
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
-from pyids.store.files import read_sealed
-from pyids.store.folder import Store, brief
+from pyids.store.files import brief, entries_of, read_sealed
+from pyids.store.folder import Store
 from pyids.store.place import is_run_folder
 
 # Where a run works does not change what it selects: these may differ when it goes on.
@@ -165,6 +165,14 @@ def saved_config(folder: Path, **changes: Any) -> RunConfig:
     return make_config(**{**saved.model_dump(), **changes, "output_dir": str(folder)})
 
 
+def is_made_with(config: RunConfig) -> bool:
+    """Whether the run folder of `config` was made with its options, or does not tell with which."""
+    made_with = Store(config.output_path).identity()
+    return made_with is None or all(
+        made_with.get(name) == value for name, value in decided(config).items()
+    )
+
+
 def _compare_files(path: Path, saved: RunConfig, made_with: Mapping[str, Any]) -> None:
     """Compare whether there are files of each kind, which are known by their content."""
     for name in sorted(_FILES & made_with.keys()):
@@ -196,7 +204,7 @@ def check_decided(folder: Path, config: RunConfig) -> None:
     ConfigError
         They were not; names the field.
     """
-    for entry in sorted(folder.glob("rounds/*/selected.json")):
+    for entry in (drawn / "selected.json" for drawn in entries_of(folder / "rounds", "[0-9]*")):
         try:
             had = read_sealed(entry)["inputs"]["decided"]
         except (DamagedError, FileNotFoundError):

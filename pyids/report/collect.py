@@ -24,6 +24,7 @@ from pyids.report.text import cut
 from pyids.report.words import ClusterWords
 from pyids.store.folder import Store
 from pyids.store.ledger import load_npy, load_sealed
+from pyids.store.manifest import check_ended
 from pyids.store.place import is_run_folder
 from pyids.store.rounds import Rounds
 
@@ -79,6 +80,7 @@ def collect(folder: Path | str, projection: Projection = "pca") -> Report:
     folder = Path(folder)
     if not folder.is_dir() or not is_run_folder(folder):
         raise DataError(f"{folder} is not a run folder: name one that `pyids run` has made")
+    check_ended(folder)
     store = Store(folder)
     if (folder / "distinct" / "index.json").exists():
         store.deduplicate()

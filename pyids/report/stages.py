@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pyids.config import load_config
+from pyids.errors import ConfigError, DamagedError
+from pyids.store.files import entries_of, files_inside, read_sealed
 from pyids.store.ledger import load_sealed
 
 # How the names end of what lies beside the rows of a selection without rounds.
 _RECORD = [".manifest", ".json"]
+
+# How much the clocks of this machine and of a file system may differ, and what no stage takes.
+_CLOCKS_DIFFER_S, _LONGEST_S = 3600.0, 366 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -50,32 +55,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     return load_config(path) if path.is_file() else {}
 
 
+def _options_of(folder: Path) -> dict[str, Any]:
+    """Read what the folder was made with; before it is known, what its configuration says."""
+    try:
+        return read_sealed(folder / "identity.json")
+    except (FileNotFoundError, DamagedError, ConfigError):
+        return read_config(folder)
+
+
 def stages_of(folder: Path) -> list[Stage]:
     """Return the stages of a run folder in their order, as its files tell."""
-    config = read_config(folder)
+    config = _options_of(folder)
     index = folder / "rows" / "index.json"
     shards = len(load_sealed(index)["shards"]) if index.exists() else None
-    entries = [path for path in (folder / "rows").glob("*.json") if path != index]
+    entries = [path for path in entries_of(folder / "rows", "*.json") if path != index]
     read = _stage("read", entries, len(entries) if shards is not None else None, last=index)
-    embedded = (path for path in (folder / "embeddings").glob("*.json"))
+    embedded = entries_of(folder / "embeddings", "*.json")
     stages = [read]
     if config.get("budget_unit") not in (None, "rows"):
-        stages.append(_stage("count tokens", (folder / "tokens").glob("*.json"), shards))
+        stages.append(_stage("count tokens", entries_of(folder / "tokens", "*.json"), shards))
     stages.append(_stage("embed", embedded, shards))
     if config.get("exclude"):
-        found = (folder / "excluded").glob("*-*.json")
+        found = entries_of(folder / "excluded", "*-*.json")
         stages.append(_stage("exclude", found, shards))
     centroids = folder / "centroids.json"
     stages.append(_stage("cluster", [centroids], 1, first=folder / "labels"))
     if (near := folder / "distinct").is_dir():
         stages.append(_stage("drop near-duplicates", [near / "index.json"], 1, first=near))
     if config.get("quality"):
-        stages.append(_stage("rate", (folder / "quality").glob("*-*.json"), shards))
+        stages.append(_stage("rate", entries_of(folder / "quality", "*-*.json"), shards))
     rounds = int(config.get("rounds") or 1)
-    static = not (folder / "rounds").is_dir() and any(folder.glob("selected-*"))
+    static = not (folder / "rounds").is_dir() and any(entries_of(folder, "selected-*"))
     if not static:
         stages += [_round(folder, n, rounds) for n in range(1, rounds + 1)]
-    rows = [path for path in folder.glob("selected-*") if path.suffixes[-2:] != _RECORD]
+    rows = [path for path in entries_of(folder, "selected-*") if path.suffixes[-2:] != _RECORD]
     exported = rows if static else [folder / "manifest.json"]
     if static:  # a method without rounds needs no more than what there is
         stages = [stage for stage in stages if stage.started is not None]
@@ -129,18 +142,21 @@ def _time(path: Path) -> float | None:
         return None
 
 
-def seconds_of(stages: list[Stage]) -> list[tuple[str, float]]:
+def seconds_of(stages: list[Stage], now: float | None = None) -> list[tuple[str, float]]:
     """Return the wall seconds of each stage that has ended or begun, as the times of its files say.
 
     From the end of the stage before to its own; of the first, from its first file. A pause counts,
-    and files that were copied without their times tell nothing.
+    and files that were copied without their times tell nothing. Of a stage whose files say that
+    they are yet to be written, or that it took a year, the clock was changed: it is left out.
     """
+    now = time.time() if now is None else now
     found, before = [], None
     for stage in stages:
-        if stage.started is None or stage.ended is None:
+        if stage.started is None or stage.ended is None or stage.ended > now + _CLOCKS_DIFFER_S:
             continue
         start = stage.started if before is None else before
-        found.append((stage.name, max(0.0, stage.ended - start)))
+        if stage.ended - min(start, stage.started) < _LONGEST_S:
+            found.append((stage.name, max(0.0, stage.ended - start)))
         before = max(stage.ended, before or 0.0)
     return found
 
@@ -153,8 +169,12 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
     are not known.
     """
     now = time.time() if now is None else now
-    spent = dict(seconds_of(stages))
-    ended = [spent[s.name] for s in stages if s.name.startswith("round") and s.complete]
+    spent = dict(seconds_of(stages, now))
+    ended = [
+        spent[s.name]
+        for s in stages
+        if s.name.startswith("round") and s.complete and s.name in spent
+    ]
     left = 0.0
     for stage in stages:
         if stage.complete or stage.name == "export":
@@ -163,11 +183,13 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
             if not ended:
                 return None
             mean = sum(ended) / len(ended)
-            passed = max(0.0, now - stage.started) if stage.started is not None else 0.0
+            begun = stage.started if stage.name in spent else None
+            passed = 0.0 if begun is None else max(0.0, now - begun)
             left += max(0.0, mean - passed)
-        elif stage.started is None or stage.total is None or stage.done < 2:
+        elif stage.name not in spent or stage.total is None or stage.done < 2:
             return None
         else:
+            assert stage.started is not None
             assert stage.ended is not None
             pace = (stage.ended - stage.started) / (stage.done - 1)
             left += pace * (stage.total - stage.done)
@@ -177,10 +199,10 @@ def seconds_left(stages: list[Stage], now: float | None = None) -> float | None:
 def disk_bytes(folder: Path) -> dict[str, int]:
     """Return the bytes of each entry of a run folder, the largest first."""
     sizes: dict[str, int] = {}
-    for path in folder.rglob("*"):
+    for path in files_inside(folder):
         try:
-            size = path.lstat().st_size if path.is_file() else 0
-        except OSError:
+            size = path.lstat().st_size
+        except FileNotFoundError:
             continue  # a file of a stage that is being done was renamed
         top = path.relative_to(folder).parts[0]
         sizes[top] = sizes.get(top, 0) + size

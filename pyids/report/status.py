@@ -69,7 +69,7 @@ class Status:
         return orjson.dumps(self.as_json(), option=orjson.OPT_INDENT_2).decode()
 
     def __str__(self) -> str:
-        spent = dict(seconds_of(self.stages))
+        spent = dict(seconds_of(self.stages, self.now))
         lines = []
         for stage in self.stages:
             mark = "done" if stage.complete else "-" if stage.started is None else "begun"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import orjson
 
 from pyids.errors import STAND_FOR, ConfigError
-from pyids.store.files import stamp, write_json
+from pyids.store.files import files_inside, stamp, write_json
 from pyids.store.objects import ADDRESS, Bucket
 
 logger = logging.getLogger("pyids")
@@ -170,11 +170,9 @@ class Mirror:
             self._there[name], self._pushed[name] = found.etag, stamp(path)
 
     def _files(self) -> Iterator[Path]:
-        for root, _, names in os.walk(self.folder):
-            for name in names:
-                path = Path(root, name)
-                if not _OURS_ALONE.fullmatch(str(path.relative_to(self.folder))):
-                    yield path
+        for path in files_inside(self.folder):
+            if not _OURS_ALONE.fullmatch(str(path.relative_to(self.folder))):
+                yield path
 
     def push(self) -> None:
         """Bring to the bucket what has changed here, files before the entries that speak of them.
@@ -386,7 +384,7 @@ def written_to(url: str) -> Iterator[Path]:
     place.mkdir(parents=True)
     try:
         yield place / name
-        for file in sorted(path for path in place.rglob("*") if path.is_file()):
+        for file in sorted(files_inside(place)):
             bucket.put(str(file.relative_to(place)), file)
     finally:
         shutil.rmtree(place)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pyids.errors import ConfigError
-from pyids.store.files import write_sealed
+from pyids.store.files import entries_of, files_inside, write_sealed
 from pyids.store.folder import Store
 from pyids.store.place import is_run_folder
 from pyids.store.remedies import STAGES
@@ -34,8 +35,11 @@ def found(path: Path, stages: Iterable[str] = STAGES) -> dict[str, tuple[int, li
 
 
 def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    total = 0
+    for file in files_inside(path) if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):  # a run that works there has renamed it
+            total += file.lstat().st_size
+    return total
 
 
 def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
@@ -93,4 +97,4 @@ def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
 
 
 def _numbered(rounds: Path) -> list[Path]:
-    return sorted(path for path in rounds.glob("*") if path.name.isdecimal())
+    return [path for path in entries_of(rounds) if path.name.isdecimal()]

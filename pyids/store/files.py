@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import secrets
 import shutil
@@ -40,6 +41,43 @@ def rename_folder(temporary: Path, folder: Path) -> None:
     else:
         temporary.rename(folder)
     fsync(folder.parent)
+
+
+def files_inside(folder: Path, pattern: str = "*") -> Iterator[Path]:
+    """Yield the files of such a name in a folder and its folders, links too, in no order.
+
+    Another process may write, rename and remove there meanwhile: what vanishes is passed over.
+
+    Raises
+    ------
+    OSError
+        A folder cannot be read: nobody knows what it holds, and that is not nothing.
+    """
+
+    def unless_gone(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for here, _, names in os.walk(folder, onerror=unless_gone):
+        for name in fnmatch.filter(names, pattern):
+            yield Path(here, name)
+
+
+def entries_of(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what stands in a folder under such a name, sorted; nothing, where there is no folder.
+
+    Another process may remove the folder meanwhile.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be read.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(folder / name for name in names if fnmatch.fnmatchcase(name, pattern))
 
 
 def fsync(path: Path) -> None:
@@ -202,6 +240,12 @@ def remember_hash(path: Path, made: tuple[int, ...], xxh3: str) -> None:
 def fingerprint(value: object) -> str:
     """xxh3-128 of a JSON value, keys sorted, in hex."""
     return xxhash.xxh3_128_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+
+def brief(value: object) -> str:
+    """Show a JSON value in at most 80 characters."""
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # ---- JSON ----------------------------------------------------------------------------------------

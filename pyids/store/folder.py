@@ -39,7 +39,15 @@ from pyids.chat.rawjson import parse
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
 from pyids.store.arrays import ShardArrays, map_npy
-from pyids.store.files import atomic_write, create_npy, fingerprint, read_sealed, write_sealed
+from pyids.store.files import (
+    atomic_write,
+    brief,
+    create_npy,
+    files_inside,
+    fingerprint,
+    read_sealed,
+    write_sealed,
+)
 from pyids.store.ledger import checked, load_held, load_npy, load_sealed
 from pyids.store.manifest import write_manifest
 from pyids.store.place import check_links, check_place, is_run_folder, take_lock, write_mark
@@ -149,7 +157,7 @@ class Store:
                 raise  # of something inside it, which the error names
             problem = why_not_written(error, "choose another --output-dir", "cannot write there")
             raise ConfigError(f"{store.path}: {problem}") from None
-        for left_over in store.path.rglob(".*.tmp"):
+        for left_over in files_inside(store.path, ".*.tmp"):
             left_over.unlink(missing_ok=True)
         shutil.rmtree(store.scratch, ignore_errors=True)
         return store
@@ -437,14 +445,6 @@ class Store:
             reason = str(error).partition("\n")[0]
             raise DamagedError(f"{rows}: cannot be read ({reason}): {remedy(rows)}") from None
 
-    # -- proof --
-
     def write_manifest(self, metadata: Mapping[str, Any], engine: Engine | None = None) -> None:
         """Write ``manifest.json`` (`pyids.store.manifest.write_manifest`)."""
         write_manifest(self.path, metadata, engine)
-
-
-def brief(value: object) -> str:
-    """Show a JSON value in at most 80 characters."""
-    text = orjson.dumps(value).decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."

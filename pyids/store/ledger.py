@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,12 +98,15 @@ def damaged_files(entry: Path, content: Mapping[str, Any]) -> Iterator[tuple[Pat
 
 def difference(file: Path, metadata: Mapping[str, Any]) -> str | None:
     """Say how a file differs from what was noted of it, if it does."""
-    if not file.is_file():
+    try:
+        if not stat.S_ISREG((found := file.stat()).st_mode):
+            return "missing"  # a folder or a pipe in its place
+        if found.st_size != metadata["bytes"]:
+            return f"{found.st_size} bytes, was {metadata['bytes']}"
+        if hash_once(file) != metadata["xxh3"]:
+            return "the content has changed"
+    except (FileNotFoundError, NotADirectoryError):  # be it only now
         return "missing"
-    if (size := file.stat().st_size) != metadata["bytes"]:
-        return f"{size} bytes, was {metadata['bytes']}"
-    if hash_once(file) != metadata["xxh3"]:
-        return "the content has changed"
     return None
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError, DataError
-from pyids.store.files import read_sealed, write_sealed
-from pyids.store.ledger import damaged_files, difference, facts_of
+from pyids.store.files import entries_of, files_inside, read_sealed, write_sealed
+from pyids.store.ledger import damaged_files, difference, facts_of, load_sealed
 from pyids.store.place import find_strange
 from pyids.store.remedies import remedy
+from pyids.store.whole import check_config, lacking
 
 # Files that say where the data lie, among other things: the data may move.
 _OF_PLACES = ("config.yaml", "rows/index.json")
@@ -112,11 +113,16 @@ def verify(path: Path | str) -> list[str]:
         The folder has no manifest: its run has not ended, and nothing was selected without rounds.
     """
     path = Path(path)
-    ended, records = (path / "manifest.json").is_file(), sorted(path.glob("*.manifest.json"))
+    ended, records = (path / "manifest.json").is_file(), entries_of(path, "*.manifest.json")
     if not ended and not records:
+        for rows in entries_of(path, "selected-*"):
+            raise DataError(
+                f"{rows}: has no {rows.stem}.manifest.json beside it, by which it could be "
+                "verified: repeat the `pyids select` that made it"
+            )
         raise DataError(
             f"{path} has no manifest.json: not a run folder, or its run has not ended: repeat the "
-            "command that began the run"
+            f"command that began the run, or, if all its rounds are done, `pyids export {path}`"
         ) from None
     problems = dict(find_strange(path))
     files = None
@@ -125,7 +131,9 @@ def verify(path: Path | str) -> list[str]:
     except DamagedError:
         problems[path / "manifest.json"] = "damaged"
     if not ended:
-        problems |= _unlike_records(path, records)
+        problems |= unlike_records(path, records)
+        for file, problem in lacking(path):
+            problems.setdefault(file, problem)
     for name, noted in (files or {}).items():
         if (change := difference(path / name, noted)) is not None:
             problems.setdefault(path / name, change)
@@ -141,12 +149,35 @@ def verify(path: Path | str) -> list[str]:
             if name not in files and not name.startswith("quality/cache/"):
                 problems.setdefault(file, "not in the manifest")
     return [
-        f"{file.relative_to(path)}: {problem}{_what_to_do(path, file, problem)}"
+        ": ".join([str(file.relative_to(path)), *_with_remedy(file, problem)])
         for file, problem in problems.items()
     ]
 
 
-def _unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
+def check_ended(path: Path) -> None:
+    """Check that a folder has the configuration, and lacks no file, that its selection was made by.
+
+    What lies there is not hashed but for the rows selected without rounds; `verify` does.
+
+    Raises
+    ------
+    DamagedError
+        It does not; names the first file, and what helps.
+    """
+    check_config(path)
+    records = entries_of(path, "*.manifest.json")
+    problems: dict[Path, str] = {}
+    if (path / "manifest.json").is_file():
+        files = load_sealed(path / "manifest.json")["files"]
+        problems = {path / name: "missing" for name in files if not (path / name).is_file()}
+    elif records:
+        problems = unlike_records(path, records) | dict(lacking(path))
+    for file, problem in problems.items():
+        what, help_ = _with_remedy(file, problem)
+        raise DamagedError(f"{file}: {what}: {help_}")
+
+
+def unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
     """Find selections without rounds that are not what they were (`pyids.methods.record`)."""
     again, problems = "repeat the `pyids select` that made it", {}
     for record in records:
@@ -160,14 +191,15 @@ def _unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:
     return problems
 
 
-def _what_to_do(path: Path, file: Path, problem: str) -> str:
+def _with_remedy(file: Path, problem: str) -> tuple[str, str]:
     if problem == "not in the manifest":
-        return ": remove it"
+        return problem, "remove it"
     if problem.endswith(("remove it", "that made it")):
-        return ""
+        what, _, own = problem.partition(": ")
+        return what, own
     if file.name in _DOTFILES:
-        return ": remove it, and the data is hashed again"
-    return f": {remedy(file)}"
+        return problem, "remove it, and the data is hashed again"
+    return problem, remedy(file)
 
 
 def _readable(file: Path) -> bool:
@@ -186,6 +218,8 @@ def _unlike_ledgers(path: Path) -> Iterator[tuple[Path, str]]:
             continue
         try:
             content = read_sealed(entry)
+        except FileNotFoundError:
+            continue  # another process has just removed it; who needs it will say so
         except (DamagedError, ConfigError):
             yield entry, "cannot be read, or of another format"
             continue
@@ -202,7 +236,7 @@ def artifacts(path: Path) -> list[Path]:
     """
     return sorted(
         file
-        for file in path.rglob("*")
+        for file in files_inside(path)
         if not file.is_symlink()
         and file.is_file()
         and file.name != "manifest.json"

@@ -116,6 +116,17 @@ class Bucket:
         with self._one_line(f"{name} cannot be read"):
             self._client.download_file(bucket, prefix + name, str(path))
 
+    def get_front(self, name: str, path: Path, limit: int) -> None:
+        """Write the first line of an object, and what comes with it, to a file."""
+        bucket, prefix = self._place
+        with self._one_line(f"{name} cannot be read"), path.open("wb") as file:
+            body = self._client.get_object(Bucket=bucket, Key=prefix + name)["Body"]
+            with contextlib.closing(body):
+                for chunk in body.iter_chunks(1 << 20):
+                    file.write(chunk)
+                    if b"\n" in chunk or file.tell() > limit:
+                        break
+
     def put(self, name: str, content: bytes | Path) -> None:
         """Write an object, whole or not at all.
 

@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.errors import ConfigError, DamagedError, ModelError
-from pyids.store.files import atomic_write, hash_file, read_sealed, write_sealed
+from pyids.store.files import (
+    atomic_write,
+    entries_of,
+    files_inside,
+    hash_file,
+    read_sealed,
+    write_sealed,
+)
 from pyids.store.folder import Store
 from pyids.store.ledger import (
     begin,
@@ -59,7 +66,7 @@ def has_checkpoint(folder: Path) -> bool:
 def has_drawn(folder: Path) -> bool:
     """Whether this is the folder of a run that has drawn rows."""
     # What follows from the draw stands for it where its own files are lost.
-    left = {path.name.partition(".")[0] for path in (folder / "rounds" / "1").glob("*")}
+    left = {path.name.partition(".")[0] for path in entries_of(folder / "rounds" / "1")}
     return bool(left & {"selected", "probes", "checkpoint", "scores", "weights"})
 
 
@@ -70,8 +77,8 @@ def known_rounds(rounds: Path) -> tuple[int, int]:
         drawn, told = int(state["drawn"]), int(state["told"])
     except (FileNotFoundError, DamagedError):
         drawn = told = 0
-    for number in sorted(int(path.name) for path in rounds.glob("*") if path.name.isdecimal()):
-        stands = {path.name for path in (rounds / str(number)).glob("*")}
+    for number in sorted(int(path.name) for path in entries_of(rounds) if path.name.isdecimal()):
+        stands = {path.name for path in entries_of(rounds / str(number))}
         if stands & {"weights.json", "weights.npy", "scores.json", "probes.json", "checkpoint"}:
             drawn = max(drawn, number)
         if "weights.json" in stands:
@@ -82,7 +89,8 @@ def known_rounds(rounds: Path) -> tuple[int, int]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path.parent for path in (folder / "rounds").glob(f"*/checkpoint/{RECORD}")]
+    trained = [path / "checkpoint" for path in entries_of(folder / "rounds")]
+    return [path for path in trained if (path / RECORD).exists()]
 
 
 class Rounds:
@@ -138,7 +146,8 @@ class Rounds:
             They are not, or all rounds have been told; says what is to be done first.
         """
         n, folder = self.told, self._folder.parent
-        known = f"these are the scores that round {n} was told; " if self._told(scores) else ""
+        repeated = self.were_told(scores)
+        known = f"these are the scores that round {n} was told; " if repeated else ""
         if n == rounds:
             raise ConfigError(
                 f"{folder}: {known}all {rounds} rounds have been told: `pyids export {folder}`, or "
@@ -151,10 +160,18 @@ class Rounds:
             )
         return n
 
-    def _told(self, scores: object) -> bool:
-        """Whether scores by row id are those of the last round: of a command that was repeated."""
+    def were_told(self, scores: object) -> bool:
+        """Whether scores by row id are the last that were told: of a command that was repeated.
+
+        Not once the next round has been asked for, whose scores are waited for.
+        """
         n = self.told - 1
-        if n < 0 or not isinstance(scores, Mapping) or not self.holds_scores(n):
+        if (
+            n < 0
+            or self.drawn != self.told
+            or not isinstance(scores, Mapping)
+            or not self.holds_scores(n)
+        ):
             return False
         table = self.scores(n)
         ids, values = (table.column(name).to_pylist() for name in ("row_id", "score"))
@@ -201,7 +218,7 @@ class Rounds:
 
     def stands(self, n: int, name: str) -> bool:
         """Whether round `n` has written `name`, or something of it."""
-        return any(self.path(n, "").glob(f"{name}.*"))
+        return any(entries_of(self.path(n, ""), f"{name}.*"))
 
     def holds(self, n: int, name: str) -> bool:
         """Whether an array of round `n` stands, as its ledger entry says."""
@@ -309,7 +326,7 @@ class Rounds:
 
     def save_checkpoint(self, n: int) -> None:
         """Keep the hashes of the checkpoint that round `n` has trained."""
-        files = sorted(path for path in self.path(n, "checkpoint").rglob("*") if path.is_file())
+        files = sorted(path for path in files_inside(self.path(n, "checkpoint")) if path.is_file())
         write_entry(self.path(n, "checkpoint.json"), files, {"round": n + 1}, model=self.model)
 
     # -- the scores --

@@ -22,28 +22,18 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from how import CALLS, LOOKS, Disk, after, damaged, fail, names_file
+from judge import Trial, go_on, judge, mender
 from places import damage_data, move, two_at_once
 from told import bad_scores
 from training import Training
-from workflow import ROUNDS, Result, Workflow, load, run
+from workflow import ROUNDS, Selecting, Workflow, load, run
 
 _ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.EROFS, errno.ENOMEM)
-
-
-@dataclass
-class Trial:
-    """One trial: what was done, and how it ended."""
-
-    fault: str
-    detail: str
-    outcome: str = "right"
-    message: str = ""
 
 
 class Injector:
@@ -67,6 +57,7 @@ class Injector:
             "near": lambda path: Workflow(path, ["--semdedup-threshold", "0.999"]),
             "quality": lambda path: Workflow(path, ["--quality", "worth", "--clusters", "auto"]),
             "training": Training,
+            "select": Selecting,
         }
         self.workflows = [make(place / name) for name, make in made.items() if only in (None, name)]
         for workflow in self.workflows:
@@ -104,71 +95,6 @@ class Injector:
             shutil.rmtree(folder.parent, ignore_errors=True)
         return trial
 
-    # -- going on --
-
-    def go_on(
-        self,
-        trial: Trial,
-        workflow: Workflow,
-        step: int,
-        folder: Path,
-        mend: Callable[[str], bool] | None = None,
-    ) -> None:
-        """Run the steps that are left; where one refuses, mend what it names, a few times."""
-        mended = 0
-        while step < len(workflow.steps):
-            result = run(workflow.command(step, folder))
-            if self.judge(trial, result):
-                return
-            if result.code == 0:
-                step = workflow.after(step)
-            elif result.code == 3:  # all rounds are done
-                step = len(workflow.steps) - 1
-            elif mend is not None and mended < 4 and mend(result.errors):
-                mended += 1
-                step = workflow.where(step, folder)
-            else:
-                if trial.outcome == "right":
-                    trial.outcome, trial.message = "lost", result.errors
-                return
-        self.compare(trial, workflow, folder, mend)
-
-    def judge(self, trial: Trial, result: Result) -> bool:
-        """Note a traceback or a crash."""
-        if result.traceback:
-            trial.outcome, trial.message = "traceback", f"{result.command} {result.errors}"
-        elif result.code == 2 and len(result.errors.strip().splitlines()) > 3:
-            trial.outcome, trial.message = "many lines", result.errors
-        return trial.outcome != "right"
-
-    def compare(
-        self,
-        trial: Trial,
-        workflow: Workflow,
-        folder: Path,
-        mend: Callable[[str], bool] | None = None,
-    ) -> None:
-        """Compare the selection with that of the undisturbed run, and verify the folder.
-
-        What no command has read since it was damaged, `verify` finds, with what to do.
-        """
-        selected = folder / "selected.jsonl"
-        if not selected.exists() or selected.read_bytes() != workflow.result:
-            trial.outcome, trial.message = "wrong", "the selection differs"
-            return
-        result = run(["verify", str(folder)])
-        if self.judge(trial, result):
-            return
-        if result.code != 0 and mend is not None and mend(result.output + result.errors):
-            step = workflow.where(len(workflow.steps), folder)
-            while step < len(workflow.steps):
-                if self.judge(trial, run(workflow.command(step, folder))):
-                    return
-                step = workflow.after(step)
-            self.compare(trial, workflow, folder)
-        elif result.code != 0:
-            trial.outcome, trial.message = "unverified", result.output + result.errors
-
     # -- faults --
 
     def damage(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
@@ -192,26 +118,10 @@ class Injector:
         else:
             file.write_bytes(damaged(good, how, self.random))
         look = self.random.choice(LOOKS)
-        if look and self.judge(trial, run([look[0], str(folder), *look[1:]])):
+        if look and judge(trial, run([look[0], str(folder), *look[1:]])):
             return
 
-        def mend(message: str) -> bool:
-            if not names_file(message, file, folder):
-                trial.outcome = "names another file"
-                trial.message = message
-                return False
-            if found := re.search(r"`pyids (clean [^`]*)`", message):
-                cleaned = run(found[1].split()).code == 0
-                if not cleaned or "all its options" not in message:
-                    return cleaned
-            if "all its options" in message:
-                return run(workflow.begin(folder)).code in (0, 3)
-            if "remove it" in message or name.endswith("scores.jsonl"):
-                file.unlink(missing_ok=True)
-                return True
-            return False
-
-        self.go_on(trial, workflow, step, folder, mend)
+        go_on(trial, workflow, step, folder, mender(trial, workflow, folder, file))
 
     def kill(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Kill a command at a random time, up to three times."""
@@ -221,7 +131,7 @@ class Injector:
             run(command, meanwhile=after(wait_s, signal.SIGKILL))
             if (step := workflow.where(step + 1, folder)) >= len(workflow.steps) - 1:
                 break
-        self.go_on(trial, workflow, step, folder)
+        go_on(trial, workflow, step, folder)
 
     def signal(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Stop a command by SIGINT or SIGTERM: exit code 130 or 143, no traceback."""
@@ -232,12 +142,12 @@ class Injector:
             command += ["--workers", "2"]
         wait_s = workflow.seconds * 10 ** self.random.uniform(-2.2, 0.1)
         result = run(command, meanwhile=after(wait_s, number))
-        if self.judge(trial, result):
+        if judge(trial, result):
             return
         if result.code not in (0, 128 + number):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+        go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def errno(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Let a system call fail, then go on."""
@@ -247,12 +157,12 @@ class Injector:
         trial.fault = f"errno: {errno.errorcode[number]}"
         trial.detail += f": {name} {nth}"
         result = run(workflow.command(step, folder), before=lambda: fail(name, nth, number))
-        if self.judge(trial, result):
+        if judge(trial, result):
             return
         if result.code not in (0, 2, 3):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+        go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def disk_full(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Run a command on a disk that is too small, then make room."""
@@ -267,18 +177,18 @@ class Injector:
                 workflow.command(step, folder),
                 before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room // 8, room // 8)),
             )
-            if not self.judge(trial, result):
-                self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+            if not judge(trial, result):
+                go_on(trial, workflow, workflow.where(step + 1, folder), folder)
             return
         try:
             on_disk = disk / "run"
             workflow.copy(step, on_disk)
             result = run(workflow.command(step, on_disk))
             trial.detail += f": {room} bytes left, exit code {result.code}"
-            if self.judge(trial, result):
+            if judge(trial, result):
                 return
             small.enlarge()
-            self.go_on(trial, workflow, workflow.where(step + 1, on_disk), on_disk)
+            go_on(trial, workflow, workflow.where(step + 1, on_disk), on_disk)
         finally:
             small.unmount()
 
@@ -292,8 +202,8 @@ class Injector:
         result = run(
             workflow.command(step, folder), before=lambda: resource.setrlimit(kind, (limit, limit))
         )
-        if not self.judge(trial, result):
-            self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+        if not judge(trial, result):
+            go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
     def edited(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Edit the configuration, or delete what the folder is known by and ask for more rows."""
@@ -307,7 +217,7 @@ class Injector:
             command[command.index("--budget") + 1] = str(workflow.budget + 9)
             trial.detail += ": no identity, other budget"
             result = run(command)
-            if self.judge(trial, result):
+            if judge(trial, result):
                 return
             if result.code == 0:
                 trial.outcome, trial.message = "wrong", "another budget was taken"
@@ -329,7 +239,7 @@ class Injector:
             config.write_text(good.replace(old, new))
             trial.detail += f": {new}"
             result = run(workflow.command(step, folder))
-            if self.judge(trial, result):
+            if judge(trial, result):
                 return
             if result.code == 0:
                 trial.outcome, trial.message = "wrong", f"{new} was taken"
@@ -338,7 +248,7 @@ class Injector:
                 trial.outcome, trial.message = "names another field", result.errors
                 return
             config.write_text(good)
-        self.go_on(trial, workflow, step, folder)
+        go_on(trial, workflow, step, folder)
 
     def version(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Change the format that a file says it has."""
@@ -358,7 +268,7 @@ class Injector:
             file.write_bytes(good)
             return True
 
-        self.go_on(trial, workflow, step, folder, mend)
+        go_on(trial, workflow, step, folder, mend)
 
     def scores(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Tell scores that are wrong: they are refused, and the right ones change nothing."""
@@ -369,7 +279,7 @@ class Injector:
         kind, bad = bad_scores(workflow, step, folder, self.random)
         trial.fault = f"scores: {kind}"
         result = run(["-q", "tell", str(folder), str(bad)])
-        if self.judge(trial, result):
+        if judge(trial, result):
             return
         if kind == "shuffled":
             if result.code != 0:
@@ -380,7 +290,7 @@ class Injector:
             trial.outcome = "wrong" if result.code == 0 else "names no line"
             trial.message = result.errors
             return
-        self.go_on(trial, workflow, step, folder)
+        go_on(trial, workflow, step, folder)
 
     def moved(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Move the folder, its data or both, and begin again from there."""
@@ -388,12 +298,12 @@ class Injector:
         workflow.copy(step, folder)
         folder, result, what = move(workflow, folder, self.random)
         trial.fault = f"moved: {what}"
-        if self.judge(trial, result):
+        if judge(trial, result):
             return
         if result.code not in (0, 3):
             trial.outcome, trial.message = "exit code", f"{result.code} {result.errors}"
             return
-        self.go_on(trial, workflow, step, folder)
+        go_on(trial, workflow, step, folder)
 
     def other_data(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Begin again with data that has changed: refused, and nothing changes."""
@@ -401,19 +311,19 @@ class Injector:
         workflow.copy(step, folder)
         result, what = damage_data(workflow, folder, self.random)
         trial.detail += f": {what}"
-        if self.judge(trial, result):
+        if judge(trial, result):
             return
         if result.code != 2:
             trial.outcome, trial.message = "wrong", f"{what} was taken"
             return
-        self.go_on(trial, workflow, step, folder)
+        go_on(trial, workflow, step, folder)
 
     def two(self, trial: Trial, workflow: Workflow, step: int, folder: Path) -> None:
         """Give one command twice at the same time: one works, the other refuses or has nothing."""
         for result in two_at_once(workflow, step, folder):
-            if self.judge(trial, result):
+            if judge(trial, result):
                 return
-        self.go_on(trial, workflow, workflow.where(step + 1, folder), folder)
+        go_on(trial, workflow, workflow.where(step + 1, folder), folder)
 
 
 def main() -> int:
@@ -422,7 +332,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
-    parser.add_argument("--only", help="plain, near, quality or training")
+    parser.add_argument("--only", help="plain, near, quality, training or select")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     load()

@@ -151,6 +151,8 @@ class Workflow:
     weight: ClassVar[int] = 2
     # Faults that it knows; all of them by default.
     faults: ClassVar[tuple[str, ...]] = ()
+    # Its result, in the run folder.
+    selected: ClassVar[str] = "selected.jsonl"
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ class Workflow:
             result = run(self.command(step, self.folder))
             assert result.code == 0, result
         shutil.copytree(self.folder, self.snapshot(len(self.steps)), symlinks=True)
-        self.result = (self.folder / "selected.jsonl").read_bytes()
+        self.result = (self.folder / self.selected).read_bytes()
         assert self.result.count(b"\n") == self.budget, self.result.count(b"\n")
         return self.result
 
@@ -236,3 +238,30 @@ class Workflow:
             scores = self.place / f"run-scores{n}.jsonl"
             if scores.exists():
                 shutil.copy(scores, folder.parent / f"{folder.name}-scores{n}.jsonl")
+
+
+class Selecting(Workflow):
+    """One `pyids select`, by a method without rounds that clusters."""
+
+    selected = "selected-km-random.jsonl"
+    # What says of rounds and of scores does not apply.
+    faults = (
+        *("damage", "kill", "signal", "errno", "disk full", "limit"),
+        *("version", "moved", "other data", "two processes"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.steps = ["select"]
+
+    def begin(self, folder: Path) -> list[str]:
+        command = ["-q", "select", str(self.place / "pool.jsonl"), "--output-dir", str(folder)]
+        command += ["--embeddings-file", str(self.place / "vectors.npy"), "--threads", "1"]
+        command += ["--budget", str(self.budget), "--clusters", "6", "--method", "km-random"]
+        return [*command, *self.options]
+
+    def command(self, step: int, folder: Path) -> list[str]:
+        return self.begin(folder)
+
+    def where(self, step: int, folder: Path) -> int:
+        return 0

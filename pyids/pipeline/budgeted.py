@@ -128,6 +128,7 @@ class BudgetedDraws(Draws):
         store, config, labels = plain.store, plain.config, plain.labels
         return cls(
             *(store, config, plain.rounds, labels, plain.target, plain.left_out, plain.excluded),
+            order=plain.order,
             cells=Cells(store, config, labels, plain.rounds.n_clusters),
             budget=budget,
             already=already,

@@ -50,6 +50,8 @@ class Draws:
         a likelier answer beside them, are excluded or trained on already.
     excluded
         Which of them are because of the last two.
+    order
+        int64: positions in the pool as the target's rows take them in turn.
     """
 
     store: Store
@@ -59,6 +61,7 @@ class Draws:
     target: PoolTarget | None = None
     left_out: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     excluded: Excluded = NOTHING
+    order: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def seed(self, purpose: bytes, n: int) -> int:
         """Return a seed for one purpose in round `n`."""
@@ -130,7 +133,7 @@ class Draws:
         weights = row_weights(self.store, self.config, shard)
         if self.target is None:
             return weights
-        near = self.target.log_weights(shard)
+        near = self.target.log_weights(shard, self.order)
         return near if weights is None else near + weights
 
     def log_weights_of(self, row_ids: Int64) -> Float64:
@@ -181,8 +184,12 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
     counted = config.unit != "rows" or config.group_by is not None or len(without.already) > 0
     if not counted and budget.rows > sizes.sum():
         raise too_few(config, budget.rows, int(sizes.sum()), "rows")
-    first = None if target is None else target.cluster_weights(sizes, budget.rows, left_out)
-    plain = Draws(store, config, Rounds(store, sizes, first), labels, target, left_out, without)
+    first, order = None, np.empty(0, np.int64)
+    if target is not None:
+        order = target.order(budget.rows, left_out)
+        first = target.cluster_weights(sizes, order[: budget.rows])
+    rounds = Rounds(store, sizes, first)
+    plain = Draws(store, config, rounds, labels, target, left_out, without, order)
     if not counted:
         return plain
     from pyids.pipeline.budgeted import BudgetedDraws

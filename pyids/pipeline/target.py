@@ -36,8 +36,13 @@ logger = logging.getLogger("pyids")
 
 # Rows of the target whose mean cosine says how near a row is.
 _NEAREST = 3
-# Of the log weights of rows, in standard deviations of their cosines over the pool: one more makes
-# a row e**5 times as likely inside its cluster.
+# The round-robin goes on to so many times the budget: quotas move between clusters from round to
+# round, and its order has to tell rows of a cluster apart then, too.
+_DEPTH = 4
+# A row that the round-robin takes at twice the place is 2**4 times less likely inside its cluster.
+_STEEPNESS = 4.0
+# Of rows that it does not come to, in standard deviations of their cosines over the pool: one more
+# makes a row e**5 times as likely.
 _TEMPERATURE = 0.2
 _BLOCK_ROWS = 4096
 # Rows nearer than this to a target row have their words compared with it: a copy with some words
@@ -180,44 +185,77 @@ class PoolTarget:
             out[at : at + len(block)] = 1 - np.sort(squares, axis=1)[:, :m].mean(axis=1) / 2
         return out
 
-    def log_weights(self, shard: Shard) -> Float64:
-        """Log weights of a shard's rows inside their clusters, float64 (n,): the nearer, the more.
+    def order(self, budget: int, left_out: Int64) -> Int64:
+        """Return rows in the order in which the target's rows take them in turn.
 
-        Made once for all shards: ``target/SHARD.npy``.
+        Made once: ``target/order.npy``.
+
+        Parameters
+        ----------
+        budget : int
+            Rows of the whole selection; the order goes on to `_DEPTH` times as many.
+        left_out : int64 array
+            Ids of rows that may not be selected.
+
+        Returns
+        -------
+        int64 (n,)
+            Positions in the pool.
         """
-        inputs = {"target": fingerprint([str(self.vectors.tolist())])}
+        path = self.store.path / "target" / "order.npy"
+        inputs = {
+            "target": fingerprint([str(self.vectors.tolist()), str(self.rows.tasks)]),
+            "budget": budget,
+            "left_out": fingerprint([str(left_out.tolist())]),
+        }
+        if read_entry(path.with_suffix(".json"), inputs) is None:
+            ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
+            stays = ~np.isin(ids, left_out)
+            vectors = self.store.embeddings().all(self.store.scratch)
+            depth = min(_DEPTH * budget, int(np.count_nonzero(stays)))
+            taken = round_robin(vectors, self.vectors, depth, tasks=self.rows.tasks, free=stays)
+            save_npy(path, taken.rows, inputs)
+        rows: Int64 = load_npy(path)
+        return rows
+
+    def log_weights(self, shard: Shard, order: Int64) -> Float64:
+        """Log weights of a shard's rows inside their clusters, float64 (n,).
+
+        The earlier a row comes in `order`, the more; then the nearer to the target, the more. Made
+        once for all shards: ``target/SHARD.npy``.
+        """
+        inputs = {"order": fingerprint([str(order.tolist())])}
         paths = [self.store.artifact("target", s) for s in self.store.shards]
         if any(read_entry(path.with_suffix(".json"), inputs) is None for path in paths):
             near = [self.cosines(vectors) for vectors in self.store.embeddings()]
-            spread = float(np.concatenate(near).std()) or 1.0
-            for path, values in zip(paths, near, strict=True):
-                save_npy(path, values / (_TEMPERATURE * spread), inputs)
+            logs = np.concatenate(near)
+            logs = (logs - logs.max()) / (_TEMPERATURE * (float(logs.std()) or 1.0))
+            places = np.log(np.arange(1, len(order) + 2))
+            logs -= _STEEPNESS * places[-1]
+            logs[order] = -_STEEPNESS * places[:-1]
+            ends = np.cumsum([len(values) for values in near])
+            for path, values in zip(paths, np.split(logs, ends[:-1]), strict=True):
+                save_npy(path, values, inputs)
         weights: Float64 = load_npy(self.store.artifact("target", shard))
         return weights
 
-    def cluster_weights(self, left: Int64, budget: int, left_out: Int64) -> Float64:
+    def cluster_weights(self, left: Int64, first: Int64) -> Float64:
         """Weights with which the first round draws from clusters what a round-robin would.
 
         Parameters
         ----------
         left : int64 (K,)
             Rows of each cluster that can be drawn.
-        budget : int
-            Rows of the whole selection, which the round-robin deals.
-        left_out : int64 array
-            Ids of rows that may not be selected.
+        first : int64 array
+            Positions of the rows that the round-robin selects.
 
         Returns
         -------
         float64 (K,)
             Summing to 1, none below ``min_weight / K``.
         """
-        ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
-        stays = ~np.isin(ids, left_out)
-        vectors = self.store.embeddings().all(self.store.scratch)
-        taken = round_robin(vectors, self.vectors, budget, tasks=self.rows.tasks, free=stays).rows
         labels = np.concatenate(self.store.labels())
-        counts = np.bincount(labels[taken], minlength=len(left))
+        counts = np.bincount(labels[first], minlength=len(left))
         weights = counts / np.maximum(left, 1)
         return raise_to(weights / weights.sum(), self.config.min_weight / len(left))
 

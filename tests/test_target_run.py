@@ -9,6 +9,7 @@ import pyids
 from pyids.cli import cli
 from pyids.config import make_config
 from pyids.errors import ConfigError
+from pyids.nearest import round_robin
 from pyids.scoring import scorers
 from pyids.scoring import target as target_module
 
@@ -47,6 +48,27 @@ def test_a_run_draws_near_the_target_and_never_the_target(pool, aimed, tmp_path)
     assert manifest["target"]["rows"] == 6
     assert manifest["target"]["left_out"] == rows.tolist()
     assert CliRunner().invoke(cli, ["verify", str(tmp_path / "run")]).exit_code == 0
+
+
+def test_scores_that_say_nothing_leave_what_the_round_robin_takes(pool, aimed, tmp_path):
+    """One target row is far from the others: it has its turn though few rows are near it."""
+    rows, options = aimed
+    vectors = np.load(pool.vectors)
+    other = np.flatnonzero(pool.topics == 3)[0]
+    target = np.vstack([np.load(tmp_path / "dev.npy")[:5], vectors[other]])
+    np.save(tmp_path / "dev.npy", target)
+    with pyids.Selection.open(tmp_path / "run", **options) as selection:
+        drawn = []
+        while selection.draw():
+            drawn.append(selection.rounds.selected(selection.round))
+            selection.tell(dict.fromkeys(map(int, selection.probes()), 1.0))
+        selection.finish()
+    free = np.ones(len(vectors), bool)
+    free[rows] = False
+    first = round_robin([vectors], target, 60, free=free).rows
+    of_the_other = first[5::6]
+    assert len(np.intersect1d(np.concatenate(drawn), first)) > 45
+    assert len(np.intersect1d(np.concatenate(drawn), of_the_other)) > 7
 
 
 def test_a_run_folder_knows_its_target_without_the_file(pool, aimed, tmp_path):

@@ -229,7 +229,11 @@ class Selection:
         candidates = self.draws.candidates(n, quotas, per_row)
         clusters = self.clusters_of(candidates)
         screened = screen(
-            self.conversations(candidates), clusters, self.config, device(self.config)
+            self.conversations(candidates),
+            clusters,
+            self.config,
+            device(self.config),
+            self.store.path / ".scratch",
         )
         self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
         return self.draws.screened(n, quotas, candidates, clusters, screened["outlier_score"])
@@ -436,7 +440,12 @@ class Selection:
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.
         workers = self.config.workers if self.config.engine == "ray" else 1
-        with make_engine(self.config.engine, workers, address=self.config.address) as engine:
+        with make_engine(
+            self.config.engine,
+            workers,
+            address=self.config.address,
+            task_timeout=self.config.task_timeout,
+        ) as engine:
             self.store.write_manifest(described, engine)
         return path
 

@@ -229,11 +229,7 @@ class Selection:
         candidates = self.draws.candidates(n, quotas, per_row)
         clusters = self.clusters_of(candidates)
         screened = screen(
-            self.conversations(candidates),
-            clusters,
-            self.config,
-            device(self.config),
-            self.store.path / ".scratch",
+            self.conversations(candidates), clusters, self.config, device(self.config)
         )
         self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
         return self.draws.screened(n, quotas, candidates, clusters, screened["outlier_score"])

@@ -366,39 +366,6 @@ def test_a_whole_folder_is_the_same_bytes_on_ray(ray_engine, tmp_path, monkeypat
     assert sum(name.startswith("quality/cache/") for name in found[0]) >= 3
 
 
-def test_a_run_that_screens_and_scores_is_the_same_bytes_on_ray(ray_engine, tmp_path, tiny):
-    """Training is where the command is; candidates and probes are scored by the cluster."""
-    rows = [
-        {"prompt": f"add {i} and {i % 7}", "completion": f"{i + i % 7} " * 3} for i in range(60)
-    ]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "v.npy", rng.normal(size=(60, 3)).astype(np.float16))
-    found = []
-    for engine in ("local", "ray"):
-        config = make_config(
-            data=[str(tmp_path / "a.jsonl")],
-            embeddings_file=str(tmp_path / "v.npy"),
-            budget=8,
-            rounds=2,
-            clusters=3,
-            oversample=2,
-            model=tiny,
-            device="cpu",
-            threads=1,
-            engine=engine,
-            output_dir=str(tmp_path / engine),
-        )
-        with Selection(prepare(config), config) as selection:
-            selection.run_rounds()
-            selection.finish()
-        found.append(folder_bytes(tmp_path / engine))
-        found[-1].pop("manifest.json")
-    assert "rounds/1/candidates.parquet" in found[0]
-    assert "rounds/1/scores.parquet" in found[0]
-    assert found[0] == found[1]
-
-
 def test_rows_get_the_same_ratings_from_every_engine(engine, tmp_path, tiny):
     """A model's ratings to the bit; a worker that has rated a shard does not rate it again."""
     for name in "ab":

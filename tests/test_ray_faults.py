@@ -19,7 +19,6 @@ from pyids import selection as selection_module
 from pyids.config import make_config
 from pyids.engine.ray import RayEngine
 from pyids.pipeline import prepare as prepare_module
-from pyids.scoring import together as together_module
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +27,7 @@ from engine_tasks import die_inside, folder_bytes, hold_node
 FILES, ROWS = 6, 100
 # What must have met a fault: the task of each stage.
 TASKS = {"read_split", "_deal", "_find", "_embed_shard", "measure_group", "assign_group",
-         "find_repeats", "_rate_shard", "do_share", "hash_some"}  # fmt: skip
+         "find_repeats", "_rate_shard", "hash_some"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +63,10 @@ def pool(tmp_path_factory):
     return folder
 
 
-def draw(pool, tiny, folder, engine="local"):
+def draw(pool, tiny, folder):
     config = make_config(
         data=[str(pool / "*.jsonl")], encoder="wordllama", budget=20, rounds=1, clusters=5,
         semdedup_threshold=0.95, quality="perplexity", model=tiny, device="cpu", threads=1,
-        oversample=2, engine=engine,
         output_dir=str(folder),
     )  # fmt: skip
     with selection_module.Selection(prepare_module.prepare(config), config) as selection:
@@ -106,9 +104,9 @@ def test_every_stage_loses_a_worker(cluster, pool, tiny, whole, tmp_path, monkey
     def make(*args, **options):
         return Dying(cluster.address, die_inside, "every", str(marks), when)
 
-    for module in (prepare_module, selection_module, together_module):
+    for module in (prepare_module, selection_module):
         monkeypatch.setattr(module, "make_engine", make)
-    found = draw(pool, tiny, tmp_path / "run", "ray")
+    found = draw(pool, tiny, tmp_path / "run")
     assert {path.name for path in marks.iterdir()} >= TASKS
     assert found == whole
 
@@ -126,11 +124,11 @@ def test_a_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypatch)
             time.sleep(0.05)
         cluster.remove_node(cluster.second, allow_graceful=False)
 
-    for module in (prepare_module, selection_module, together_module):
+    for module in (prepare_module, selection_module):
         monkeypatch.setattr(module, "make_engine", make)
     thread = threading.Thread(target=remove, daemon=True)
     thread.start()
-    found = draw(pool, tiny, tmp_path / "run", "ray")
+    found = draw(pool, tiny, tmp_path / "run")
     thread.join()
     assert (marks / "_embed_shard").exists()
     assert found == whole

@@ -45,15 +45,12 @@ class Processes:
         Whether a Ray cluster starts them: the one that runs, or that at `address`.
     address
         Address of a cluster.
-    task_timeout
-        See `pyids.engine.ray.RayEngine`; of a scoring alone.
     """
 
     number: int = 1
     gpus: bool = False
     ray: bool = False
     address: str | None = None
-    task_timeout: float | None = None
 
     @property
     def elsewhere(self) -> bool:
@@ -65,33 +62,11 @@ class Processes:
         """Whether it is this process alone."""
         return self.number == 1 and not self.elsewhere
 
-    @property
-    def score_here(self) -> bool:
-        """Whether rows are scored by this process alone."""
-        return self.number == 1 and not self.ray
-
     @classmethod
     def of(cls, config: RunConfig) -> Processes:
         """Return those that a configuration asks for."""
         ray = config.engine == "ray"
-        return cls(
-            config.processes,
-            config.num_gpus is not None,
-            ray,
-            config.address,
-            config.task_timeout,
-        )
-
-    @classmethod
-    def of_scoring(cls, config: RunConfig) -> Processes:
-        """Return those that a configuration asks for to score rows: on a cluster all workers.
-
-        A training has as many as are asked for by number; rows are scored one by one.
-        """
-        asked = cls.of(config)
-        if asked.ray and config.num_gpus is None and config.num_processes is None:
-            return replace(asked, number=config.workers or 0)
-        return asked
+        return cls(config.processes, config.num_gpus is not None, ray, config.address)
 
 
 # This process.

@@ -24,7 +24,7 @@ class Models:
     """
 
     ref: ModelRef
-    checkpoint: Path | None
+    checkpoint: Path
     device: str = "cpu"
     dtype: str = "float32"
     _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -32,7 +32,7 @@ class Models:
     @contextlib.contextmanager
     def base(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """Give the base model and its tokenizer."""
-        if self.checkpoint is not None and read_record(self.checkpoint).method == "lora":
+        if read_record(self.checkpoint).method == "lora":
             model, tokenizer = self._load("trained")
             with model.disable_adapter():
                 yield model, tokenizer
@@ -43,11 +43,6 @@ class Models:
     def trained(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """Give the checkpoint and its tokenizer."""
         yield self._load("trained")
-
-    def _trained_to(self) -> Path:
-        if self.checkpoint is None:
-            raise ValueError("there is no checkpoint: only the base model")
-        return self.checkpoint
 
     def close(self) -> None:
         """Let go of the model in memory."""
@@ -60,6 +55,6 @@ class Models:
             self._held[which] = (
                 load_model(self.ref, *where)
                 if which == "base"
-                else load_checkpoint(self._trained_to(), self.ref, *where)
+                else load_checkpoint(self.checkpoint, self.ref, *where)
             )
         return self._held[which]

@@ -309,10 +309,10 @@ def score_probes(
     """
     from pyids.scoring.scorers import find_scorer
 
-    processes = Processes.of_scoring(config)
+    processes = Processes.of(config)
     where = "cuda" if processes.elsewhere else device(config)
     models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
-    together = None if processes.score_here else Together(models, processes, cache / ".scratch")
+    together = None if processes.here else Together(models, processes, cache / ".scratch")
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),

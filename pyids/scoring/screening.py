@@ -16,27 +16,22 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64
-from pyids.chat.template import Conversation, Encoded, encode, truncate
+from pyids.chat.template import Conversation, encode, truncate
 from pyids.config import RunConfig
 from pyids.models.batching import Progress
-from pyids.models.distributed import Processes
 from pyids.models.hub import round_model
-from pyids.models.load import load_model, load_tokenizer
-from pyids.models.nll import ResponseNll, encoded_nll
-from pyids.models.pair import Models
+from pyids.models.load import load_model
+from pyids.models.nll import encoded_nll
 from pyids.progress import reporter
 from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring.statistics import robust_spread
-from pyids.scoring.together import Together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,41 +42,24 @@ _END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
 
 
 def screen(
-    rows: Sequence[Conversation],
-    clusters: NDArray[np.int32],
-    config: RunConfig,
-    device: str,
-    scratch: Path,
+    rows: Sequence[Conversation], clusters: NDArray[np.int32], config: RunConfig, device: str
 ) -> dict[str, Float64]:
     """Measure candidates with the model of the rounds, and how far each is an outlier.
-
-    On a cluster, or where several processes are asked for, they share the rows; `scratch` is a
-    folder that all of them see.
 
     Returns
     -------
     dict
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
-    processes, ref = Processes.of_scoring(config), round_model(config)
-    progress = reporter("screen")
-    if processes.score_here:
-        model, tokenizer = load_model(ref, device, config.dtype)
-
-        def nll(encoded: Sequence[Encoded]) -> ResponseNll:
-            return encoded_nll(model, encoded, device=device, progress=progress)
-
-        columns = _measure(nll, tokenizer, rows, config.max_length)
-    else:
-        where = "cuda" if processes.elsewhere else device
-        together = Together(Models(ref, None, where, config.dtype), processes, scratch)
-        with closing(together):
-            columns = _measure(
-                lambda encoded: together.nll("base", encoded, progress),
-                load_tokenizer(ref),
-                rows,
-                config.max_length,
-            )
+    model, tokenizer = load_model(round_model(config), device, config.dtype)
+    columns = measure(
+        model,
+        tokenizer,
+        rows,
+        max_length=config.max_length,
+        device=device,
+        progress=reporter("screen"),
+    )
     return {**columns, "outlier_score": outlier_score(columns, clusters)}
 
 
@@ -110,23 +88,9 @@ def measure(
         or it was cut off by `max_length`. ``overlap`` and ``number_overlap``, float64 (B,): see
         `pyids.scoring.overlap`.
     """
-
-    def nll(encoded: Sequence[Encoded]) -> ResponseNll:
-        return encoded_nll(model, encoded, device=device, progress=progress)
-
-    return _measure(nll, tokenizer, rows, max_length)
-
-
-def _measure(
-    nll_of: Callable[[Sequence[Encoded]], ResponseNll],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Conversation],
-    max_length: int,
-) -> dict[str, Float64]:
-    """Do so with what gives the NLLs of rows."""
     whole = [encode(messages, tokenizer) for messages in rows]
     cut = [truncate(row, max_length) for row in whole]
-    nll = nll_of(cut)
+    nll = encoded_nll(model, cut, device=device, progress=progress)
     ended = [
         before.response_mask.sum() == after.response_mask.sum()
         for before, after in zip(whole, cut, strict=True)

@@ -39,7 +39,7 @@ class Share(NamedTuple):
     kind: Literal["nll", "answer", "gradients"]
     folder: Path
     ref: ModelRef
-    checkpoint: Path | None
+    checkpoint: Path
     device: str
     dtype: str
     which: Which
@@ -59,7 +59,7 @@ class Together:
     models
         The base model and the checkpoint; they are loaded by the processes, not here.
     processes
-        How many, and who starts them; 0 stands for as many as the cluster has room for.
+        How many, and who starts them.
     folder
         Where rows are left for them: all of them see it.
     """
@@ -125,19 +125,15 @@ class Together:
         batch_tokens: int | None = None,
     ) -> Iterator[Any]:
         if self._engine is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             on = self.processes
             self._engine = make_engine(
                 "ray" if on.ray else "local",
-                on.number or None,
+                on.number,
                 address=on.address,
                 gpus=on.number if self.models.device.startswith("cuda") else 0,
-                task_timeout=on.task_timeout,
             )
-            self._engine.check(self.folder, ())
         models, total = self.models, sum(len(row.input_ids) for row in rows)
-        number = self.processes.number or self._engine.workers
-        parts = min(_SHARES * number, max(1, len(rows)))
+        parts = min(_SHARES * self.processes.number, max(1, len(rows)))
         with _scratch(self.folder) as folder:
             write_encoded(Path(folder, "rows.npz"), rows)
             shares = [
@@ -145,7 +141,7 @@ class Together:
                     kind=kind,
                     folder=Path(folder).absolute(),
                     ref=models.ref,
-                    checkpoint=models.checkpoint and models.checkpoint.absolute(),
+                    checkpoint=models.checkpoint.absolute(),
                     device=models.device.partition(":")[0],
                     dtype=models.dtype,
                     which=which,
@@ -153,7 +149,7 @@ class Together:
                     parts=parts,
                     number=number,
                     batch_tokens=batch_tokens,
-                    processes=number,
+                    processes=self.processes.number,
                 )
                 for part in range(parts)
             ]

@@ -1,6 +1,6 @@
 """The C++ core (csrc/bindings): what `pyids.clustering`, `pyids.sampling` and others call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat, SupportsIndex, SupportsInt
 
 import numpy as np
@@ -54,6 +54,14 @@ class Assigner:
     @property
     def sums(self) -> NDArray[np.int64]: ...
 
+def conversation_text(
+    turns: object,
+    role_key: str,
+    content_key: str,
+    roles: Mapping[str, str] | None,
+    nfc: Callable[[str], str],
+    whole: bool,
+) -> bytes | None: ...
 def best_keys(
     row_ids: NDArray[np.int64],
     labels: NDArray[np.int32],

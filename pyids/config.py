@@ -224,6 +224,9 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
         "Machine", "tasks at a time (default: 1; on ray the cluster's CPUs, or GPUs)", None, ge=1
     )
     address: str | None = option("Machine", "Ray cluster (default: RAY_ADDRESS, or here)", None)
+    task_timeout: float | None = option(
+        "Machine", "on ray: seconds until a task is ended and tried elsewhere", None, gt=0
+    )
     threads: int | None = option("Machine", "threads (default: every core)", None, ge=1)
     max_memory: Bytes = option(
         "Machine",
@@ -272,6 +275,8 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
                 "one row each: raise --budget or lower --rounds"
             )
         check_budget_options(self)
+        if self.task_timeout is not None and self.engine != "ray":
+            raise ValueError("--task-timeout is for tasks on a cluster: it needs --engine ray")
         for name in ("rating_half_width", "correct_ratings"):
             if getattr(self, name) and self.quality is None:
                 raise ValueError(f"--{name.replace('_', '-')} needs --quality: name one")

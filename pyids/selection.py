@@ -436,7 +436,12 @@ class Selection:
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.
         workers = self.config.workers if self.config.engine == "ray" else 1
-        with make_engine(self.config.engine, workers, address=self.config.address) as engine:
+        with make_engine(
+            self.config.engine,
+            workers,
+            address=self.config.address,
+            task_timeout=self.config.task_timeout,
+        ) as engine:
             self.store.write_manifest(described, engine)
         return path
 

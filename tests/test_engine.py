@@ -16,7 +16,7 @@ from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
-from pyids.engine import IN_FLIGHT, LocalEngine, make_engine
+from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of
 from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
@@ -24,7 +24,7 @@ from pyids.pipeline.prepare import prepare
 from pyids.scoring.cache import store_quality
 from pyids.selection import Selection
 from pyids.store.files import hash_file, known_hash
-from pyids.store.folder import Store
+from pyids.store.folder import Shard, Store
 from pyids.store.reading import hash_ahead
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
@@ -37,6 +37,7 @@ from engine_tasks import (
     process_id,
     process_that_loaded,
     refuse_three,
+    stuck_once,
     take_a_second,
     write_number,
 )
@@ -137,6 +138,36 @@ def test_a_dead_ray_worker_is_an_error_and_no_hang(ray_engine, tmp_path):
     with pytest.raises(PyidsError, match=r"a Ray worker died at Job\(number=3"):
         list(ray_engine.map(die_at_three, jobs(tmp_path)))
     assert list(ray_engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_stuck_task_is_tried_elsewhere(ray_engine, tmp_path, gpu):
+    with RayEngine(workers=2, task_timeout=15) as engine:
+        found = list(engine.map(stuck_once, jobs(tmp_path, 8), gpu=gpu))
+    assert found == [n**2 for n in range(8)]
+    assert (tmp_path / "stuck-3").exists()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_task_that_is_always_stuck_is_named(ray_engine, monkeypatch, gpu):
+    monkeypatch.setattr("pyids.engine.ray._RETRIES", 1)
+    with RayEngine(workers=2, task_timeout=25) as engine:
+        found = engine.map(stuck_once, jobs("always", 5), gpu=gpu)
+        with pytest.raises(PyidsError, match=r"number=3, .*not done after 25 s .*, 2 times: look"):
+            list(found)
+
+
+def test_tasks_are_named_by_their_rows():
+    class Item:
+        shard = Shard("00002-0001", 100, 50, 0, 0)
+
+    assert name_of(Item()) == "shard 00002-0001 (rows 100 to 149)"
+
+    class Several:
+        shards = (Shard("a", 0, 10, 0, 0), Shard("b", 10, 5, 0, 0))
+
+    assert name_of(Several()) == "shard a to b (rows 0 to 14)"
+    assert name_of(7) == "7"
 
 
 def test_one_worker_is_this_process_and_two_are_others(tmp_path):

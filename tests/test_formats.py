@@ -2,13 +2,14 @@
 
 import copy
 import json
+import sys
 import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyids.chat.digest import digest, normalize
+from pyids.chat.digest import _digest_in_parts, digest, normalize
 from pyids.chat.formats import (
     FORMATS,
     ROLES,
@@ -19,6 +20,7 @@ from pyids.chat.formats import (
     to_messages,
     tools_of,
 )
+from pyids.data.look import Look
 
 
 def turns(*pairs):
@@ -195,6 +197,23 @@ def test_only_one_empty_turn_is_no_reason_to_lose_a_conversation():
     assert len(to_messages(record, "messages")) == 4
 
 
+said = st.sampled_from(["", " ", "a", "a  b", "\u00e9", "e\u0301"])
+speakers = st.sampled_from(["user", "assistant", "system", "human", "gpt", "nobody"])
+turn_objects = st.fixed_dictionaries({"role": speakers, "content": said}) | st.fixed_dictionaries(
+    {"from": speakers, "value": said}
+)
+rows_of_turns = st.dictionaries(
+    st.sampled_from(["messages", "conversations"]), st.none() | st.lists(turn_objects, max_size=3),
+    min_size=1,
+).flatmap(
+    lambda row: st.dictionaries(
+        st.sampled_from(["system", "tools", "functions", "context", "label", "text", "id"]),
+        st.sampled_from(["", "a", "be kind", [], [{"name": "f"}], None]),
+        max_size=2,
+    ).map(lambda more: {**row, **more})
+)  # fmt: skip
+
+
 # ---- normalization -------------------------------------------------------------------------------
 
 
@@ -221,6 +240,54 @@ def test_digests_are_equal_exactly_for_equal_normalized_conversations(first, sec
         return [(role, normalize(text)) for role, text in pairs]
 
     assert (digest(turns(*first)) == digest(turns(*second))) == (key(first) == key(second))
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(sorted(ROLES)), "content": st.text()},
+            optional={"name": st.text(max_size=2)},
+        ),
+        max_size=4,
+    )
+)
+@example([{"role": "user", "content": "e\u0301 \u2000\u3000x\x85\x1cy\U0001f600"}])
+@example([{"role": "user", "content": "\u1100\u1161 \u212b\u037e"}])
+@example([{"role": "user", "content": "x" * 70_000 + "  y"}])
+def test_a_digest_is_the_same_whether_turns_are_read_at_once_or_one_by_one(messages):
+    assert digest(messages) == _digest_in_parts(messages)
+
+
+def test_every_white_space_of_python_is_one_space():
+    spaces = [chr(c) for c in range(sys.maxunicode + 1) if chr(c).isspace()]
+    assert len(spaces) > 20
+    for space in spaces:
+        text = f"{space}a{space}{space}b{space}"
+        assert digest(turns(("user", text))) == digest(turns(("user", "a b")))
+
+
+@given(rows_of_turns, st.sampled_from(["auto", "messages", "sharegpt"]))
+@example({"messages": turns(ASK, ("assistant", "\ud800"))}, "auto")
+@example({"messages": turns(ASK, ("assistant", " \u3000"))}, "auto")
+@example({"messages": turns(("assistant", "a"))}, "auto")
+@example({"messages": turns(ASK, ANSWER), "conversations": []}, "sharegpt")
+@example({"messages": None, "conversations": [{"from": "gpt", "value": "a"}]}, "auto")
+@example(
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "auto"
+)
+def test_plain_turns_are_read_as_all_others_are(record, format):
+    def look(record):
+        found = Look(format)
+        try:
+            key = found.digest(record)
+        except (BadRow, UnusableRow) as error:
+            key = str(error)
+        return key, found.formats, found.unused
+
+    class Other(dict):
+        """No exact dict: it takes the long way."""
+
+    assert look(record) == look(Other(record))
 
 
 # ---- rows of any shape ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ namespace pyids::bindings {
 
 void register_greedy(pybind11::module_& module);
 void register_kmeans(pybind11::module_& module);
+void register_rows(pybind11::module_& module);
 void register_sampling(pybind11::module_& module);
 
 // Long work without the GIL, which Ctrl-C ends.

@@ -5,5 +5,6 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = PYIDS_VERSION;
   pyids::bindings::register_greedy(module);
   pyids::bindings::register_kmeans(module);
+  pyids::bindings::register_rows(module);
   pyids::bindings::register_sampling(module);
 }

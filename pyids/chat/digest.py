@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import xxhash
 
+from pyids import _core
 from pyids.chat.formats import Message, UnusableRow, tools_of
 
 # What turns carry that no model is given: rows that differ in it alone are the same row.
@@ -27,13 +29,16 @@ _ASCII_SPACES = ("\n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f
 _BLOCK = 1 << 16
 
 
+nfc = partial(unicodedata.normalize, "NFC")
+
+
 def normalize(text: str) -> str:
     """Text as it is compared: Unicode NFC, every run of white space one space, ends cut.
 
     Case, punctuation and everything else stay: rows that differ in them are different rows.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
+        text = nfc(text)
     elif not any(map(text.__contains__, _ASCII_SPACES)) and text[:1] != " " != text[-1:]:
         return text  # nothing to do, found faster than it is done
     if len(text) <= _BLOCK:
@@ -68,6 +73,33 @@ def digest(messages: Iterable[Message]) -> bytes:
     UnusableRow
         A text holds half of a surrogate pair, which no tokenizer reads.
     """
+    text = _core.conversation_text(messages, "role", "content", None, nfc, False)
+    if text is not None:  # nearly all: turns of a role and a content, and no more
+        return xxhash.xxh3_128_digest(text)
+    return _digest_in_parts(messages)
+
+
+def digest_of_turns(turns: object, keys: tuple[str, str], roles: Mapping[str, str]) -> bytes | None:
+    """Digest of the conversation that turns as they stand in a row are; None unless they are plain.
+
+    Plain are a list of objects of two texts each, of which an assistant says something and somebody
+    else does: no `to_messages` would change or refuse them, but for what other columns hold.
+
+    Parameters
+    ----------
+    turns
+        What stands in the row.
+    keys
+        Names of the role and of the content in a turn.
+    roles
+        Role as written -> role.
+    """
+    text = _core.conversation_text(turns, *keys, roles, nfc, True)
+    return None if text is None else xxhash.xxh3_128_digest(text)
+
+
+def _digest_in_parts(messages: Iterable[Message]) -> bytes:
+    """Do so for turns of any kind and length."""
     # `normalize` leaves no control characters 1e and 1f, so they part turns and fields for certain.
     parts = []
     for message in messages:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyids.chat.format_map import PREFIX as MAP_PREFIX
 from pyids.chat.format_map import columns_of, read_mapped, tools_column
@@ -38,13 +38,13 @@ from pyids.chat.schemas import (
     check_types,
     read_pair,
 )
+from pyids.chat.turns import ROLE_NAMES, as_list, kind_of, read_turns, text_of_parts
 from pyids.chat.turns import ROLES as ROLES
 from pyids.chat.turns import BadRow as BadRow
 from pyids.chat.turns import Message as Message
 from pyids.chat.turns import Tool as Tool
 from pyids.chat.turns import Turns as Turns
 from pyids.chat.turns import UnusableRow as UnusableRow
-from pyids.chat.turns import as_list, kind_of, read_turns, text_of_parts
 from pyids.chat.turns import list_columns as list_columns
 from pyids.chat.turns import tools_of as tools_of
 
@@ -268,6 +268,35 @@ def _prompt_like(columns: tuple[str, ...], format: str) -> tuple[str, ...]:
     else:
         core = set(format.split("/"))
     return tuple(c for c in columns if c not in core and _PROMPT_LIKE.fullmatch(c.strip()))
+
+
+class PlainTurns(NamedTuple):
+    """Rows whose turns say all that there is to know of their conversation, by their columns."""
+
+    format: str
+    column: str
+    keys: tuple[str, str]
+    roles: Mapping[str, str]
+
+
+@lru_cache(maxsize=4096)
+def plain_turns(columns: tuple[str, ...], format: str) -> PlainTurns | None:
+    """Tell where the turns of such rows stand; None where other columns may have a say, too.
+
+    If these turns are plain (`pyids.chat.digest.digest_of_turns`), `to_messages` gives them as they
+    stand, and `unused_columns` none.
+    """
+    for name, column, keys, roles in (
+        ("messages", "messages", ("role", "content"), {role: role for role in ROLES}),
+        ("sharegpt", "conversations", ("from", "value"), ROLE_NAMES),
+    ):
+        # Both are formats that come before all others, in this order.
+        if column in columns and format in ("auto", name):
+            others = {*SYSTEM_COLUMNS, "tools", "functions", "messages"} - {column}
+            if others.isdisjoint(columns) and not _prompt_like(columns, name):
+                return PlainTurns(name, column, keys, roles)
+            return None
+    return None
 
 
 def unused_columns(

@@ -21,7 +21,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 # What others call the roles.
-_ROLES = {
+ROLE_NAMES = {
     **{role: role for role in ROLES},
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "model"), "assistant"),
@@ -121,7 +121,7 @@ def _plain_exchange(turns: list[Any]) -> list[Message] | None:
             and len(turn) == 2
             and type(content := turn.get("value")) is str
             and type(said := turn.get("from")) is str
-            and (role := _ROLES.get(said)) is not None
+            and (role := ROLE_NAMES.get(said)) is not None
         ):
             return None
         found.append({"role": role, "content": content})
@@ -175,7 +175,7 @@ def _read_turn(turn: Any, number: int, column: str) -> Message:
     role_key = next((key for key in _ROLE_KEYS if key in turn), "role")
     content_key = next((key for key in _CONTENT_KEYS if key in turn), "content")
     said = turn.get(role_key)
-    role = (_ROLES.get(said) or _ROLES.get(said.lower())) if isinstance(said, str) else None
+    role = (ROLE_NAMES.get(said) or ROLE_NAMES.get(said.lower())) if isinstance(said, str) else None
     if role is None:
         raise BadRow(
             f"column {column!r}: turn {number} has the {role_key} {brief(said)}: use one of "

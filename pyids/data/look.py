@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pyids.chat.digest import digest
+from pyids.chat.digest import digest, digest_of_turns
 from pyids.chat.formats import (
     BadRow,
     UnusableRow,
     detect_format,
     no_format,
+    plain_turns,
     to_messages,
     unused_columns,
 )
@@ -27,6 +28,11 @@ class Look:
 
     def digest(self, record: dict[str, Any]) -> bytes:
         """Give the digest of a row's conversation; see `to_messages` for what is raised."""
+        if type(record) is dict and (plain := plain_turns(tuple(record), self.format)) is not None:
+            key = digest_of_turns(record[plain.column], plain.keys, plain.roles)
+            if key is not None:
+                self.formats[plain.format] += 1
+                return key
         format = self.format if self.format != "auto" else detect_format(record)
         if format is None:
             raise BadRow(no_format(record))

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,6 +16,8 @@ from pyids.store.files import atomic_write
 # killed. A group ends at the first of the two.
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 4 << 20
+
+_MOST_JOINED = (1 << 31) - 1
 
 # Splits whose files share a folder: of short rows a split has some hundred files, and no folder is
 # to hold much more than 10,000.
@@ -86,7 +89,7 @@ class ShardWriter:
                 )
             )
             self.shards.append((path, 0))
-        group = pa.table(list(self._columns), schema=_SCHEMA)
+        group = pa.table(self._arrays(), schema=_SCHEMA)
         self._parquet.write_table(group)
         path, rows = self.shards[-1]
         self.shards[-1] = (path, rows + group.num_rows)
@@ -96,6 +99,24 @@ class ShardWriter:
         self._bytes = 0
         if self._groups == self.groups_per_shard:
             self._end_shard()
+
+    def _arrays(self) -> list[Any]:
+        """Join the columns by hand where they are plain: Arrow looks at each value by itself."""
+        record, lines, digests, problems = self._columns
+        if self._bytes > _MOST_JOINED:  # beyond what 32-bit offsets reach
+            return list(self._columns)
+        ends = np.zeros(len(record) + 1, np.int32)
+        np.cumsum(np.fromiter(map(len, record), np.int32, len(record)), out=ends[1:])
+        joined = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(record))]
+        arrays = [
+            pa.Array.from_buffers(pa.binary(), len(record), joined),
+            pa.array(np.array(lines, np.int64)),
+        ]
+        if None in digests:
+            return [*arrays, pa.array(digests, pa.binary(16)), pa.array(problems, pa.string())]
+        content = [None, pa.py_buffer(b"".join(digests))]
+        keys = pa.Array.from_buffers(pa.binary(16), len(digests), content)
+        return [*arrays, keys, pa.nulls(len(digests), pa.string())]
 
     def _end_shard(self) -> None:
         self._shard.close()

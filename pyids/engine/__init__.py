@@ -149,7 +149,7 @@ class LocalEngine(Closing):
         except BrokenProcessPool:
             self._end_workers()
             self._pool = None  # a broken pool takes no more work; the next map starts a new one
-            place = f" at or soon after {running[0][0]!r}" if running else ""
+            place = f" at or soon after {name_of(running[0][0])}" if running else ""
             raise PyidsError(
                 f"a worker process died{place} (killed, or out of memory?): the same command goes "
                 "on where it stopped; give fewer workers if memory was short"
@@ -219,8 +219,32 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def name_of(item: object) -> str:
+    """Name what a task works on: its shards and rows, its file; else the item as it is."""
+    shards = getattr(item, "shards", None) or getattr(item, "targets", ())
+    if (shard := getattr(item, "shard", None)) is not None:
+        shards = (shard,)
+    if shards:
+        first, last = shards[0], shards[-1]
+        names = first.name if len(shards) == 1 else f"{first.name} to {last.name}"
+        rows = f"rows {first.first_row_id} to {last.first_row_id + last.rows - 1}"
+        return f"shard {names} ({rows})"
+    if (split := getattr(item, "split", None)) is not None:
+        end = f"byte or row group {split.start} to {split.stop}" if split.stop else "the whole file"
+        return f"{split.source.path} ({end})"
+    if (group := getattr(item, "group", None)) is not None:
+        names = [Path(path).stem for path in (group.paths[0], group.paths[-1])]
+        return f"shards {names[0]} to {names[1]} ({group.rows} rows)"
+    return repr(item)
+
+
 def make_engine(
-    name: str, workers: int | None = None, *, address: str | None = None, gpus: int = 0
+    name: str,
+    workers: int | None = None,
+    *,
+    address: str | None = None,
+    gpus: int = 0,
+    task_timeout: float | None = None,
 ) -> Engine:
     """Make the engine `name`.
 
@@ -234,6 +258,8 @@ def make_engine(
         The Ray cluster's address.
     gpus : int, default 0
         See `LocalEngine`; on a cluster, Ray deals them out.
+    task_timeout : float, optional
+        See `pyids.engine.ray.RayEngine`.
 
     Raises
     ------
@@ -245,5 +271,5 @@ def make_engine(
     if name == "ray":
         from pyids.engine.ray import RayEngine
 
-        return RayEngine(address, workers)
+        return RayEngine(address, workers, task_timeout)
     raise ConfigError(f"there is no engine {name!r}: choose local or ray")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -10,19 +11,22 @@ import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from pyids.engine import IN_FLIGHT, Closing, node_check
+from pyids.engine import IN_FLIGHT, Closing, name_of, node_check
 from pyids.errors import ConfigError, PyidsError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+logger = logging.getLogger("pyids")
+
 # A node that has not answered by then is named.
 _CHECK_SECONDS = 120
-# Times that a task is tried elsewhere when its worker or node dies.
+# Times that a task is tried elsewhere when its worker or node dies, or it is stuck.
 _RETRIES = 3
 
 
@@ -41,9 +45,18 @@ class RayEngine(Closing):
     workers : int, optional
         Tasks at a time; default: the cluster's CPUs (GPUs for tasks that use one), as many as it
         has at that time. It is also the size of a private cluster.
+    task_timeout : float, optional
+        Seconds after which a task is ended and tried elsewhere, counted from when all before it
+        are done; after the third of these tries it is an error that names its rows. By default a
+        task has all the time.
     """
 
-    def __init__(self, address: str | None = None, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        workers: int | None = None,
+        task_timeout: float | None = None,
+    ) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}: give 1 or more")
         try:
@@ -56,6 +69,7 @@ class RayEngine(Closing):
         self._folder: str | None = None  # of the cluster that this engine started
         self._dropped: list[Any] = []
         self._asked = workers
+        self._task_timeout = task_timeout
         if not ray.is_initialized():
             self._connect(address, workers)
 
@@ -166,20 +180,25 @@ class RayEngine(Closing):
             return
         # The arguments of `remote`: those of Ray's own defaults that the results rest on.
         remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(task)
-        running: deque[tuple[T, Any]] = deque()
+        running: deque[_Job] = deque()
+
+        def again(job: _Job) -> None:
+            # With force its process ends. Not done to tasks that may end at that moment: there,
+            # Ray 2.60 aborts this process ("Tried to complete task that was not pending").
+            self._ray.cancel(job.reference, force=True)
+            job.reference = remote.options(scheduling_strategy="SPREAD").remote(job.item)
+
         try:
             for item in items:
-                running.append((item, remote.remote(item)))
+                running.append(_Job(item, remote.remote(item)))
                 if len(running) >= IN_FLIGHT * self.workers:
-                    yield self._result(*running[0])
+                    yield self._result(running[0], again)
                     running.popleft()
             while running:
-                yield self._result(*running[0])
+                yield self._result(running[0], again)
                 running.popleft()
         finally:
-            # Not canceled: ray.cancel, when the task ends at that moment, aborts this process
-            # ("Tried to complete task that was not pending", Ray 2.60).
-            self._dropped += [reference for _, reference in running]
+            self._dropped += [job.reference for job in running]
 
     def _map_on_actors(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Run tasks in processes that stay: what they load is loaded once in each."""
@@ -188,7 +207,28 @@ class RayEngine(Closing):
             num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=_RETRIES
         )(_Worker)
         actors: list[_Actor] = []
-        running: deque[tuple[T, Any, _Actor]] = deque()
+        running: deque[_Job] = deque()
+
+        def send(job: _Job, actor: _Actor) -> None:
+            job.reference, job.actor = actor.handle.run.remote(task, job.item), actor
+            actor.waiting.append(job)
+
+        def again(job: _Job) -> None:
+            stuck = job.actor
+            assert stuck is not None
+            self._ray.kill(stuck.handle)
+            actors.remove(stuck)
+            actors.append(_Actor(actor_type.remote(), []))
+            for each in stuck.waiting:  # those behind it, too
+                send(each, actors[-1])
+
+        def result() -> Any:
+            found = self._result(running[0], again)
+            job = running.popleft()
+            assert job.actor is not None
+            job.actor.waiting.remove(job)
+            return found
+
         try:
             for item in items:
                 most = self._asked or gpus or self.workers
@@ -196,40 +236,52 @@ class RayEngine(Closing):
                 if actor is None or (actor.waiting and len(actors) < most):
                     actor = _Actor(actor_type.remote(), [])
                     actors.append(actor)
-                reference = actor.handle.run.remote(task, item)
-                actor.waiting.append(reference)
-                running.append((item, reference, actor))
+                running.append(_Job(item, None))
+                send(running[-1], actor)
                 if len(running) >= IN_FLIGHT * most:
-                    yield self._of_actor(*running[0])
-                    running.popleft()
+                    yield result()
             while running:
-                yield self._of_actor(*running[0])
-                running.popleft()
+                yield result()
         finally:
             for actor in actors:
                 self._ray.kill(actor.handle)
 
-    def _of_actor(self, item: object, reference: Any, actor: _Actor) -> Any:
-        result = self._result(item, reference)
-        actor.waiting.remove(reference)
-        return result
-
-    def _result(self, item: object, reference: Any) -> Any:
+    def _result(self, job: _Job, again: Callable[[_Job], None]) -> Any:
+        """Wait for the task that has been waited for longest; try it elsewhere if it is stuck."""
         errors = self._ray.exceptions
-        try:
-            return self._ray.get(reference)
-        except errors.RayTaskError as error:
-            raise error.cause from None
-        except errors.RayError as error:
-            raise PyidsError(
-                f"a Ray worker died at {item!r} ({_first_line(error)}): repeat the "
-                "command, which goes on where it stopped"
-            ) from None
+        for tried in range(_RETRIES + 1):
+            try:
+                return self._ray.get(job.reference, timeout=self._task_timeout)
+            except errors.RayTaskError as error:
+                raise error.cause from None
+            except errors.GetTimeoutError:
+                if tried < _RETRIES:
+                    logger.warning(
+                        "%s: not done after %g s (--task-timeout): trying it elsewhere",
+                        *(name_of(job.item), self._task_timeout),
+                    )
+                    again(job)
+            except errors.RayError as error:
+                raise PyidsError(
+                    f"a Ray worker died at {name_of(job.item)} ({_first_line(error)}), after "
+                    f"{_RETRIES} more tries if it was killed: repeat the command, which goes on "
+                    "where it stopped; if it dies there again, look at these rows"
+                ) from None
+        raise PyidsError(
+            f"{name_of(job.item)}: not done after {self._task_timeout:g} s (--task-timeout), "
+            f"{_RETRIES + 1} times: look at these rows, or give it more time; the same command "
+            "goes on where it stopped"
+        )
 
     def close(self) -> None:
         """Wait for the tasks that still run; stop the cluster if this engine started it."""
         if self._dropped:
-            self._ray.wait(self._dropped, num_returns=len(self._dropped))
+            done, stuck = self._ray.wait(
+                self._dropped, num_returns=len(self._dropped), timeout=self._task_timeout
+            )
+            del done
+            for reference in stuck:
+                self._ray.cancel(reference, force=True)
             self._dropped = []
         if self._folder is not None:
             self._ray.shutdown()
@@ -244,11 +296,21 @@ class _Worker:
         return task(item)
 
 
-class _Actor(NamedTuple):
+@dataclass(eq=False)
+class _Actor:
     """A worker, and what it has been given and is not done with."""
 
     handle: Any
-    waiting: list[Any]
+    waiting: list[_Job]
+
+
+@dataclass(eq=False)
+class _Job:
+    """A task in flight: its item, the reference to its result, the worker that stays for it."""
+
+    item: Any
+    reference: Any
+    actor: _Actor | None = None
 
 
 def _first_line(error: object) -> str:

@@ -49,7 +49,9 @@ _OF_A_JUDGE = (
 
 
 # Where and with what a selection is computed: its rows are the same.
-_OF_THE_MACHINE = {"engine", "workers", "address", "threads", "max_memory", "device"}
+_OF_THE_MACHINE = {
+    *("engine", "workers", "address", "task_timeout", "threads", "max_memory", "device")
+}
 
 
 # What may differ from the configuration of the run folder that is selected from.
@@ -344,7 +346,9 @@ def _engine(store: Store, config: RunConfig) -> Engine:
     """
     if config.exclude is None or (store.read_only and config.engine != "local"):
         return LocalEngine()
-    return make_engine(config.engine, config.workers, address=config.address)
+    return make_engine(
+        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
+    )
 
 
 def _rows_within(
@@ -411,7 +415,12 @@ def _select(
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = None
         if rated:
-            with make_engine(config.engine, config.workers, address=config.address) as engine:
+            with make_engine(
+                config.engine,
+                config.workers,
+                address=config.address,
+                task_timeout=config.task_timeout,
+            ) as engine:
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = place or store.path / f"selected-{name}.jsonl"

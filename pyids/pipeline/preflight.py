@@ -232,7 +232,9 @@ def look_through(config: RunConfig, sources: Sequence[Source]) -> Planned:
         _check_vectors(store, config)
         planned, lines = plan_budget(store, config)
 
-    with make_engine(config.engine, config.workers, address=config.address) as engine:
+    with make_engine(
+        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
+    ) as engine:
         intake = check(
             sources,
             engine=engine,

@@ -51,7 +51,9 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """
     sources = check_inputs(config)
     with _opened(config) as store:
-        with make_engine(config.engine, config.workers, address=config.address) as engine:
+        with make_engine(
+            config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
+        ) as engine:
             engine.check(store.path, _local_files(config, sources))
             sources = known_first(store, sources, config.limit, engine=engine)
             identity = identity_of(config, sources, store, engine)

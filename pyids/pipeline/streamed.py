@@ -137,8 +137,7 @@ class StreamedPass:
         self._plan, self._engine, self._scratch = plan, engine, scratch
         self._lengths = lengths
         self._threads = threads_of_task(engine, threads)
-        fixed = _CENTER_BYTES * plan.n_clusters * len(extent.largest) + _THREAD_BYTES
-        room = max(0, max_memory - 2 * fixed - _GROUP_ROWS * _ROW_BYTES)
+        room = _room(max_memory, plan.n_clusters, len(extent.largest), _GROUP_ROWS)
         most = 0 if once or not in_process(engine) else room // _ROW_BYTES
         ends = np.cumsum(lengths)
         n_held = len(lengths) if ends[-1] <= most else int(np.searchsorted(ends, most, "right"))
@@ -222,6 +221,12 @@ def clustering_bytes(n_clusters: int, width: int, n_rows: int, max_memory: int) 
     least = 2 * (_CENTER_BYTES * n_clusters * width + _THREAD_BYTES) + _GROUP_ROWS * _ROW_BYTES
     held = min(n_rows * _ROW_BYTES, max(0, max_memory - least))
     return min(least, n_rows * _ROW_BYTES + least - _GROUP_ROWS * _ROW_BYTES) + held
+
+
+def _room(max_memory: int, n_clusters: int, width: int, n_rows: int) -> int:
+    """Bytes that are left beside the centers, the threads, and what is known of some rows."""
+    fixed = _CENTER_BYTES * n_clusters * width + _THREAD_BYTES
+    return max(0, max_memory - 2 * fixed - n_rows * _ROW_BYTES)
 
 
 def in_process(engine: Engine) -> bool:
@@ -347,14 +352,18 @@ def fit(
         "engine": engine, "threads": threads, "scratch": scratch, "max_memory": max_memory,
     }  # fmt: skip
     sample, few = _sample(vectors, lengths, plan, extent, threads, scratch)
-    start = _start(vectors, lengths, plan, sample, few, threads, scratch, max_memory)
+    # A sample is fitted beside what is known of all its rows.
+    left = max_memory
+    if sample is not None:
+        left = _room(max_memory, plan.n_clusters, len(extent.largest), len(sample))
+    start = _start(vectors, lengths, plan, sample, few, threads, scratch, left)
     work: ShardPass | StreamedPass
     if sample is None:
         work = StreamedPass(vectors, paths, lengths, plan, extent, **shared)
     else:
         work = ShardPass(
             [sample], plan.n_clusters, few, metric=plan.metric, n_threads=threads,
-            max_memory=max_memory,
+            max_memory=left,
         )  # fmt: skip
     refining = max(1, plan.max_iter // _REFINING)
     found: Fit = lloyd(

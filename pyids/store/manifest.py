@@ -172,9 +172,9 @@ def check_ended(path: Path) -> None:
         problems = {path / name: "missing" for name in files if not (path / name).is_file()}
     elif records:
         problems = unlike_records(path, records) | dict(lacking(path))
-    for file, problem in problems.items():
-        what, help_ = _with_remedy(file, problem)
-        raise DamagedError(f"{file}: {what}: {help_}")
+    for file, found in problems.items():
+        problem = ": ".join(_with_remedy(file, found))
+        raise DamagedError(f"{file}: {problem}")
 
 
 def unlike_records(path: Path, records: Sequence[Path]) -> dict[Path, str]:

@@ -151,9 +151,9 @@ def test_a_stuck_task_is_tried_elsewhere(ray_engine, tmp_path, gpu):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_task_that_is_always_stuck_is_named(ray_engine, monkeypatch, gpu):
     monkeypatch.setattr("pyids.engine.ray._RETRIES", 1)
-    with RayEngine(workers=2, task_timeout=25) as engine:
+    with RayEngine(workers=2, task_timeout=15) as engine:
         found = engine.map(stuck_once, jobs("always", 5), gpu=gpu)
-        with pytest.raises(PyidsError, match=r"number=3, .*not done after 25 s .*, 2 times: look"):
+        with pytest.raises(PyidsError, match=r"number=3, .*not done after 15 s .*, 2 times: look"):
             list(found)
 
 

@@ -168,7 +168,7 @@ def test_a_folder_of_selections_alone_is_verified(mixed, tmp_path):
         record.write_bytes(damage)
         assert verified() == f"{record.name}: damaged: {again}\n"
     record.unlink()
-    assert "has no manifest.json" in verified()
+    assert f"has no {record.name} beside it" in verified()
 
 
 def test_the_card_names_no_option_that_took_no_part(mixed, tmp_path):

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from pyids import _core
@@ -224,9 +225,10 @@ class PoolTarget:
         The earlier a row comes in `order`, the more; then the nearer to the target, the more. Made
         once for all shards: ``target/SHARD.npy``.
         """
-        inputs = {"order": fingerprint([str(order.tolist())])}
-        paths = [self.store.artifact("target", s) for s in self.store.shards]
-        if any(read_entry(path.with_suffix(".json"), inputs) is None for path in paths):
+        inputs = {"order": xxhash.xxh3_128_hexdigest(order.tobytes())}
+        own = self.store.artifact("target", shard)
+        if read_entry(own.with_suffix(".json"), inputs) is None:
+            paths = [self.store.artifact("target", s) for s in self.store.shards]
             near = [self.cosines(vectors) for vectors in self.store.embeddings()]
             logs = np.concatenate(near)
             logs = (logs - logs.max()) / (_TEMPERATURE * (float(logs.std()) or 1.0))
@@ -236,7 +238,7 @@ class PoolTarget:
             ends = np.cumsum([len(values) for values in near])
             for path, values in zip(paths, np.split(logs, ends[:-1]), strict=True):
                 save_npy(path, values, inputs)
-        weights: Float64 = load_npy(self.store.artifact("target", shard))
+        weights: Float64 = load_npy(own)
         return weights
 
     def cluster_weights(self, left: Int64, first: Int64) -> Float64:

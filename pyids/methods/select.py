@@ -346,6 +346,10 @@ def _engine(store: Store, config: RunConfig) -> Engine:
     """
     if config.exclude is None or (store.read_only and config.engine != "local"):
         return LocalEngine()
+    return _engine_of(config)
+
+
+def _engine_of(config: RunConfig) -> Engine:
     return make_engine(
         config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
     )
@@ -415,12 +419,7 @@ def _select(
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = None
         if rated:
-            with make_engine(
-                config.engine,
-                config.workers,
-                address=config.address,
-                task_timeout=config.task_timeout,
-            ) as engine:
+            with _engine_of(config) as engine:
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = place or store.path / f"selected-{name}.jsonl"

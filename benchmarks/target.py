@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 from quality.model import NAME, pretrain, warm_up
 from quality.pool import SKILLS, read_rows, split, text_of, write_rows
-from quality.trials import TRAINING
+from quality.trials import READER_TRAINING, TRAINING, limit_threads
 
 from pyids.config import make_config
 from pyids.encoders import load_encoder
@@ -69,6 +71,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "target")
     parser.add_argument("--model", help="trained by LoRA [default: the small model made here]")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     parser.add_argument("--budget", type=float, default=0.01, help="share of the pool")
     parser.add_argument("--pretrain-tokens", type=int, default=4_000_000)
     parser.add_argument("--skills", nargs="+", choices=tuple(SKILLS), default=tuple(SKILLS))
@@ -107,14 +111,16 @@ def vectors_of(given: argparse.Namespace, encoder: str) -> tuple[Path, np.ndarra
     """Return the file of the pool's vectors, and those of the development rows."""
     if encoder == "minilm":
         return given.folder / "clean.npy", np.load(given.folder / "dev.npy")
-    path = given.folder / "clean-model.npy"
-    model = load_encoder(given.model or str(given.folder / NAME), max_length=128)
-    if not path.exists():
-        texts = [text_of(row) for row in _rows(given.folder / "clean.jsonl")]
-        temporary = path.with_suffix(".part.npy")
-        np.save(temporary, model.encode(texts).astype(np.float16))
-        temporary.rename(path)
-    return path, model.encode([text_of(row) for row in _rows(given.folder / "dev.jsonl")])
+    name = given.model or str(given.folder / NAME)
+    model = load_encoder(name, max_length=128, device=given.device)
+    paths = [given.folder / f"{part}-{Path(name).name}.npy" for part in ("clean", "dev")]
+    for part, path in zip(("clean", "dev"), paths, strict=True):
+        if not path.exists():
+            texts = [text_of(row) for row in _rows(given.folder / f"{part}.jsonl")]
+            temporary = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(temporary, model.encode(texts).astype(np.float16))
+            temporary.rename(path)
+    return paths[0], np.load(paths[1]).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -132,12 +138,11 @@ def config_of(
     target = output.parent / "target.jsonl"
     write_rows(target, [{"messages": dev[i]["messages"]} for i in chosen])
     np.save(target.with_suffix(".npy"), vectors[chosen])
-    training = {"finetuning_type": "lora", "num_train_epochs": 2, "batch_size": 8,
-                "max_length": 128} if given.model else TRAINING  # fmt: skip
+    training = READER_TRAINING if given.model else TRAINING
     return make_config(**{
         "data": str(given.folder / "clean.jsonl"), "embeddings_file": str(path),
         "target": str(target), "target_embeddings_file": str(target.with_suffix(".npy")),
-        "output_dir": str(output), "clusters": CLUSTERS, "seed": seed, "device": "cpu",
+        "output_dir": str(output), "clusters": CLUSTERS, "seed": seed, "device": given.device,
         "budget": round(len(_rows(given.folder / "clean.jsonl")) * given.budget),
         "keep_duplicates": True, "model": given.model or str(given.folder / NAME),
         "dtype": given.dtype, "probes_per_cluster": 4, "oversample": 1, **training, **options,
@@ -167,19 +172,26 @@ def select(given: argparse.Namespace, skill: str, label: str, seed: int, scratch
     return selection.rounds.selected(), config
 
 
-def copy_of_pool(given: argparse.Namespace, encoder: str, scratch: Path) -> Path:
-    """Copy the pool's run folder by hard links: read, embedded and clustered once for all."""
-    made = given.folder / f"run-{encoder}"
+def make_run(given: argparse.Namespace, encoder: str) -> Path:
+    """Return the pool's run folder, read, embedded and clustered; made if need be."""
+    name = encoder if encoder == "minilm" else Path(given.model or NAME).name
+    made = given.folder / f"run-{name}"
     if not (made / "centroids.json").exists():
         path, _ = vectors_of(given, encoder)
         config = make_config(
             data=str(given.folder / "clean.jsonl"), embeddings_file=str(path), budget=CLUSTERS,
-            clusters=CLUSTERS, keep_duplicates=True, output_dir=str(made), device="cpu",
+            clusters=CLUSTERS, keep_duplicates=True, output_dir=str(made), device=given.device,
         )  # fmt: skip
         prepare_run(config).close()
+    return made
+
+
+def copy_of_pool(given: argparse.Namespace, encoder: str, scratch: Path) -> Path:
+    """Copy the pool's run folder by hard links."""
     shutil.copytree(
-        made, scratch / "run", copy_function=os.link, ignore=shutil.ignore_patterns(".lock")
-    )
+        make_run(given, encoder), scratch / "run", copy_function=os.link,
+        ignore=shutil.ignore_patterns(".lock"),
+    )  # fmt: skip
     return scratch / "run"
 
 
@@ -215,31 +227,51 @@ def path_of(given: argparse.Namespace, trial: tuple[str, str, int]) -> Path:
 
 
 def run(given: argparse.Namespace) -> None:
-    began = time.monotonic()
-    for trial in (left := trials(given)):
-        if path_of(given, trial).exists():
-            continue
-        if given.seconds and time.monotonic() - began > given.seconds:
-            print("out of time: run again to go on")
-            return
-        skill, label, seed = trial
-        skills = [one for one, *rest in left if rest == [label, seed]]
-        with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
-            measured = measure(
-                given, skills if label in ANY_TARGET else [skill], label, seed, Path(scratch)
-            )
-        for result in measured:
-            path = path_of(given, (result["skill"], label, seed))
-            path.parent.mkdir(exist_ok=True)
-            temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps(result))
-            temporary.rename(path)
-            seconds = result["seconds"]
-            print(result["skill"], label, seed, f"{result['nll']:.3f}, {seconds:.0f} s", flush=True)
+    """Run the trials that are not done, seed by seed."""
+    began, left = time.monotonic(), jobs(given)
+    for encoder in {METHODS[label][1] for label in given.methods}:  # once for all
+        make_run(given, encoder)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, mp_context=context, initializer=limit_threads) as pool:
+        running: set[Any] = set()
+        while left or running:
+            out_of_time = given.seconds and time.monotonic() - began > given.seconds
+            while left and len(running) < given.workers and not out_of_time:
+                running.add(pool.submit(run_job, given, *left.pop(0)))
+            if not running:
+                print(f"{len(left)} trials are left: run again", flush=True)
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                print(*one.result(), sep="\n", flush=True)
+
+
+def jobs(given: argparse.Namespace) -> list[tuple[tuple[str, ...], str, int]]:
+    """Return (skills, method, seed) of what is not done: one training each."""
+    found: dict[tuple[str, str, int], list[str]] = {}
+    for skill, label, seed in trials(given):
+        if not path_of(given, (skill, label, seed)).exists():
+            found.setdefault(("" if label in ANY_TARGET else skill, label, seed), []).append(skill)
+    return [(tuple(skills), label, seed) for (_, label, seed), skills in found.items()]
+
+
+def run_job(given: argparse.Namespace, skills: tuple[str, ...], label: str, seed: int) -> list[str]:
+    """Run one training and write what it gives for each skill; return a line for each."""
+    with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
+        measured = measure(given, skills, label, seed, Path(scratch))
+    for result in measured:
+        path = path_of(given, (result["skill"], label, seed))
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(result))
+        temporary.rename(path)
+    return [f"{one['skill']} {label} {seed} {one['nll']:.3f}, {one['seconds']:.0f} s"
+            for one in measured]  # fmt: skip
 
 
 def measure(
-    given: argparse.Namespace, skills: list[str], label: str, seed: int, scratch: Path
+    given: argparse.Namespace, skills: Sequence[str], label: str, seed: int, scratch: Path
 ) -> list[dict[str, Any]]:
     """Select for the first skill, train and measure: the loss of the test rows of each skill."""
     began = time.process_time()
@@ -254,13 +286,15 @@ def measure(
             config.model, [rows[i]["messages"] for i in chosen],
             output_dir=scratch / "checkpoint", **training_options(config),
         )  # fmt: skip
-        model, tokenizer = load_checkpoint(checkpoint.path, config.model)
-    model, results = model.float(), []
+        model, tokenizer = load_checkpoint(checkpoint.path, config.model, given.device)
+    model, results = model.to(given.device).float(), []
     for skill in skills:
         held_out = [
             row["messages"] for row in _rows(given.folder / "test.jsonl") if row["skill"] == skill
         ]
-        nll, _ = response_nll(model, tokenizer, held_out, max_length=TRAINING["max_length"])
+        nll, _ = response_nll(
+            model, tokenizer, held_out, max_length=TRAINING["max_length"], device=given.device
+        )
         if label != "base":
             facts["of_the_skill"] = float(np.mean([rows[i]["skill"] == skill for i in chosen]))
         seconds = time.process_time() - began
@@ -311,7 +345,8 @@ def table(given: argparse.Namespace) -> None:
             for label, rows in cells.items()
         }
         print(f"| mean | {' | '.join(_interval(means[label]) for label in labels)} |")
-    results = ROOT / "benchmarks" / "results" / "target.json"
+    name = f"target-{Path(given.model).name}" if given.model else "target"
+    results = ROOT / "benchmarks" / "results" / f"{name}.json"
     lines = ",\n".join(json.dumps(one) for one in done)
     results.write_text(f'{{"trials": [\n{lines}\n]}}\n')
 

@@ -33,6 +33,8 @@ ENCODER_TOKENS = 128
 WARM_UP_RATE = 3e-5
 # Procedural rows of the second pool before its held-out rows are taken out.
 SECOND_ROWS = 6000
+# Held out of each procedural task, of which there are twice as many as other skills.
+SECOND_PER_TASK = 4
 KINDS = (*TOPIC_KINDS, *ROW_KINDS)
 # name: the kinds of garbage planted in it
 POOLS: dict[str, tuple[str, ...]] = {
@@ -76,7 +78,7 @@ def prepare(
             _save_vectors(folder / f"{name}.npy", parts.pool, planted, own, dtype)
         _prepare_run(folder, name)
     if not small_model:
-        _prepare_second(folder, parts, vectors, per_skill, dtype)
+        _prepare_second(folder, parts, vectors, dtype)
         return None
     base = pretrain(parts.pool, folder / f"{NAME}-base", n_tokens=pretrain_tokens, dtype=dtype)
     return warm_up(str(base), parts.warm_up, folder / NAME)
@@ -122,11 +124,9 @@ def _save_vectors(
     temporary.rename(path)
 
 
-def _prepare_second(
-    folder: Path, parts: Split, vectors: np.ndarray | None, per_skill: int, dtype: str
-) -> None:
-    other = split(stand_in(SECOND_ROWS, seed=2), per_skill // 2)
-    write_rows(folder / "second-test.jsonl", [*other.test, *parts.test])
+def _prepare_second(folder: Path, parts: Split, vectors: np.ndarray | None, dtype: str) -> None:
+    other = split(stand_in(SECOND_ROWS, seed=2), SECOND_PER_TASK)
+    write_rows(folder / "second-both.jsonl", [*other.test, *parts.test])
     path = folder / "second.npy"
     if not path.exists():
         old = np.random.default_rng(2).permutation(len(parts.pool))[: len(other.pool)]

@@ -1,12 +1,13 @@
 """Results as they are committed: a trial a line, and nothing that follows from them.
 
-Tables are made from the trials when they are shown, so a file holds no number twice.
+Tables are made from the trials when they are shown, so a file holds no number twice, and no name
+of a skill more than once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from typing import Any
 NLL_DIGITS, DIGITS = 4, 3
 # What a trial has unless its line says otherwise.
 USUAL: dict[str, Any] = {"options": {}}
+# Figures by skill, and by kind of garbage: lists in the order of the file's names.
+BY_SKILL, BY_KIND = ("nll", "exact_match", "skill_rows"), ("garbage", "expected", "drawn")
+ABSENT = ""
 
 
 def compact(value: Any, digits: int = DIGITS) -> Any:
@@ -30,18 +34,50 @@ def compact(value: Any, digits: int = DIGITS) -> Any:
     return value
 
 
-def line_of(result: Mapping[str, Any]) -> str:
+def walk(value: Any, change: Callable[[str, Any], Any]) -> Any:
+    """Return JSON values with each entry of a mapping changed, the inner ones first."""
+    if isinstance(value, Mapping):
+        return {key: change(key, walk(item, change)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [walk(item, change) for item in value]
+    return value
+
+
+def names_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the skills and the kinds of garbage that results have figures of."""
+    skills: set[str] = set()
+    kinds: set[str] = set()
+
+    def note(key: str, item: Any) -> Any:
+        found = skills if key in BY_SKILL else kinds if key in BY_KIND else set()
+        found.update(item if isinstance(item, Mapping) else ())
+        return item
+
+    walk(list(results), note)
+    return {"skills": sorted(skills), "kinds": sorted(kinds)}
+
+
+def line_of(result: Mapping[str, Any], names: Mapping[str, list[str]]) -> str:
     """Return a trial's result as one line of JSON."""
+
+    def pack(key: str, item: Any) -> Any:
+        order = names["skills"] if key in BY_SKILL else names["kinds"]
+        if key in BY_SKILL + BY_KIND:
+            return [item.get(name, ABSENT) for name in order] if item else []
+        return item
+
     trial = {k: v for k, v in result["trial"].items() if USUAL.get(k) != v}
-    return json.dumps(compact({**result, "trial": trial}), separators=(",", ":"), allow_nan=False)
+    packed = walk(compact({**result, "trial": trial}), pack)
+    return json.dumps(packed, separators=(",", ":"), allow_nan=False)
 
 
 def write_results(
     path: Path, about: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write what a grid was run on and its trials; the file appears whole."""
-    head = json.dumps(compact(about, 6), separators=(",", ":"), allow_nan=False)
-    lines = ",\n".join(map(line_of, results))
+    names = names_of(results)
+    head = json.dumps(compact({**about, **names}, 6), separators=(",", ":"), allow_nan=False)
+    lines = ",\n".join(line_of(result, names) for result in results)
     temporary = path.with_suffix(".part")
     temporary.write_text(f'{{"about":{head},\n"trials":[\n{lines}\n]}}\n')
     temporary.rename(path)
@@ -50,7 +86,15 @@ def write_results(
 def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read what `write_results` wrote, with the trials of the files that ``with`` names."""
     found = json.loads(path.read_text())
-    trials = [{**one, "trial": USUAL | one["trial"]} for one in found["trials"]]
+    names = {key: found["about"].pop(key) for key in ("skills", "kinds")}
+
+    def unpack(key: str, item: Any) -> Any:
+        order = names["skills"] if key in BY_SKILL else names["kinds"]
+        if key in BY_SKILL + BY_KIND:
+            return {name: x for name, x in zip(order, item, strict=bool(item)) if x != ABSENT}
+        return item
+
+    trials = [{**walk(one, unpack), "trial": USUAL | one["trial"]} for one in found["trials"]]
     for name in found["about"].get("with", []):
         trials += read_results(path.with_name(name))[1]
     return found["about"], trials

@@ -23,7 +23,6 @@ from pyids.data.destination import own_place, place_of
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
-from pyids.device import device
 from pyids.engine import make_engine
 from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
@@ -229,7 +228,10 @@ class Selection:
         candidates = self.draws.candidates(n, quotas, per_row)
         clusters = self.clusters_of(candidates)
         screened = screen(
-            self.conversations(candidates), clusters, self.config, device(self.config)
+            self.conversations(candidates),
+            clusters,
+            self.config,
+            scratch=self.store.scratch,
         )
         self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
         return self.draws.screened(n, quotas, candidates, clusters, screened["outlier_score"])

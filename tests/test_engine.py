@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
 from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of
+from pyids.engine import ray as ray_module
 from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
@@ -256,6 +258,46 @@ def test_a_task_whose_worker_is_killed_runs_again(ray_engine, tmp_path, gpu):
 def test_what_a_process_loads_is_loaded_once_in_each(ray_engine, tmp_path):
     found = set(ray_engine.map(process_that_loaded, jobs(tmp_path, 20), gpu=True))
     assert len(list(tmp_path.glob("loaded-*"))) == len(found) == ray_engine.workers == 2
+    # The next stage finds them; one of another kind gets their CPUs.
+    assert set(ray_engine.map(process_that_loaded, jobs(tmp_path, 20), gpu=True)) == found
+    assert len(list(ray_engine.map(refuse_three, jobs(tmp_path, 3)))) == 3
+
+
+@pytest.mark.slow
+def test_what_workers_lack_travels_with_the_command(tmp_path, monkeypatch):
+    """A module that no worker has, named in the environment, on a cluster that runs."""
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    package = tmp_path / "carried"
+    package.mkdir()
+    (package / "__init__.py").write_text("def square(number):\n    return number**2\n")
+    (tmp_path / "env.yaml").write_text(f"py_modules: ['{package}']\nenv_vars: {{PART: '7'}}\n")
+    monkeypatch.setenv("PYIDS_RUNTIME_ENV", str(tmp_path / "env.yaml"))
+    script = (
+        "import os, sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        "from pyids.engine.ray import RayEngine\n"
+        "def work(number):\n"
+        "    import carried\n"
+        "    return carried.square(number) + int(os.environ['PART'])\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+        "with RayEngine(cluster.address) as engine:\n"
+        "    print(list(engine.map(work, [2, 3])), list(engine.map(work, [4], gpu=True)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[11, 16] [23]", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("given", ["{", "gone.yaml", '{"pip": 5}', "[1, 2]"])
+def test_a_runtime_environment_that_is_none_is_one_line(given, monkeypatch):
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    monkeypatch.setenv("PYIDS_RUNTIME_ENV", given)
+    with pytest.raises(
+        ConfigError, match=r"^PYIDS_RUNTIME_ENV is no runtime environment \(.*: give"
+    ):
+        ray_module._runtime_env()
 
 
 def test_the_error_of_an_actor_arrives_as_it_was(ray_engine, tmp_path):

@@ -1,15 +1,20 @@
 """Outliers of clusters: planted ones are found, and drawn less."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import pyids
 from pyids.chat import template
+from pyids.config import make_config
 from pyids.scoring import overlap as overlap_module
 from pyids.scoring import screening
 from pyids.scoring.overlap import number_overlap, words_of
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
+
+from pyids.models.nll import encoded_nll  # noqa: E402
 
 
 def conversation(question, answer):
@@ -18,6 +23,10 @@ def conversation(question, answer):
 
 def words(rows):
     return [words_of(row) for row in rows]
+
+
+def measure(model, tokenizer, rows, **options):
+    return screening.measure(partial(encoded_nll, model), tokenizer, rows, **options)
 
 
 CITIES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Seoul", "Delhi", "Tunis", "Accra"]
@@ -63,7 +72,7 @@ def test_answers_to_another_question_and_answers_cut_off_are_odd(smollm2):
     cut = [conversation(GOOD[i][0]["content"], "The train to") for i in (4, 5)]
     echo = [conversation(GOOD[i][0]["content"], GOOD[i][0]["content"]) for i in (6, 7)]
     rows = [*GOOD, *swapped, *cut]
-    columns = screening.measure(*smollm2, rows)
+    columns = measure(*smollm2, rows)
     scores = screening.outlier_score(columns, np.zeros(len(rows), np.int32))
     assert scores[10:].min() > scores[:10].max()
     assert columns["end_nll"][12:].min() > columns["end_nll"][:10].max()
@@ -84,10 +93,10 @@ def test_the_end_is_that_of_the_whole_row(smollm2):
         logits = model(torch.from_numpy(ids)[None]).logits[0].double()
     last = int(np.flatnonzero(mask)[-1])
     expected = -logits[last - 1].log_softmax(-1)[ids[last]].item()
-    found = screening.measure(model, tokenizer, GOOD[:1])["end_nll"]
+    found = measure(model, tokenizer, GOOD[:1])["end_nll"]
     np.testing.assert_allclose(found, [expected], atol=1e-4)
     # A row that is cut has no end that could be judged.
-    cut = screening.measure(model, tokenizer, GOOD[:1], max_length=8)["end_nll"]
+    cut = measure(model, tokenizer, GOOD[:1], max_length=8)["end_nll"]
     assert np.isnan(cut).all()
 
 
@@ -113,6 +122,23 @@ def mix_up(pool, share):
         pool.rows[i]["messages"][1] = answer
     pool.write()
     return corrupted
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    fields = {"data": "pool.jsonl", "budget": 10, "model": tiny, "device": "cpu", "max_length": 64}
+    clusters = np.arange(10, dtype=np.int32) % 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = [
+        screening.screen(GOOD, clusters, make_config(**fields, num_processes=n), scratch=tmp_path)
+        for n in (1, 2)
+    ]
+    torch.set_num_threads(threads)
+    assert np.isfinite(found[0]["end_nll"]).all()
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(found[1][name], values, err_msg=name)
 
 
 @pytest.mark.parametrize("wrong", [0, 0.3])

@@ -28,6 +28,8 @@ logger = logging.getLogger("pyids")
 _CHECK_SECONDS = 120
 # Times that a task is tried elsewhere when its worker or node dies, or it is stuck.
 _RETRIES = 3
+# Names what travels to workers.
+_RUNTIME_ENV = "PYIDS_RUNTIME_ENV"
 
 
 class RayEngine(Closing):
@@ -37,6 +39,11 @@ class RayEngine(Closing):
     on this machine with ``ray start``; else a private one is started, and `close` stops it. A
     cluster that this engine did not start is never stopped. Only paths and numbers cross the
     network, so the run folder must lie where every node sees it (`check`).
+
+    What workers of a cluster need and do not have travels with ``PYIDS_RUNTIME_ENV``: JSON, or the
+    path of a JSON or YAML file, with what Ray calls a runtime environment (``pip``,
+    ``py_modules``, ``env_vars``). It comes from the environment alone, never from a run folder,
+    for it says what other machines install and run.
 
     Parameters
     ----------
@@ -68,6 +75,7 @@ class RayEngine(Closing):
         self._ray: Any = ray
         self._folder: str | None = None  # of the cluster that this engine started
         self._dropped: list[Any] = []
+        self._actors: list[_Actor] = []
         self._asked = workers
         self._task_timeout = task_timeout
         if not ray.is_initialized():
@@ -95,7 +103,7 @@ class RayEngine(Closing):
                 ) from None
             _send_token()
             try:
-                self._ray.init(address=address, **quiet)
+                self._ray.init(address=address, runtime_env=_runtime_env(), **quiet)
             except (OSError, RuntimeError, self._ray.exceptions.RayError):
                 raise ConfigError(
                     f"the Ray cluster at {address!r} answers and does not let this process in: it "
@@ -178,6 +186,7 @@ class RayEngine(Closing):
         if gpu:
             yield from self._map_on_actors(task, items)
             return
+        self._end_actors()  # they hold CPUs that these tasks need
         # The arguments of `remote`: those of Ray's own defaults that the results rest on.
         remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(task)
         running: deque[_Job] = deque()
@@ -201,12 +210,12 @@ class RayEngine(Closing):
             self._dropped += [job.reference for job in running]
 
     def _map_on_actors(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Run tasks in processes that stay: what they load is loaded once in each."""
+        """Run tasks in processes that stay, also for the next stage: what they load is there."""
         gpus = int(self._resource("GPU"))
         actor_type = self._ray.remote(
             num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=_RETRIES
         )(_Worker)
-        actors: list[_Actor] = []
+        actors = self._actors
         running: deque[_Job] = deque()
 
         def send(job: _Job, actor: _Actor) -> None:
@@ -243,8 +252,14 @@ class RayEngine(Closing):
             while running:
                 yield result()
         finally:
-            for actor in actors:
-                self._ray.kill(actor.handle)
+            self._end_actors(busy=True)
+
+    def _end_actors(self, *, busy: bool = False) -> None:
+        """End the processes that stay: all, or those that are still at work."""
+        ended = [actor for actor in self._actors if actor.waiting or not busy]
+        for actor in ended:
+            self._ray.kill(actor.handle)
+            self._actors.remove(actor)
 
     def _result(self, job: _Job, again: Callable[[_Job], None]) -> Any:
         """Wait for the task that has been waited for longest; try it elsewhere if it is stuck."""
@@ -275,6 +290,7 @@ class RayEngine(Closing):
 
     def close(self) -> None:
         """Wait for the tasks that still run; stop the cluster if this engine started it."""
+        self._end_actors()
         if self._dropped:
             done, stuck = self._ray.wait(
                 self._dropped, num_returns=len(self._dropped), timeout=self._task_timeout
@@ -298,7 +314,7 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Actor:
-    """A worker, and what it has been given and is not done with."""
+    """A process that stays, and what it has been given and is not done with."""
 
     handle: Any
     waiting: list[_Job]
@@ -336,6 +352,25 @@ def _token_source() -> str:
     if "RAY_AUTH_TOKEN" in os.environ:
         return "is not the one in RAY_AUTH_TOKEN"
     return f"is not the one in {_token_file()}"
+
+
+def _runtime_env() -> Any:
+    """Return what the user has workers install, as Ray takes it."""
+    import yaml
+    from ray.runtime_env import RuntimeEnv
+
+    given = os.environ.get(_RUNTIME_ENV, "").strip()
+    if not given:
+        return None
+    try:
+        # JSON is YAML, too.
+        text = given if given.startswith("{") else Path(given).read_text(encoding="utf-8")
+        return RuntimeEnv(**yaml.safe_load(text))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{_RUNTIME_ENV} is no runtime environment ({_first_line(error):.200}): give JSON, or "
+            "the path of a JSON or YAML file, with what Ray takes there"
+        ) from None
 
 
 def _started_cluster() -> str | None:

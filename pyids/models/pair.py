@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 class Models:
     """A base model and a checkpoint trained from it; one of them is in memory at a time.
 
-    With a LoRA checkpoint both are one model, with its adapter off or on.
+    With a LoRA checkpoint both are one model, with its adapter off or on. Before the first
+    training there is no checkpoint (None), and only the base model can be asked for.
     """
 
     ref: ModelRef
-    checkpoint: Path
+    checkpoint: Path | None
     device: str = "cpu"
     dtype: str = "float32"
     _held: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -32,7 +33,7 @@ class Models:
     @contextlib.contextmanager
     def base(self) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
         """Give the base model and its tokenizer."""
-        if read_record(self.checkpoint).method == "lora":
+        if self.checkpoint is not None and read_record(self.checkpoint).method == "lora":
             model, tokenizer = self._load("trained")
             with model.disable_adapter():
                 yield model, tokenizer
@@ -52,9 +53,10 @@ class Models:
         if which not in self._held:
             self._held.clear()
             where = (self.device, self.dtype)
-            self._held[which] = (
-                load_model(self.ref, *where)
-                if which == "base"
-                else load_checkpoint(self.checkpoint, self.ref, *where)
-            )
+            if which == "base":
+                self._held[which] = load_model(self.ref, *where)
+            else:
+                if self.checkpoint is None:
+                    raise ValueError("there is no checkpoint yet: only the base model")
+                self._held[which] = load_checkpoint(self.checkpoint, self.ref, *where)
         return self._held[which]

@@ -16,25 +16,31 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64
-from pyids.chat.template import Conversation, encode, truncate
+from pyids.chat.template import Conversation, Encoded, encode, truncate
 from pyids.config import RunConfig
-from pyids.models.batching import Progress
+from pyids.device import device
+from pyids.models.distributed import Processes
 from pyids.models.hub import round_model
-from pyids.models.load import load_model
-from pyids.models.nll import encoded_nll
+from pyids.models.load import load_model, load_tokenizer
+from pyids.models.nll import ResponseNll, encoded_nll
+from pyids.models.pair import Models
 from pyids.progress import reporter
 from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring.statistics import robust_spread
+from pyids.scoring.together import Together
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 # Deviations beyond which a row is an outlier: chosen on development rows (docs/log.md).
@@ -42,40 +48,54 @@ _END, _FEW_WORDS, _MANY_WORDS, _FEW_NUMBERS = 1.0, 1.0, 2.0, 0.0
 
 
 def screen(
-    rows: Sequence[Conversation], clusters: NDArray[np.int32], config: RunConfig, device: str
+    rows: Sequence[Conversation],
+    clusters: NDArray[np.int32],
+    config: RunConfig,
+    *,
+    scratch: Path,
 ) -> dict[str, Float64]:
     """Measure candidates with the model of the rounds, and how far each is an outlier.
+
+    Parameters
+    ----------
+    rows, clusters
+        B rows of messages and their clusters, int32 (B,).
+    scratch
+        Where rows are left for the processes that measure them, if there are several.
 
     Returns
     -------
     dict
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
-    model, tokenizer = load_model(round_model(config), device, config.dtype)
-    columns = measure(
-        model,
-        tokenizer,
-        rows,
-        max_length=config.max_length,
-        device=device,
-        progress=reporter("screen"),
-    )
+    processes, ref = Processes.of(config), round_model(config)
+    where = "cuda" if processes.elsewhere else device(config)
+    progress, longest = reporter("screen"), config.max_length
+    if processes.here:
+        model, tokenizer = load_model(ref, where, config.dtype)
+        nll = partial(encoded_nll, model, device=where, progress=progress)
+        columns = measure(nll, tokenizer, rows, max_length=longest)
+    else:
+        models = Models(ref, None, device=where, dtype=config.dtype)
+        with closing(Together(models, processes, scratch)) as together:
+            nll = partial(together.nll, "base", progress=progress)
+            columns = measure(nll, load_tokenizer(ref), rows, max_length=longest)
     return {**columns, "outlier_score": outlier_score(columns, clusters)}
 
 
 def measure(
-    model: PreTrainedModel,
+    nll: Callable[[Sequence[Encoded]], ResponseNll],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Conversation],
     *,
     max_length: int = 2048,
-    device: str = "cpu",
-    progress: Progress | None = None,
 ) -> dict[str, Float64]:
     """Measure what `outlier_score` judges by.
 
     Parameters
     ----------
+    nll
+        What the model says of rows of tokens (`pyids.models.nll.encoded_nll`).
     rows
         B rows of messages.
     max_length
@@ -90,14 +110,13 @@ def measure(
     """
     whole = [encode(messages, tokenizer) for messages in rows]
     cut = [truncate(row, max_length) for row in whole]
-    nll = encoded_nll(model, cut, device=device, progress=progress)
     ended = [
         before.response_mask.sum() == after.response_mask.sum()
         for before, after in zip(whole, cut, strict=True)
     ]
     words = [words_of(row) for row in rows]
     return {
-        "end_nll": np.where(ended, nll.end, np.nan),
+        "end_nll": np.where(ended, nll(cut).end, np.nan),
         "overlap": overlap(words),
         "number_overlap": number_overlap(words),
     }

@@ -39,7 +39,7 @@ class Share(NamedTuple):
     kind: Literal["nll", "answer", "gradients"]
     folder: Path
     ref: ModelRef
-    checkpoint: Path
+    checkpoint: Path | None
     device: str
     dtype: str
     which: Which
@@ -57,7 +57,8 @@ class Together:
     Attributes
     ----------
     models
-        The base model and the checkpoint; they are loaded by the processes, not here.
+        The base model and the checkpoint, if there is one; they are loaded by the processes, not
+        here.
     processes
         How many, and who starts them.
     folder
@@ -141,7 +142,7 @@ class Together:
                     kind=kind,
                     folder=Path(folder).absolute(),
                     ref=models.ref,
-                    checkpoint=models.checkpoint.absolute(),
+                    checkpoint=models.checkpoint and models.checkpoint.absolute(),
                     device=models.device.partition(":")[0],
                     dtype=models.dtype,
                     which=which,

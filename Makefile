@@ -11,8 +11,8 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc kernels pyids -type f
 CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 
 .PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults sweep site wheel wheels \
-        bench-cpu bench-clusters bench-sampler bench-memory bench-methods bench-models bench-encoders bench-quality \
-        bench-target bench-gpu \
+        bench-cpu bench-clusters bench-sampler bench-memory bench-peers bench-methods bench-models \
+        bench-encoders bench-quality bench-target bench-gpu \
         bench-scale bench-startup clean
 
 help: ## list the targets
@@ -65,8 +65,9 @@ test-cpp: setup
 	  $(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
 	done
 
+# Three at a time on two cores: a third of the time goes by waiting for clusters and servers.
 test-py: build
-	$(RUN) -m pytest -n $(or $(JOBS),2) --dist loadfile
+	$(RUN) -m pytest -n $(or $(JOBS),3) --dist loadfile
 
 test-sanitized: setup ## the tests of k-means and sampling on an extension with address and undefined-behavior checks
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) wheel --no-deps --no-build-isolation -w build/sanitized \
@@ -106,6 +107,9 @@ bench-clusters: build ## k-means with 16,384 and 65,536 clusters of a million ro
 
 bench-memory: build ## k-means over a mapped matrix of 6 GB in 1.5 GB of memory
 	$(BIN)/python -P benchmarks/streaming.py
+
+bench-peers: build ## 200,000 rows through pyids, semhash and datatrove
+	$(BIN)/python benchmarks/peers.py
 
 bench-methods: build ## seconds and memory of every selection method on POOL=x.jsonl EMBEDDINGS=x.npy
 	$(BIN)/python benchmarks/methods.py $(POOL) $(EMBEDDINGS)

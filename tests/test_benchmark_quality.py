@@ -95,7 +95,7 @@ def test_garbage_is_planted_in_its_share_and_kinds(quality, rows):
 def test_trials_train_measure_and_repeat(quality, tmp_path):
     trials, grids, table = (quality[name] for name in ("trials", "grids", "table"))
     model = quality["prepare"].prepare(
-        tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000
+        tmp_path, None, n_stand_in=700, per_skill=4, pretrain_tokens=40_000, dtype="float32"
     )
     experiment = trials.Experiment(tmp_path, str(model), clusters=24, threads=2)
     entries = {"random": ("random", {}), "iterative": ("iterative", {"probes_per_cluster": 2})}

@@ -143,11 +143,13 @@ def _compare(store: Store, engine: Engine) -> tuple[list[NDArray[np.int64]], lis
 def _cut(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
     """Group shards to about `_ROWS_DEALT` rows."""
     group: list[Shard] = []
+    rows = 0
     for shard in shards:
         group.append(shard)
-        if sum(one.rows for one in group) >= _ROWS_DEALT:
+        rows += shard.rows
+        if rows >= _ROWS_DEALT:
             yield group
-            group = []
+            group, rows = [], 0
     if group:
         yield group
 

@@ -304,7 +304,7 @@ class Store:
     @property
     def rows_read(self) -> int:
         """Rows in the input; row ids lie below it."""
-        return sum(shard.rows for shard in self.shards)
+        return int(self.index["rows"])
 
     @cached_property
     def _keep(self) -> dict[str, Any]:

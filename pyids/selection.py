@@ -23,7 +23,7 @@ from pyids.data.destination import own_place, place_of
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
-from pyids.engine import make_engine
+from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
@@ -35,6 +35,7 @@ from pyids.pipeline.inputs import config_of
 from pyids.pipeline.preflight import check_model
 from pyids.pipeline.prepare import metadata, prepare, reopen
 from pyids.pipeline.replay import open_draws
+from pyids.pipeline.stages import engine_of
 from pyids.progress import reporter
 from pyids.result import Result
 from pyids.scoring.cluster_weights import Told, reweight
@@ -437,13 +438,8 @@ class Selection:
         facts = {**self.draws.metadata(), **carried_over(self.store)}
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.
-        workers = self.config.workers if self.config.engine == "ray" else 1
-        with make_engine(
-            self.config.engine,
-            workers,
-            address=self.config.address,
-            task_timeout=self.config.task_timeout,
-        ) as engine:
+        here = self.config.engine == "local"
+        with LocalEngine() if here else engine_of(self.config) as engine:
             self.store.write_manifest(described, engine)
         return path
 

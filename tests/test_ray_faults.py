@@ -104,8 +104,7 @@ def test_every_stage_loses_a_worker(cluster, pool, tiny, whole, tmp_path, monkey
     def make(*args, **options):
         return Dying(cluster.address, die_inside, "every", str(marks), when)
 
-    for module in (prepare_module, selection_module):
-        monkeypatch.setattr(module, "make_engine", make)
+    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
     found = draw(pool, tiny, tmp_path / "run")
     assert {path.name for path in marks.iterdir()} >= TASKS
     assert found == whole
@@ -124,8 +123,7 @@ def test_a_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypatch)
             time.sleep(0.05)
         cluster.remove_node(cluster.second, allow_graceful=False)
 
-    for module in (prepare_module, selection_module):
-        monkeypatch.setattr(module, "make_engine", make)
+    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
     thread = threading.Thread(target=remove, daemon=True)
     thread.start()
     found = draw(pool, tiny, tmp_path / "run")

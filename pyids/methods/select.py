@@ -19,7 +19,7 @@ from pyids.data.card import How
 from pyids.data.destination import check_export, place_of
 from pyids.data.export import Selected, export
 from pyids.device import device
-from pyids.engine import Engine, LocalEngine, make_engine
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, choose_groups, choose_units
@@ -33,6 +33,7 @@ from pyids.pipeline.counts import count_beside, groups_of, tokens_of
 from pyids.pipeline.exclude import NOTHING, Excluded, exclude, excluded, stands, too_few
 from pyids.pipeline.identity import is_made_with, named, saved_config, with_absolute_paths
 from pyids.pipeline.prepare import Stage, prepare, reopen
+from pyids.pipeline.stages import engine_of
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
 from pyids.store.folder import Store
@@ -346,13 +347,7 @@ def _engine(store: Store, config: RunConfig) -> Engine:
     """
     if config.exclude is None or (store.read_only and config.engine != "local"):
         return LocalEngine()
-    return _engine_of(config)
-
-
-def _engine_of(config: RunConfig) -> Engine:
-    return make_engine(
-        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
-    )
+    return engine_of(config)
 
 
 def _rows_within(
@@ -419,7 +414,7 @@ def _select(
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = None
         if rated:
-            with _engine_of(config) as engine:
+            with engine_of(config) as engine:
                 quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = place or store.path / f"selected-{name}.jsonl"

@@ -20,7 +20,6 @@ from pyids.data.target import read_target
 from pyids.data.vector_files import open_vectors
 from pyids.data.zero_vectors import check_zero_vectors
 from pyids.device import device
-from pyids.engine import make_engine
 from pyids.errors import ConfigError, DataError
 from pyids.models.raters import judge_endpoint
 from pyids.pipeline.budget import Budget
@@ -28,7 +27,7 @@ from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.grow import known_first, new_inputs
 from pyids.pipeline.identity import identity_of
 from pyids.pipeline.planned import needs_rows, plan_budget
-from pyids.pipeline.stages import find_encoder
+from pyids.pipeline.stages import engine_of, find_encoder
 from pyids.registry import SIGNALS, WEIGHT_UPDATES
 from pyids.store.folder import Store
 
@@ -232,9 +231,7 @@ def look_through(config: RunConfig, sources: Sequence[Source]) -> Planned:
         _check_vectors(store, config)
         planned, lines = plan_budget(store, config)
 
-    with make_engine(
-        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
-    ) as engine:
+    with engine_of(config) as engine:
         intake = check(
             sources,
             engine=engine,

@@ -16,7 +16,7 @@ from pyids.data.replaced import accept, put_back
 from pyids.data.sources import Source
 from pyids.data.vector_files import vector_paths
 from pyids.device import device
-from pyids.engine import Engine, make_engine
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline.clusters import cluster
 from pyids.pipeline.counts import count, counted
@@ -25,7 +25,7 @@ from pyids.pipeline.grow import extend, known_first, new_inputs
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.rate import rate, rated
-from pyids.pipeline.stages import drop_near, embed, read
+from pyids.pipeline.stages import drop_near, embed, engine_of, read
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
@@ -51,9 +51,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """
     sources = check_inputs(config)
     with _opened(config) as store:
-        with make_engine(
-            config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
-        ) as engine:
+        with engine_of(config) as engine:
             engine.check(store.path, _local_files(config, sources))
             sources = known_first(store, sources, config.limit, engine=engine)
             identity = identity_of(config, sources, store, engine)

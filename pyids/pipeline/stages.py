@@ -19,7 +19,7 @@ from pyids.config import Dtype, LongText, RunConfig
 from pyids.data.ingest import Intake, describe, ingest
 from pyids.data.sources import Source
 from pyids.device import device, find_device
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine, LocalEngine, make_engine
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
 from pyids.progress import report
@@ -38,6 +38,13 @@ logger = logging.getLogger("pyids")
 
 
 # ---- stages --------------------------------------------------------------------------------------
+
+
+def engine_of(config: RunConfig) -> Engine:
+    """Make the engine that the stages of a configuration run on."""
+    return make_engine(
+        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
+    )
 
 
 def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Engine) -> Intake:

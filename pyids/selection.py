@@ -23,7 +23,6 @@ from pyids.data.destination import own_place, place_of
 from pyids.data.export import Selected, export
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
-from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
@@ -438,8 +437,8 @@ class Selection:
         facts = {**self.draws.metadata(), **carried_over(self.store)}
         described = {**metadata(self.store, self.config), **facts}
         # Worker processes of this machine take longer to begin than the hashes of most folders.
-        here = self.config.engine == "local"
-        with LocalEngine() if here else engine_of(self.config) as engine:
+        workers = 1 if self.config.engine == "local" else None
+        with engine_of(self.config, workers) as engine:
             self.store.write_manifest(described, engine)
         return path
 

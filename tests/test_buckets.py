@@ -265,6 +265,29 @@ def test_two_writers_and_a_lock_that_was_taken_away(store, pool, monkeypatch):
     assert ".bucket-lock" in contents(store, "two")  # it is the other's
 
 
+def test_the_mark_goes_first(store, tmp_path):
+    """It is written anew after the rows; a push that breaks off must not leave a stranger's."""
+    folder = tmp_path / "work"
+    (folder / "rows").mkdir(parents=True)
+    bucket = Bucket("s3://runs-of-tests/mark")
+    mirror = Mirror(bucket, folder, Lease(bucket))
+    mirror.lease.take()
+    for name in ("rows/00000.parquet", "rows/00000.json", ".pyids"):
+        (folder / name).write_text("{}")
+        time.sleep(0.05)
+    order = []
+    put = Bucket.put
+    try:
+        Bucket.put = lambda self, name, content: (put(self, name, content), order.append(name))[0]
+        time.sleep(0.1)
+        mirror.push()
+    finally:
+        Bucket.put = put
+    assert [name for name in order if name != ".bucket-lock"] == [
+        *(".pyids", "rows/00000.parquet", "rows/00000.json"),
+    ]
+
+
 def test_files_go_before_the_entries_that_speak_of_them(store, tmp_path):
     """Whatever put is the last one: no entry in the bucket speaks of other files than are there."""
     folder = tmp_path / "work"

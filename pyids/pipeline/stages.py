@@ -40,10 +40,13 @@ logger = logging.getLogger("pyids")
 # ---- stages --------------------------------------------------------------------------------------
 
 
-def engine_of(config: RunConfig) -> Engine:
-    """Make the engine that the stages of a configuration run on."""
+def engine_of(config: RunConfig, workers: int | None = None) -> Engine:
+    """Make the engine that the stages of a configuration run on; `workers` are others than its."""
     return make_engine(
-        config.engine, config.workers, address=config.address, task_timeout=config.task_timeout
+        config.engine,
+        config.workers if workers is None else workers,
+        address=config.address,
+        task_timeout=config.task_timeout,
     )
 
 

@@ -26,6 +26,7 @@ import orjson
 from pyids.errors import STAND_FOR, ConfigError
 from pyids.store.files import files_inside, stamp, write_json
 from pyids.store.objects import ADDRESS, Bucket
+from pyids.store.place import MARK
 
 logger = logging.getLogger("pyids")
 
@@ -235,10 +236,14 @@ class Mirror:
             self._there.pop(name, None)
             self._pushed.pop(name, None)
         # As they came about: each rests on those before it, an entry on its files, a round on all
-        # of the one before. Clocks have ticks: within one, a folder at a time, entries last.
+        # of the one before. Clocks have ticks: within one, a folder at a time, entries last. The
+        # mark comes first, although it is written anew: files without it would be a stranger's.
         in_order = sorted(
             found.ripe.items(),
-            key=lambda file: (file[1][-1], *_place(file[0]), file[0] in found.entries, file[0]),
+            key=lambda file: (
+                *(file[0] != MARK, file[1][-1], *_place(file[0])),
+                *(file[0] in found.entries, file[0]),
+            ),
         )
         for name, _ in in_order:
             self._check_lease()

@@ -272,6 +272,9 @@ def test_what_workers_lack_travels_with_the_command(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("def square(number):\n    return number**2\n")
     (tmp_path / "env.yaml").write_text(f"py_modules: ['{package}']\nenv_vars: {{PART: '7'}}\n")
     monkeypatch.setenv("PYIDS_RUNTIME_ENV", str(tmp_path / "env.yaml"))
+    # A user who has a token, and a cluster that asks for none: its actors must live.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     # Where Ray leaves the address of the cluster: others on this machine are not to join it. Its
     # sockets' names must be short.
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
@@ -355,6 +358,7 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray_module, "_TRY_SECONDS", 2)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +31,8 @@ logger = logging.getLogger("pyids")
 _CHECK_SECONDS = 120
 # Times that a task is tried elsewhere when its worker or node dies, or it is stuck.
 _RETRIES = 3
+# A cluster that has not let a process in without a token by then may want one.
+_TRY_SECONDS = 60
 # Names what travels to workers.
 _RUNTIME_ENV = "PYIDS_RUNTIME_ENV"
 
@@ -101,7 +106,7 @@ class RayEngine(Closing):
                 raise ConfigError(
                     f"no Ray cluster answers at {address!r}: start it, or give another address"
                 ) from None
-            _send_token()
+            _send_token(address)
             try:
                 self._ray.init(address=address, runtime_env=_runtime_env(), **quiet)
             except (OSError, RuntimeError, self._ray.exceptions.RayError):
@@ -333,12 +338,29 @@ def _first_line(error: object) -> str:
     return str(error).partition("\n")[0]
 
 
-def _send_token() -> None:
-    """Let Ray send the token that this user has, as it does by itself where no address is named."""
-    if "RAY_AUTH_MODE" not in os.environ and _token_file().is_file():
-        os.environ["RAY_AUTH_MODE"] = "token"
-    if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN" in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
+def _send_token(address: str) -> None:
+    """Let Ray send the token that this user has, to a cluster that asks for one.
+
+    To no other: a process that expects tokens refuses what a cluster without them asks of it, and
+    its actors die (Ray 2.60). So the cluster is tried without one, in a process of its own, for Ray
+    decides once a process.
+    """
+    has_one = _token_file().is_file() or "RAY_AUTH_TOKEN" in os.environ
+    if "RAY_AUTH_MODE" in os.environ or not has_one:
+        return
+    script = "import sys, ray; ray.init(address=sys.argv[1], configure_logging=False)"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script, address],
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_TRY_SECONDS,
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+    os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _token_file() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -361,6 +362,9 @@ def _send_token(address: str) -> None:
         if done.returncode == 0:
             return
     os.environ["RAY_AUTH_MODE"] = "token"
+    raylet: Any = importlib.import_module("ray._raylet")  # has no types
+
+    raylet.Config.initialize("")  # it read the mode when Ray was imported; Ray does so, too
 
 
 def _token_file() -> Path:

@@ -352,6 +352,7 @@ def test_workers_follow_the_cluster(ray_engine, monkeypatch):
 
 def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the package ray is not installed")
+    from ray import _raylet as raylet
 
     def refuse(**options):
         raise ConnectionError("Failed to connect to Ray cluster")
@@ -372,6 +373,7 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
             make_engine("ray", address=address)
         assert "secret" not in str(raised.value)
         assert os.environ.pop("RAY_AUTH_MODE") == "token"
+        raylet.Config.initialize("")  # for the tests after this one
 
 
 def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch):

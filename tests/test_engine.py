@@ -352,7 +352,6 @@ def test_workers_follow_the_cluster(ray_engine, monkeypatch):
 
 def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the package ray is not installed")
-    from ray import _raylet as raylet
 
     def refuse(**options):
         raise ConnectionError("Failed to connect to Ray cluster")
@@ -360,6 +359,7 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray_module, "_TRY_SECONDS", 2)
+    monkeypatch.setattr(ray_module, "_read_mode_again", lambda: None)  # this process has a cluster
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -373,7 +373,6 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
             make_engine("ray", address=address)
         assert "secret" not in str(raised.value)
         assert os.environ.pop("RAY_AUTH_MODE") == "token"
-        raylet.Config.initialize("")  # for the tests after this one
 
 
 def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch):

@@ -362,9 +362,13 @@ def _send_token(address: str) -> None:
         if done.returncode == 0:
             return
     os.environ["RAY_AUTH_MODE"] = "token"
-    raylet: Any = importlib.import_module("ray._raylet")  # has no types
+    _read_mode_again()
 
-    raylet.Config.initialize("")  # it read the mode when Ray was imported; Ray does so, too
+
+def _read_mode_again() -> None:
+    """Let Ray read the mode once more, as it does itself: it was read when Ray was imported."""
+    raylet: Any = importlib.import_module("ray._raylet")  # has no types
+    raylet.Config.initialize("")
 
 
 def _token_file() -> Path:

@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured import make_venv
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-bench"
@@ -254,17 +254,6 @@ def work(job: dict[str, Any]) -> None:
 # ---- the comparison ------------------------------------------------------------------------------
 
 
-def make_venv() -> None:
-    python, stamp = VENV / "bin" / "python", VENV / ".ready"
-    if stamp.exists() and stamp.read_text() == "\n".join(PINNED):
-        return
-    if not python.exists():
-        venv.create(VENV, with_pip=True)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install"]
-    subprocess.run([*pip, *PINNED], check=True)
-    stamp.write_text("\n".join(PINNED))
-
-
 def sgemm_peak(threads: int) -> float:
     """Best of many float32 products, in GFLOP/s."""
     a = np.random.default_rng(0).random((4096, 768), dtype=np.float32)
@@ -394,7 +383,7 @@ def main() -> None:
     if arguments.work:
         work(json.loads(arguments.work))
         return
-    make_venv()
+    make_venv(VENV, PINNED)
     from pyids import _core
 
     peak = sgemm_peak(arguments.threads)

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cpu import VENV, inertia, make_venv, text_like
+from cpu import PINNED, VENV, inertia, text_like
+from measured import make_venv
 
 RESULTS = Path(__file__).resolve().parent / "results" / "many-clusters.json"
 
@@ -110,7 +111,7 @@ def main() -> None:
     if given.work:
         work(json.loads(given.work))
         return
-    make_venv()
+    make_venv(VENV, PINNED)
     from pyids import _core
 
     results = []

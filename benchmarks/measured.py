@@ -6,7 +6,8 @@ import gzip
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import venv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,15 @@ def in_own_process(script: str, *arguments: object) -> dict[str, Any]:
     last = out.splitlines()[-1]
     print(last, flush=True)
     return json.loads(last)
+
+
+def make_venv(folder: Path, packages: Sequence[str]) -> None:
+    """Make an environment with the packages of others, unless it is there."""
+    python, stamp = folder / "bin" / "python", folder / ".ready"
+    if stamp.exists() and stamp.read_text() == "\n".join(packages):
+        return
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "-q", "install"]
+    subprocess.run([*pip, *packages], check=True)
+    stamp.write_text("\n".join(packages))

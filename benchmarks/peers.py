@@ -1,7 +1,7 @@
 """`make bench-peers`: what it costs to go through a large file once, beside semhash and datatrove.
 
-    make bench-peers                       200,000 generated rows, each tool in a process of its own
-    ... peers.py --rows 20000 --seconds 600     fewer, and give each tool up after so long
+    make bench-peers       200,000 and 50,000 generated rows, each tool in a process of its own
+    ... peers.py --rows 20000 --seconds 600        fewer, and give each tool up after so long
 
 The jobs are not the same, and are named in the table: pyids reads, drops exact repeats, embeds
 (256-d static vectors), clusters and draws 1%, and drops near-duplicates inside clusters where it
@@ -21,12 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measured import peak_kib
+from measured import make_venv, peak_kib
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv-peers"
@@ -127,9 +126,10 @@ def measure(name: str, pool: Path, rows: int, seconds: float) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [str(python), "-W", "ignore", __file__, "--work", name, "--pool", str(pool)],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True,
-            timeout=seconds,
+            env=env, capture_output=True, text=True, check=True, timeout=seconds,
         )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{name}: {error.stderr[-2000:]}") from None
     except subprocess.TimeoutExpired:
         result |= {"given_up_after_seconds": seconds}
     else:
@@ -139,21 +139,11 @@ def measure(name: str, pool: Path, rows: int, seconds: float) -> dict[str, Any]:
     return result
 
 
-def make_venv() -> None:
-    stamp = VENV / ".ready"
-    if stamp.exists() and stamp.read_text() == "\n".join(PINNED):
-        return
-    venv.create(VENV, with_pip=True)
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q"]
-    subprocess.run([*pip, "install", "--only-binary=:all:", *PINNED], check=True)
-    stamp.write_text("\n".join(PINNED))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 50_000])
     parser.add_argument("--seconds", type=float, default=3600, help="give a tool up after so long")
     parser.add_argument("--work", choices=tuple(JOBS), help=argparse.SUPPRESS)
     parser.add_argument("--pool", type=Path, help=argparse.SUPPRESS)
@@ -161,13 +151,15 @@ def main() -> None:
     if given.work:
         work(given.work, given.pool)
         return
-    make_venv()
+    make_venv(VENV, PINNED)
     from scale import generate  # needs pyids, which the others' interpreter has not
 
     with tempfile.TemporaryDirectory() as scratch:
-        pool = Path(scratch) / "pool"
-        generate(pool, given.rows, 16)
-        results = [measure(name, pool / "pool.jsonl", given.rows, given.seconds) for name in JOBS]
+        results = []
+        for rows in given.rows:
+            pool = Path(scratch) / str(rows)
+            generate(pool, rows, 16)
+            results += [measure(name, pool / "pool.jsonl", rows, given.seconds) for name in JOBS]
     RESULTS.write_text(json.dumps({"results": results}, indent=1) + "\n")
 
 

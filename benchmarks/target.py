@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,8 @@ from typing import Any
 import numpy as np
 from quality.model import NAME, pretrain, warm_up
 from quality.pool import SKILLS, read_rows, split, text_of, write_rows
-from quality.trials import READER_TRAINING, TRAINING, limit_threads
+from quality.trials import READER_TRAINING, TRAINING
+from quality.workers import in_workers
 
 from pyids.config import make_config
 from pyids.encoders import load_encoder
@@ -49,6 +48,8 @@ TARGET_ROWS, CLUSTERS = 32, 256
 ENDS = ("base", "oracle")
 # Train on the same rows whatever the target is: one training is measured on every skill.
 ANY_TARGET = ("base", "random", "km-random", "mig")
+# Skills, method and seed of one training.
+Job = tuple[tuple[str, ...], str, int]
 # label: method, encoder, options
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "random": ("random", "minilm", {}),
@@ -228,26 +229,16 @@ def path_of(given: argparse.Namespace, trial: tuple[str, str, int]) -> Path:
 
 def run(given: argparse.Namespace) -> None:
     """Run the trials that are not done, seed by seed."""
-    began, left = time.monotonic(), jobs(given)
     for encoder in {METHODS[label][1] for label in given.methods}:  # once for all
         make_run(given, encoder)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.workers, mp_context=context, initializer=limit_threads) as pool:
-        running: set[Any] = set()
-        while left or running:
-            out_of_time = given.seconds and time.monotonic() - began > given.seconds
-            while left and len(running) < given.workers and not out_of_time:
-                running.add(pool.submit(run_job, given, *left.pop(0)))
-            if not running:
-                print(f"{len(left)} trials are left: run again", flush=True)
-                break
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for one in done:
-                print(*one.result(), sep="\n", flush=True)
+    do = partial(run_job, given)
+    for _, lines in in_workers(
+        do, jobs(given), workers=given.workers, threads=1, seconds=given.seconds
+    ):
+        print(*lines, sep="\n", flush=True)
 
 
-def jobs(given: argparse.Namespace) -> list[tuple[tuple[str, ...], str, int]]:
+def jobs(given: argparse.Namespace) -> list[Job]:
     """Return (skills, method, seed) of what is not done: one training each."""
     found: dict[tuple[str, str, int], list[str]] = {}
     for skill, label, seed in trials(given):
@@ -256,8 +247,9 @@ def jobs(given: argparse.Namespace) -> list[tuple[tuple[str, ...], str, int]]:
     return [(tuple(skills), label, seed) for (_, label, seed), skills in found.items()]
 
 
-def run_job(given: argparse.Namespace, skills: tuple[str, ...], label: str, seed: int) -> list[str]:
+def run_job(given: argparse.Namespace, job: Job) -> list[str]:
     """Run one training and write what it gives for each skill; return a line for each."""
+    skills, label, seed = job
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         measured = measure(given, skills, label, seed, Path(scratch))
     for result in measured:

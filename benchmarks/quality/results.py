@@ -15,8 +15,11 @@ from typing import Any
 NLL_DIGITS, DIGITS = 4, 3
 # What a trial has unless its line says otherwise.
 USUAL: dict[str, Any] = {"options": {}}
-# Figures by skill, and by kind of garbage: lists in the order of the file's names.
-BY_SKILL, BY_KIND = ("nll", "exact_match", "skill_rows"), ("garbage", "expected", "drawn")
+# Figures by skill and by kind of garbage are lists, in the order of the names at the file's head.
+BY_NAME = {
+    "nll": "skills", "exact_match": "skills", "skill_rows": "skills",
+    "garbage": "kinds", "expected": "kinds", "drawn": "kinds",
+}  # fmt: skip
 ABSENT = ""
 
 
@@ -45,26 +48,24 @@ def walk(value: Any, change: Callable[[str, Any], Any]) -> Any:
 
 def names_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the skills and the kinds of garbage that results have figures of."""
-    skills: set[str] = set()
-    kinds: set[str] = set()
+    found: dict[str, set[str]] = {"skills": set(), "kinds": set()}
 
     def note(key: str, item: Any) -> Any:
-        found = skills if key in BY_SKILL else kinds if key in BY_KIND else set()
-        found.update(item if isinstance(item, Mapping) else ())
+        if key in BY_NAME:
+            found[BY_NAME[key]].update(item)
         return item
 
-    walk(list(results), note)
-    return {"skills": sorted(skills), "kinds": sorted(kinds)}
+    walk(results, note)
+    return {what: sorted(names) for what, names in found.items()}
 
 
 def line_of(result: Mapping[str, Any], names: Mapping[str, list[str]]) -> str:
     """Return a trial's result as one line of JSON."""
 
     def pack(key: str, item: Any) -> Any:
-        order = names["skills"] if key in BY_SKILL else names["kinds"]
-        if key in BY_SKILL + BY_KIND:
-            return [item.get(name, ABSENT) for name in order] if item else []
-        return item
+        if key not in BY_NAME:
+            return item
+        return [item.get(name, ABSENT) for name in names[BY_NAME[key]]] if item else []
 
     trial = {k: v for k, v in result["trial"].items() if USUAL.get(k) != v}
     packed = walk(compact({**result, "trial": trial}), pack)
@@ -89,10 +90,10 @@ def read_results(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     names = {key: found["about"].pop(key) for key in ("skills", "kinds")}
 
     def unpack(key: str, item: Any) -> Any:
-        order = names["skills"] if key in BY_SKILL else names["kinds"]
-        if key in BY_SKILL + BY_KIND:
-            return {name: x for name, x in zip(order, item, strict=bool(item)) if x != ABSENT}
-        return item
+        if key not in BY_NAME:
+            return item
+        order = names[BY_NAME[key]]
+        return {name: x for name, x in zip(order, item, strict=bool(item)) if x != ABSENT}
 
     trials = [{**walk(one, unpack), "trial": USUAL | one["trial"]} for one in found["trials"]]
     for name in found["about"].get("with", []):

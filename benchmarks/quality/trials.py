@@ -145,13 +145,6 @@ def has_bfloat16() -> bool:
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
-def limit_threads() -> None:
-    """Keep torch to the threads of OMP_NUM_THREADS (which it reads before a worker can set it)."""
-    import torch
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-
 @lru_cache(maxsize=2)
 def _rows(path: Path) -> list[Row]:
     return read_rows(path)

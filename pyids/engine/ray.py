@@ -107,9 +107,10 @@ class RayEngine(Closing):
                 raise ConfigError(
                     f"no Ray cluster answers at {address!r}: start it, or give another address"
                 ) from None
+            runtime_env = _runtime_env()
             _send_token(address)
             try:
-                self._ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+                self._ray.init(address=address, runtime_env=runtime_env, **quiet)
             except (OSError, RuntimeError, self._ray.exceptions.RayError):
                 raise ConfigError(
                     f"the Ray cluster at {address!r} answers and does not let this process in: it "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyids.chat.template import Encoded
+from pyids.device import device as find
 from pyids.models.adapter import add_adapter
 from pyids.models.batching import Progress
 from pyids.models.checkpoints import Method
@@ -67,6 +68,10 @@ class Processes:
         """Return those that a configuration asks for."""
         ray = config.engine == "ray"
         return cls(config.processes, config.num_gpus is not None, ray, config.address)
+
+    def device(self, config: RunConfig) -> str:
+        """Return the torch device that they use; it is looked for where they are."""
+        return "cuda" if self.elsewhere else find(config)
 
 
 # This process.

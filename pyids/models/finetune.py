@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pyids import device as device_module
 from pyids.chat.template import Conversation, Encoded, encode
 from pyids.config import DEFAULT_LEARNING_RATES, RunConfig
 from pyids.errors import ModelError
@@ -235,7 +234,7 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "max_length": config.max_length,
         "lora_rank": config.lora_rank,
         "seed": config.seed,
-        "device": "cuda" if processes.elsewhere else device_module.device(config),
+        "device": processes.device(config),
         "dtype": config.dtype,
         "gradient_checkpointing": config.gradient_checkpointing,
         "processes": processes,

@@ -21,7 +21,6 @@ from pyids.chat.template import (
     with_turns,
 )
 from pyids.config import RunConfig
-from pyids.device import device
 from pyids.models.batching import Progress
 from pyids.models.distributed import Processes
 from pyids.models.generate import generate, split_last
@@ -310,8 +309,9 @@ def score_probes(
     from pyids.scoring.scorers import find_scorer
 
     processes = Processes.of(config)
-    where = "cuda" if processes.elsewhere else device(config)
-    models = Models(round_model(config), checkpoint, device=where, dtype=config.dtype)
+    models = Models(
+        round_model(config), checkpoint, device=processes.device(config), dtype=config.dtype
+    )
     together = None if processes.here else Together(models, processes, cache / ".scratch")
     options = ScoringOptions(
         max_length=config.max_length,

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from pyids._typing import Float64
 from pyids.chat.template import Conversation, Encoded, encode, truncate
 from pyids.config import RunConfig
-from pyids.device import device
 from pyids.models.distributed import Processes
 from pyids.models.hub import round_model
 from pyids.models.load import load_model, load_tokenizer
@@ -69,7 +68,7 @@ def screen(
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
     processes, ref = Processes.of(config), round_model(config)
-    where = "cuda" if processes.elsewhere else device(config)
+    where = processes.device(config)
     progress, longest = reporter("screen"), config.max_length
     if processes.here:
         model, tokenizer = load_model(ref, where, config.dtype)

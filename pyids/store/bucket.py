@@ -240,11 +240,9 @@ class Mirror:
         # mark comes first, although it is written anew: files without it would be a stranger's.
         in_order = sorted(
             found.ripe.items(),
-            key=lambda file: (
-                *(file[0] != MARK, file[1][-1], *_place(file[0])),
-                *(file[0] in found.entries, file[0]),
-            ),
+            key=lambda file: (file[1][-1], *_place(file[0]), file[0] in found.entries, file[0]),
         )
+        in_order.sort(key=lambda file: file[0] != MARK)
         for name, _ in in_order:
             self._check_lease()
             with contextlib.suppress(FileNotFoundError):

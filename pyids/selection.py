@@ -20,9 +20,11 @@ from pyids._typing import Int64
 from pyids.callbacks import Callback, Callbacks, LogRounds
 from pyids.config import RunConfig
 from pyids.data.destination import own_place, place_of
-from pyids.data.export import Selected, export
+from pyids.data.export import export
+from pyids.data.exported_rows import Selected
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
@@ -66,7 +68,7 @@ def run(config: RunConfig, callbacks: Sequence[Callback] = ()) -> Path:
     check_model(config)
     if not (config.output_path / "rounds").exists():
         check_conversations(config, open_sources(config.data, format=config.format))
-    with Selection(prepare(config), config, callbacks) as selection:
+    with Selection._prepared(config, callbacks) as selection:
         selection.run_rounds()
         return selection.finish()
 
@@ -82,6 +84,9 @@ class Selection:
         The configuration that the folder was made with.
     callbacks
         What sees the rounds as they happen.
+    engine
+        Where rows are drawn and exported; by default in this process. It is closed with the
+        selection.
 
     Examples
     --------
@@ -96,12 +101,19 @@ class Selection:
     >>> selection.close()
     """
 
-    def __init__(self, store: Store, config: RunConfig, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: RunConfig,
+        callbacks: Sequence[Callback] = (),
+        engine: Engine | None = None,
+    ) -> None:
         self.store = store
         self.config = config
         self.callbacks = Callbacks((LogRounds(), *callbacks))
         self.budget = budget_of(store, config).rows
-        self.draws = open_draws(store, config)
+        self.engine = engine or LocalEngine()
+        self.draws = open_draws(store, config, self.engine)
         self.labels, self.rounds = self.draws.labels, self.draws.rounds
         self._place = ExitStack()  # what keeps its folder in a bucket
         self._named = True  # whether this user has named what the configuration names
@@ -149,10 +161,22 @@ class Selection:
             selection._named = is_ours(Path(path), named(saved))
             return selection
         made = config_of(config, {**fields, "output_dir": str(path)})
-        return cls(prepare(made), made, callbacks)
+        return cls._prepared(made, callbacks)
+
+    @classmethod
+    def _prepared(cls, config: RunConfig, callbacks: Sequence[Callback]) -> Self:
+        """Do the stages that are not done; a cluster that they run on is kept for draws."""
+        if config.engine == "local":  # threads are enough for these
+            return cls(prepare(config), config, callbacks)
+        with ExitStack() as on_error:
+            engine = on_error.enter_context(engine_of(config))
+            selection = cls(prepare(config, engine=engine), config, callbacks, engine)
+            on_error.pop_all()
+            return selection
 
     def close(self) -> None:
         """Give the run folder back."""
+        self.engine.close()
         self.store.close()
         self._place.close()
 
@@ -295,7 +319,7 @@ class Selection:
             self._check_named("trainer")
 
             def write(path: Path, form: str) -> Path:
-                return export(self.store, self.selected(), path, form, own=True)
+                return export(self.store, self.selected(), path, form, own=True, engine=self.engine)
 
             return train_outside(
                 self.config, model, rows, write, output_dir=output_dir, number=n + 1
@@ -436,10 +460,7 @@ class Selection:
         self.rounds.settle()
         facts = {**self.draws.metadata(), **carried_over(self.store)}
         described = {**metadata(self.store, self.config), **facts}
-        # Worker processes of this machine take longer to begin than the hashes of most folders.
-        workers = 1 if self.config.engine == "local" else None
-        with engine_of(self.config, workers) as engine:
-            self.store.write_manifest(described, engine)
+        self.store.write_manifest(described, self.engine)
         return path
 
     def result(self, path: str | Path) -> Result:
@@ -460,13 +481,14 @@ class Selection:
         ours = own_place(self.store.path, format)
         own = path is None or os.path.abspath(place_of(path, format)) == os.path.abspath(ours)
         place = ours if path is None or own else path
-        return export(self.store, self.selected(), place, format, own=own)
+        return export(self.store, self.selected(), place, format, own=own, engine=self.engine)
 
     def export_probes(self) -> Path:
         """Write the rows to score in this round, as ``probes.jsonl`` of the run folder."""
         row_ids = self.probes()
         rows = Selected(row_ids=row_ids, clusters=self.clusters_of(row_ids))
-        return export(self.store, rows, self.store.path / "probes.jsonl", own=True)
+        place = self.store.path / "probes.jsonl"
+        return export(self.store, rows, place, own=True, engine=self.engine)
 
     def selected(self) -> Selected:
         """Return everything selected so far, with the reasons: cluster, weight, round, score."""

@@ -13,7 +13,7 @@ import pyids
 from pyids.cli import cli
 from pyids.errors import ConfigError, DataError
 from pyids.pipeline import token_draw
-from pyids.pipeline.token_draw import Part, draw_tokens
+from pyids.pipeline.token_draw import Part, TokenPool, draw_tokens
 from pyids.quotas import level
 from pyids.sampling import allocate
 
@@ -30,18 +30,29 @@ def hostile(seed, n_rows, n_cells, tail):
     return np.minimum(tokens, 100_000), cells
 
 
-def draw(tokens, cells, n_cells, budget, *, cuts=(), seed=0, threads=1, log_weights=None):
+def draw(
+    tokens, cells, n_cells, budget, *, cuts=(), seed=0, threads=1, log_weights=None, by_others=False
+):
     units = np.bincount(cells, weights=tokens, minlength=n_cells).astype(np.int64)
     quotas = allocate(budget, units, units, seed=seed)
     ids = np.arange(len(tokens))
 
-    def parts():
+    def fill(pool):
         for part in np.split(ids, cuts):
             weights = None if log_weights is None else log_weights[part]
-            yield Part(part, cells[part], tokens[part], weights)
+            pool.add(Part(part, cells[part], tokens[part], weights), NOBODY, seed, threads)
+
+    def fill_by_others(pool):
+        """Each part goes through a pool of its own, as on an engine."""
+        for part in np.split(ids, cuts):
+            weights = None if log_weights is None else log_weights[part]
+            other = TokenPool(**pool.how(), floors=pool.floors.copy())
+            other.add(Part(part, cells[part], tokens[part], weights), NOBODY, seed, threads)
+            pool.merge(other.found())
 
     groups = np.zeros(n_cells, np.int64)
-    return draw_tokens(parts, quotas, groups, [budget], exclude=NOBODY, seed=seed, threads=threads)
+    fill = fill_by_others if by_others else fill
+    return draw_tokens(fill, quotas, groups, [budget], seed=seed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,6 +82,13 @@ def test_shards_threads_and_memory_change_nothing(held, monkeypatch):
         whole = draw(tokens, cells, 40, budget, log_weights=weights, threads=2)
         cut = draw(tokens, cells, 40, budget, cuts=(1, 700, 701, 2900), log_weights=weights)
         np.testing.assert_array_equal(whole, cut)
+        shared = draw(
+            *(tokens, cells, 40, budget),
+            cuts=(1, 700, 701, 2900),
+            log_weights=weights,
+            by_others=True,
+        )
+        np.testing.assert_array_equal(whole, shared)
     assert len(whole) == 3000
 
 
@@ -82,11 +100,10 @@ def test_clusters_whose_part_is_less_than_a_row_are_drawn_from_as_often_as_it_sa
     ids, parts = np.arange(len(tokens)), []
     for seed in range(30):
         drawn = draw_tokens(
-            lambda: [Part(ids, cells, tokens, None)],
+            lambda pool, seed=seed: pool.add(Part(ids, cells, tokens, None), NOBODY, seed, 1),
             shares,
             np.zeros(201, np.int64),
             [120_000],
-            exclude=NOBODY,
             seed=seed,
         )
         assert np.bincount(cells[drawn])[1:].max() <= 1

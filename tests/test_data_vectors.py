@@ -11,7 +11,8 @@ import pytest
 
 from pyids.data import ingest as ingest_module
 from pyids.data import splits
-from pyids.data.export import Selected, export
+from pyids.data.export import export
+from pyids.data.exported_rows import Selected
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources

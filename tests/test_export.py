@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from pyids.chat import rawjson
-from pyids.data.export import FORMATS, Selected, export
+from pyids.data.export import FORMATS, export
+from pyids.data.exported_rows import Selected
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.errors import ConfigError, DataError

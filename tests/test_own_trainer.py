@@ -320,7 +320,8 @@ def test_the_program_is_told_by_its_name(command, program):
 
 def task_of(tmp_path, program, finetuning_type="lora", given=None):
     """Write the configuration of a training of two rows, in a trainer's own words."""
-    from pyids.data.export import Selected, export
+    from pyids.data.export import export
+    from pyids.data.exported_rows import Selected
     from pyids.data.ingest import ingest
     from pyids.data.sources import open_sources
     from pyids.models.trainer_configs import options_of

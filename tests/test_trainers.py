@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pyids.data.export import Selected, export
+from pyids.data.export import export
+from pyids.data.exported_rows import Selected
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.store.folder import Store

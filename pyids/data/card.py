@@ -22,7 +22,7 @@ from pyids.store.files import atomic_write
 from pyids.store.ledger import load_sealed
 
 if TYPE_CHECKING:
-    from pyids.data.export import Selected
+    from pyids.data.exported_rows import Selected
     from pyids.store.folder import Row, Store
 
 logger = logging.getLogger("pyids")

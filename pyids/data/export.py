@@ -25,82 +25,25 @@ import errno
 import glob
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
 import yaml
-from numpy.typing import NDArray
 
-from pyids.chat.formats import Message, tools_of
-from pyids.chat.rawjson import parse, with_members, without_member
+from pyids.chat.rawjson import parse
 from pyids.data.card import How, write_card
 from pyids.data.destination import STANZAS, check_export, inputs_of_folder, place_of, with_ending
+from pyids.data.exported_rows import Lines, Selected
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DataError, PyidsError
-from pyids.progress import report
 from pyids.store.files import atomic_write
-from pyids.store.folder import Row, Store
+from pyids.store.folder import Store
 from pyids.terminal import why_not_written
 
 logger = logging.getLogger("pyids")
-
-
-PREFIX = "_pyids_"
-
-
-_WEIGHT = "the weight 0 of a turn, which it trains on"
-
-
-_NUMPY = orjson.OPT_SERIALIZE_NUMPY
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The selected rows: arrays of one length, in any order.
-
-    Attributes
-    ----------
-    row_ids : int64 (n,)
-        Distinct row ids.
-    clusters, rounds : int (n,), optional
-        Cluster, and round from 1.
-    scores, weights : float (n,), optional
-        NaN is written as null.
-    """
-
-    row_ids: NDArray[np.int64]
-    clusters: NDArray[np.integer[Any]] | None = None
-    scores: NDArray[np.floating[Any]] | None = None
-    weights: NDArray[np.floating[Any]] | None = None
-    rounds: NDArray[np.integer[Any]] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("clusters", "scores", "weights", "rounds"):
-            column = getattr(self, name)
-            if column is not None and len(column) != len(self.row_ids):
-                raise ValueError(f"{name} has {len(column)} rows, row_ids has {len(self.row_ids)}")
-
-    def sorted(self) -> Selected:
-        """Give the same rows in the order of their ids.
-
-        Raises
-        ------
-        ValueError
-            A row stands in it twice.
-        """
-        order = np.argsort(self.row_ids, kind="stable")
-        ids = np.asarray(self.row_ids, dtype=np.int64)[order]
-        twice = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(twice):
-            raise ValueError(f"row id {ids[twice[0]]} is selected twice")
-        columns = (self.clusters, self.scores, self.weights, self.rounds)
-        return Selected(
-            ids, *(None if column is None else np.asarray(column)[order] for column in columns)
-        )
 
 
 def export(
@@ -111,6 +54,7 @@ def export(
     how: How | None = None,
     *,
     own: bool = False,
+    engine: Engine | None = None,
 ) -> Path:
     """Write the selected rows.
 
@@ -131,6 +75,8 @@ def export(
         How a method has chosen them, for the card.
     own : bool
         Whether it is a place of pyids' own in the run folder.
+    engine : Engine, optional
+        Where rows are read, if they are many; by default in this process.
 
     Returns
     -------
@@ -146,7 +92,7 @@ def export(
         hold.
     """
     try:
-        write = FORMATS[format]
+        form, write = FORMATS[format]
     except KeyError:
         raise ConfigError(
             f"there is no export format {format!r}: choose {', '.join(FORMATS)}"
@@ -158,7 +104,8 @@ def export(
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(store, selected.sorted(), path)
+        with Lines(store, selected.sorted(), form, engine) as lines:
+            write(lines, path)
         write_card(store, selected, path, format, how)
     except (OSError, PyidsError) as error:
         for place in new:
@@ -173,103 +120,29 @@ def export(
     return path
 
 
-# ---- rows ----------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
-def _our_members(selected: Selected) -> Iterator[list[tuple[str, bytes]]]:
-    """For each row our members as JSON."""
-    columns: list[tuple[str, list[Any]]] = [(f"{PREFIX}id", selected.row_ids.tolist())]
-    for name, column in (
-        ("cluster", selected.clusters),
-        ("score", selected.scores),
-        ("weight", selected.weights),
-        ("round", selected.rounds),
-    ):
-        if column is not None:
-            columns.append((f"{PREFIX}{name}", column.tolist()))
-    names = [name for name, _ in columns]
-    for values in zip(*(values for _, values in columns), strict=True):
-        yield [(name, orjson.dumps(value)) for name, value in zip(names, values, strict=True)]
-
-
-def _read_rows(store: Store, selected: Selected) -> Iterator[Row]:
-    """Yield the selected rows, and say how far that is."""
-    total = len(selected.row_ids)
-    for done, row in enumerate(store.read_rows(selected.row_ids), start=1):
-        yield row
-        if done % 64 == 0 or done == total:
-            report("export", done, total)
-
-
-def _whole_rows(store: Store, selected: Selected) -> Iterator[bytes]:
-    """Original columns, messages where the input has none, ours."""
-    sources = {source["path"]: source for source in store.index["sources"]}
-    rows = _read_rows(store, selected)
-    for row, ours in zip(rows, _our_members(selected), strict=True):
-        added = ours
-        source = sources[row.path]
-        if source["vectors"] and source["kind"] in ("parquet", "arrow"):
-            vector = store.embedding(row.row_id)
-            added = [(source["vectors"], orjson.dumps(vector, option=_NUMPY)), *added]
-        raw = row.raw
-        record = parse(raw)
-        if not _says(record.get("messages"), row.messages):
-            # A system prompt of another column, turns given as text, weights by another name.
-            added = [("messages", orjson.dumps(row.messages)), *added]
-            raw = without_member(raw, "messages") if "messages" in record else raw
-        yield with_members(raw, added, replace=PREFIX)
-
-
-def _says(given: Any, messages: list[Message]) -> bool:
-    """Whether the column as it came is what is trained on; nulls say nothing."""
-    if not isinstance(given, list) or len(given) != len(messages):
-        return False
-    return all(
-        turn == said or {"content": "", **{k: v for k, v in turn.items() if v is not None}} == said
-        for turn, said in zip(given, messages, strict=True)
-        if isinstance(turn, dict)
-    ) and all(isinstance(turn, dict) for turn in given)
-
-
-def _conversation(row: Row, messages: Sequence[Message]) -> bytes:
-    return orjson.dumps({"messages": messages, **_tools(row), f"{PREFIX}id": row.row_id})
-
-
-def _say_left_out(trainer: str, counts: Counter[str]) -> None:
-    """Say what of the rows a trainer's format has no place for."""
-    for what, turns in counts.items():
-        logger.warning("%s has no place for %s, left out of %d turns", trainer, what, turns)
-
-
-def _tools(row: Row) -> dict[str, str]:
-    """Give the tools as JSON text, which all trainers read and no table changes."""
-    tools = tools_of(row.messages)
-    return {"tools": _as_text(tools)} if tools else {}
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def _write_lines(path: Path, lines: Iterator[bytes]) -> None:
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         for line in lines:
             file.write(line + b"\n")
 
 
-def _jsonl(store: Store, selected: Selected, path: Path) -> None:
-    _write_lines(path, _whole_rows(store, selected))
+def _indices(lines: Lines, path: Path) -> None:
+    _write_lines(path, (str(row_id).encode() for row_id in lines.selected.row_ids))
 
 
-def _indices(store: Store, selected: Selected, path: Path) -> None:
-    _write_lines(path, (str(row_id).encode() for row_id in selected.row_ids))
+def _jsonl(lines: Lines, path: Path) -> None:
+    _write_lines(path, lines)
 
 
-def _parquet(store: Store, selected: Selected, path: Path) -> None:
+def _parquet(lines: Lines, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def batches() -> Iterator[list[dict[str, Any]]]:
-        rows = _whole_rows(store, selected)
+        rows = iter(lines)
         while batch := [parse(raw) for raw in islice(rows, 1024)]:
             yield batch
 
@@ -287,16 +160,9 @@ def _parquet(store: Store, selected: Selected, path: Path) -> None:
         ) from None
 
 
-def _trl(store: Store, selected: Selected, folder: Path) -> None:
-    left_out = Counter[str]()
-
-    def rows() -> Iterator[bytes]:
-        for row in _read_rows(store, selected):
-            left_out[_WEIGHT] += sum(turn.get("weight") == 0 for turn in row.messages)
-            yield _conversation(row, row.messages)
-
-    _write_lines(folder / "selected.jsonl", rows())
-    _say_left_out("TRL", +left_out)
+def _trl(lines: Lines, folder: Path) -> None:
+    _write_lines(folder / "selected.jsonl", lines)
+    _say_left_out("TRL", lines.left_out)
     _write_yaml(
         folder / STANZAS["trl"],
         {
@@ -313,23 +179,8 @@ def _trl(store: Store, selected: Selected, folder: Path) -> None:
     )
 
 
-def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
-    """Give the turns of weight 0 to axolotl as those that are not trained on."""
-
-    def rows() -> Iterator[bytes]:
-        for row in _read_rows(store, selected):
-            messages = list(row.messages)
-            if any(turn.get("weight") == 0 for turn in messages):
-                messages = [
-                    {
-                        **turn,
-                        "training": turn["role"] == "assistant" and turn.get("weight") != 0,
-                    }
-                    for turn in messages
-                ]
-            yield _conversation(row, messages)
-
-    _write_lines(folder / "selected.jsonl", rows())
+def _axolotl(lines: Lines, folder: Path) -> None:
+    _write_lines(folder / "selected.jsonl", lines)
     _write_yaml(
         folder / STANZAS["axolotl"],
         {
@@ -348,22 +199,14 @@ def _axolotl(store: Store, selected: Selected, folder: Path) -> None:
     )
 
 
-def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
+def _llamafactory(lines: Lines, folder: Path) -> None:
     """LLaMA-Factory wants turns that alternate, and calls of tools as JSON in a turn of their own.
 
     Reasoning stands before the answer as a think block. Conversations whose turns do not alternate
     stay as they are; it skips them with a warning.
     """
-    left_out = Counter[str]()
-
-    def rows() -> Iterator[bytes]:
-        for row in _read_rows(store, selected):
-            messages = [_with_call_as_text(turn, left_out) for turn in row.messages]
-            whole = {"messages": messages, "tools": "", **_tools(row), f"{PREFIX}id": row.row_id}
-            yield orjson.dumps(whole)
-
-    _write_lines(folder / "selected.jsonl", rows())
-    _say_left_out("LLaMA-Factory", +left_out)
+    _write_lines(folder / "selected.jsonl", lines)
+    _say_left_out("LLaMA-Factory", lines.left_out)
     stanza = {
         "pyids_selected": {
             "file_name": "selected.jsonl",
@@ -384,28 +227,10 @@ def _llamafactory(store: Store, selected: Selected, folder: Path) -> None:
         temporary.write_bytes(orjson.dumps(stanza, option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def _with_call_as_text(turn: Message, left_out: Counter[str]) -> Message:
-    thought = turn.get("reasoning_content") or turn.get("thinking") or ""
-    left_out[_WEIGHT] += turn.get("weight") == 0
-    if not turn.get("tool_calls"):
-        content = turn["content"]
-        if thought and turn["role"] == "assistant":
-            content = f"<think>\n{thought}\n</think>\n\n{content}"
-        return {"role": turn["role"], "content": content}
-    left_out["the text beside a call of a tool"] += bool(turn["content"].strip())
-    left_out["the reasoning before a call of a tool"] += bool(thought)
-    calls = [dict(call.get("function", call)) for call in turn["tool_calls"]]
-    for call in calls:
-        if isinstance(call.get("arguments"), str):  # as the OpenAI API gives them
-            with contextlib.suppress(ValueError, TypeError):
-                arguments = parse(call["arguments"].encode())
-                orjson.dumps(arguments)  # half a surrogate pair in it: the text stays
-                call["arguments"] = arguments
-    return {"role": "function_call", "content": _as_text(calls)}
-
-
-def _as_text(value: object) -> str:
-    return orjson.dumps(value).decode()
+def _say_left_out(trainer: str, counts: Counter[str]) -> None:
+    """Say what of the rows a trainer's format has no place for."""
+    for what, turns in (+counts).items():
+        logger.warning("%s has no place for %s, left out of %d turns", trainer, what, turns)
 
 
 def _write_yaml(path: Path, value: object) -> None:
@@ -413,11 +238,18 @@ def _write_yaml(path: Path, value: object) -> None:
         temporary.write_text(yaml.safe_dump(value, sort_keys=False))
 
 
-FORMATS: dict[str, Callable[[Store, Selected, Path], None]] = {
-    "jsonl": _jsonl,
-    "parquet": _parquet,
-    "indices": _indices,
-    "trl": _trl,
-    "llamafactory": _llamafactory,
-    "axolotl": _axolotl,
+class Format(NamedTuple):
+    """How rows are written: the form of their lines, and what writes them."""
+
+    form: str
+    write: Callable[[Lines, Path], None]
+
+
+FORMATS = {
+    "jsonl": Format("whole", _jsonl),
+    "parquet": Format("whole", _parquet),
+    "indices": Format("whole", _indices),
+    "trl": Format("trl", _trl),
+    "llamafactory": Format("llamafactory", _llamafactory),
+    "axolotl": Format("axolotl", _axolotl),
 }

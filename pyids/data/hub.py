@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyids.data.card import card_of
-from pyids.data.export import PREFIX
+from pyids.data.exported_rows import PREFIX
 from pyids.errors import ConfigError
 from pyids.store.folder import Row
 

@@ -238,6 +238,11 @@ def name_of(item: object) -> str:
     return repr(item)
 
 
+def in_process(engine: Engine) -> bool:
+    """Whether tasks run in this process, which may then keep what it knows between them."""
+    return isinstance(engine, LocalEngine) and engine.workers == 1
+
+
 def make_engine(
     name: str,
     workers: int | None = None,

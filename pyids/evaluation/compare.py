@@ -25,7 +25,7 @@ from pyids.chat.digest import digest
 from pyids.chat.render import response_length
 from pyids.chat.template import encode
 from pyids.config import DEFAULT_MODEL
-from pyids.data.export import PREFIX
+from pyids.data.exported_rows import PREFIX
 from pyids.data.ingest import ingest
 from pyids.data.sources import open_sources
 from pyids.device import find_device

@@ -17,7 +17,8 @@ from pyids._typing import Float64, Int64
 from pyids.config import DEFAULT_MODEL, ROUND_FIELDS, RunConfig
 from pyids.data.card import How
 from pyids.data.destination import check_export, place_of
-from pyids.data.export import Selected, export
+from pyids.data.export import export
+from pyids.data.exported_rows import Selected
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
@@ -435,7 +436,8 @@ def _select(
         selected = Selected(row_ids=row_ids, clusters=clusters)
         asked = yaml.safe_load(with_absolute_paths(config).to_yaml())
         how = How(method, settings, asked, without.facts)
-        written = export(store, selected, target, how=how, own=place is None)
+        with LocalEngine() if config.engine == "local" else engine_of(config) as engine:
+            written = export(store, selected, target, how=how, own=place is None, engine=engine)
         write_record(store, config, how, budget, written)
         chosen_rows = selected.sorted()
         return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

@@ -7,7 +7,7 @@ cells are clusters. What a round draws is first shared among the groups, within 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,95 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.config import RunConfig
 from pyids.errors import ConfigError
-from pyids.pipeline.budget import Bounds, Budget, bounds_of, describe_groups, names_of, words
-from pyids.pipeline.counts import groups_of, tokens_of
-from pyids.pipeline.draw import OUTLIER_PENALTY, Draws, draw_rows
+from pyids.pipeline.budget import Bounds, Budget, bounds_of, describe_groups, words
+from pyids.pipeline.cells import Cells
+from pyids.pipeline.draw import OUTLIER_PENALTY, Draws
 from pyids.pipeline.exclude import too_few
+from pyids.pipeline.shard_draw import draw_by_tokens, draw_rows
 from pyids.pipeline.token_draw import Part, draw_tokens
 from pyids.quotas import bounded_quotas, level, round_bounds
 from pyids.sampling import allocate, sample_by_cluster
-from pyids.store.folder import Store
-
-
-class Cells(Sequence[NDArray[np.int32]]):
-    """The cell of each row that stays, int32 (n,) a shard, computed when it is asked for.
-
-    Parameters
-    ----------
-    store
-        A run folder, its rows clustered, counted and grouped as far as `config` asks.
-    config
-        Its configuration.
-    labels
-        int32, the clusters of each shard's rows.
-    n_clusters
-        How many there are.
-    """
-
-    def __init__(
-        self, store: Store, config: RunConfig, labels: Sequence[NDArray[np.int32]], n_clusters: int
-    ) -> None:
-        self._store, self._labels = store, labels
-        self.n_clusters = n_clusters
-        self.names = names_of(store, config)
-        self.by_group, self.by_tokens = config.group_by is not None, config.unit != "rows"
-        if len(self.names) * n_clusters >= 2**31:
-            raise ConfigError(
-                f"{len(self.names)} groups of {n_clusters} clusters are too many: group by a "
-                "column with fewer values, or lower --clusters"
-            )
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: Any) -> Any:
-        labels = self._labels[index]
-        if not self.by_group:
-            return labels
-        groups = groups_of(self._store, self._store.shards[index], self.names)
-        return groups * np.int32(self.n_clusters) + labels
-
-    @property
-    def n_cells(self) -> int:
-        """How many cells there are."""
-        return len(self.names) * self.n_clusters
-
-    @property
-    def group_of(self) -> Int64:
-        """The group of each cell, int64 (C,)."""
-        return np.repeat(np.arange(len(self.names), dtype=np.int64), self.n_clusters)
-
-    def units(self, index: int) -> Int64:
-        """Units of the budget of each row of a shard, int64 (n,): its tokens, or 1."""
-        if self.by_tokens:
-            return tokens_of(self._store, self._store.shards[index])
-        return np.ones(len(self._labels[index]), np.int64)
-
-    def of_rows(self, row_ids: Int64) -> tuple[NDArray[np.int32], Int64]:
-        """Cells and units of rows, ids ascending; all of them stay in the pool."""
-        cells, units = np.empty(len(row_ids), np.int32), np.empty(len(row_ids), np.int64)
-        for index, shard in enumerate(self._store.shards):
-            first, last = np.searchsorted(row_ids, [shard.row_ids.start, shard.row_ids.stop])
-            if first < last:
-                at = np.searchsorted(self._store.row_ids(shard), row_ids[first:last])
-                cells[first:last], units[first:last] = self[index][at], self.units(index)[at]
-        return cells, units
-
-    def total(self, row_ids: Int64 | None = None) -> tuple[Int64, Int64]:
-        """Rows and units of each cell, int64 (C,): of all rows that stay, or of these alone."""
-        rows, units = np.zeros(self.n_cells, np.int64), np.zeros(self.n_cells, np.int64)
-        if row_ids is not None:
-            cells, counts = self.of_rows(row_ids)
-            np.add.at(rows, cells, 1)
-            np.add.at(units, cells, counts)
-            return rows, units
-        for index in range(len(self)):
-            cells = self[index]
-            rows += np.bincount(cells, minlength=self.n_cells)
-            np.add.at(units, cells, self.units(index))
-        return rows, units
 
 
 @dataclass(frozen=True)
@@ -129,7 +49,8 @@ class BudgetedDraws(Draws):
         return cls(
             *(store, config, plain.rounds, labels, plain.target, plain.left_out, plain.excluded),
             order=plain.order,
-            cells=Cells(store, config, labels, plain.rounds.n_clusters),
+            engine=plain.engine,
+            cells=Cells.of(store, config, labels, plain.rounds.n_clusters),
             budget=budget,
             already=already,
         )
@@ -251,23 +172,17 @@ class BudgetedDraws(Draws):
 
     # -- draws --
 
-    def _parts(self) -> Iterator[Part]:
-        for index, shard in enumerate(self.store.shards):
-            ids = self.store.row_ids(shard)
-            yield Part(ids, self.cells[index], self.cells.units(index), self.log_weights(shard))
+    def _labels(self) -> Sequence[NDArray[np.int32]]:
+        return self.cells
 
     def _by_tokens(self, n: int) -> Int64:
         """Draw the rows of round `n` by tokens, once; ids, ascending."""
         if n not in self._drawn:
             quotas, targets = self._planned(n)
-            self._drawn[n] = draw_tokens(
-                self._parts,
-                quotas,
-                self.cells.group_of,
-                targets,
-                exclude=np.union1d(self.rounds.selected_before(n), self.left_out),
+            self._drawn[n] = draw_by_tokens(
+                self.drawn_from(n, self.weights),
+                *(quotas, self.cells.group_of, targets),
                 seed=self.config.seed,
-                threads=self.config.threads,
             )
         return self._drawn[n]
 
@@ -299,15 +214,7 @@ class BudgetedDraws(Draws):
         return self._of_cells(n, np.minimum(self._rows_of_cells(n) * per_row, left))
 
     def _of_cells(self, n: int, quotas: Int64) -> Int64:
-        return draw_rows(
-            self.store,
-            self.cells,
-            quotas,
-            exclude=np.union1d(self.rounds.selected_before(n), self.left_out),
-            seed=self.config.seed,
-            log_weights=self.log_weights,
-            threads=self.config.threads,
-        )
+        return draw_rows(self.drawn_from(n, self.weights), quotas, seed=self.config.seed)
 
     def screened(
         self,
@@ -323,14 +230,11 @@ class BudgetedDraws(Draws):
         seed = self.seed(b"candidates", n)
         if self.cells.by_tokens:
             planned, targets = self._planned(n)
+            part, nobody = Part(candidates, cells, units, weights), np.empty(0, np.int64)
             return draw_tokens(
-                lambda: [Part(candidates, cells, units, weights)],
-                planned,
-                self.cells.group_of,
-                targets,
-                exclude=np.empty(0, np.int64),
+                lambda pool: pool.add(part, nobody, seed, self.config.threads),
+                *(planned, self.cells.group_of, targets),
                 seed=seed,
-                threads=self.config.threads,
             )
         return sample_by_cluster(
             cells,

@@ -7,7 +7,8 @@ So a draw can be made again, to the same bytes: `pyids.selection` makes them, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
-from pyids.data.export import Selected
+from pyids.data.exported_rows import Selected
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
 from pyids.pipeline.best_response import other_responses
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.exclude import NOTHING, Excluded, excluded, too_few
-from pyids.pipeline.rate import row_weights
+from pyids.pipeline.shard_draw import DrawnFrom, draw_rows, log_weights
 from pyids.pipeline.target import PoolTarget
-from pyids.sampling import ShardedSample, allocate, sample_by_cluster
-from pyids.store.folder import Shard, Store
+from pyids.sampling import allocate, sample_by_cluster
+from pyids.store.folder import Store
 from pyids.store.rounds import Rounds
 
 Labels = Sequence[NDArray[np.int32]]
@@ -52,6 +54,8 @@ class Draws:
         Which of them are because of the last two.
     order
         int64: positions in the pool as the target's rows take them in turn.
+    engine
+        Where shards are drawn from.
     """
 
     store: Store
@@ -62,6 +66,7 @@ class Draws:
     left_out: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     excluded: Excluded = NOTHING
     order: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    engine: Engine = field(default_factory=LocalEngine)
 
     def seed(self, purpose: bytes, n: int) -> int:
         """Return a seed for one purpose in round `n`."""
@@ -84,7 +89,7 @@ class Draws:
 
     def rows(self, n: int, quotas: Int64) -> Int64:
         """Draw rows that no round before `n` drew, by the quotas; ids, ascending."""
-        return self._draw(n, quotas, self.config.seed, self.log_weights)
+        return draw_rows(self.drawn_from(n, self.weights), quotas, seed=self.config.seed)
 
     def candidates(self, n: int, quotas: Int64, per_row: int) -> Int64:
         """Draw several candidates for each row of the quotas; ids, ascending."""
@@ -126,15 +131,32 @@ class Draws:
     def probes(self, n: int) -> Int64:
         """Draw the unseen rows to score in round `n`, some of each cluster; ids, ascending."""
         quotas = np.minimum(self.config.probes_per_cluster, self.rounds.left(n + 1))
-        return self._draw(n + 1, quotas, self.seed(b"probes", n), lambda shard: None)
+        # Not of cells: every cluster has its probes, whatever the budget counts.
+        drawn_from = replace(self.drawn_from(n + 1, ()), labels=self.labels)
+        return draw_rows(drawn_from, quotas, seed=self.seed(b"probes", n))
 
-    def log_weights(self, shard: Shard) -> Float64 | None:
-        """Log weights of a shard's rows inside their clusters; None: all count the same."""
-        weights = row_weights(self.store, self.config, shard)
-        if self.target is None:
-            return weights
-        near = self.target.log_weights(shard, self.order)
-        return near if weights is None else near + weights
+    @cached_property
+    def weights(self) -> tuple[str, ...]:
+        """What the log weights of rows inside their clusters are the sum of (`log_weights`)."""
+        kinds = ["quality"] if self.config.quality is not None else []
+        if self.target is not None:
+            self.target.save_log_weights(self.order)
+            kinds.insert(0, "target")
+        return tuple(kinds)
+
+    def drawn_from(self, n: int, weights: tuple[str, ...]) -> DrawnFrom:
+        """Return what is drawn from: rows that no round before `n` drew, and that may be drawn."""
+        return DrawnFrom(
+            self.store,
+            self._labels(),
+            weights,
+            np.union1d(self.rounds.selected_before(n), self.left_out),
+            self.config.threads,
+            self.engine,
+        )
+
+    def _labels(self) -> Labels:
+        return self.labels
 
     def log_weights_of(self, row_ids: Int64) -> Float64:
         """Log weights of rows inside their clusters, ids ascending; zeros where all are equal."""
@@ -143,29 +165,14 @@ class Draws:
             first, last = np.searchsorted(row_ids, [shard.row_ids.start, shard.row_ids.stop])
             if first == last:
                 continue
-            if (logs := self.log_weights(shard)) is None:
+            if (logs := log_weights(self.store, shard, self.weights)) is None:
                 break
             at = np.searchsorted(self.store.row_ids(shard), row_ids[first:last])
             weights[first:last] = logs[at]
         return weights
 
-    def _draw(
-        self, n: int, quotas: Int64, seed: int, log_weights: Callable[[Shard], Float64 | None]
-    ) -> Int64:
-        """Draw from the clusters what no round before `n` drew, and what is not left out."""
-        exclude = np.union1d(self.rounds.selected_before(n), self.left_out)
-        return draw_rows(
-            self.store,
-            self.labels,
-            quotas,
-            exclude=exclude,
-            seed=seed,
-            log_weights=log_weights,
-            threads=self.config.threads,
-        )
 
-
-def draws_of(store: Store, config: RunConfig) -> Draws:
+def draws_of(store: Store, config: RunConfig, engine: Engine | None = None) -> Draws:
     """Return the draws of a run folder: with a target where it lies, and of the best answers alone.
 
     Raises
@@ -189,7 +196,10 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
         order = target.order(budget.rows, left_out)
         first = target.cluster_weights(sizes, order[: budget.rows])
     rounds = Rounds(store, sizes, first)
-    plain = Draws(store, config, rounds, labels, target, left_out, without, order)
+    plain = Draws(
+        *(store, config, rounds, labels, target, left_out, without, order),
+        engine=engine or LocalEngine(),
+    )
     if not counted:
         return plain
     from pyids.pipeline.budgeted import BudgetedDraws
@@ -197,53 +207,6 @@ def draws_of(store: Store, config: RunConfig) -> Draws:
     draws = BudgetedDraws.of(plain, budget, without.already)
     draws.check()
     return draws
-
-
-def draw_rows(
-    store: Store,
-    labels: Labels,
-    quotas: Int64,
-    *,
-    exclude: Int64,
-    seed: int,
-    log_weights: Callable[[Shard], Float64 | None] = lambda shard: None,
-    threads: int | None = None,
-) -> Int64:
-    """Draw rows from the clusters, shard by shard; ids, ascending.
-
-    Parameters
-    ----------
-    store
-        A run folder with its rows clustered.
-    labels
-        int32, the clusters of each shard's rows.
-    quotas
-        int64 (K,): rows of each cluster to draw, fewer where it has not so many.
-    exclude
-        Ids of rows that must not be drawn, ascending.
-    seed
-        With a row's id it decides its key: the same rows for any shards and threads.
-    log_weights
-        Gives the log weights of a shard's rows inside their clusters; None: all count the same.
-    """
-    drawn = ShardedSample(quotas)
-    for shard, labels_ in zip(store.shards, labels, strict=True):
-        # Each shard's own, for all of them in every shard would take the square of the pool.
-        first, last = np.searchsorted(exclude, [shard.row_ids.start, shard.row_ids.stop])
-        part = sample_by_cluster(
-            labels_,
-            quotas,
-            log_weights=log_weights(shard),
-            row_ids=store.row_ids(shard),
-            exclude=exclude[first:last],
-            seed=seed,
-            allow_fewer=True,
-            return_keys=True,
-            n_threads=threads,
-            floors=drawn.floors,
-        )
-        drawn.add(part)
-    return drawn.result().row_ids
 
 
 def clusters_of(store: Store, labels: Labels, row_ids: Int64) -> NDArray[np.int32]:

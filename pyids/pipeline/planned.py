@@ -7,7 +7,7 @@ import numpy as np
 from pyids._typing import Int64
 from pyids.config import RunConfig
 from pyids.pipeline.budget import Budget, bounds_of, budget_of, names_of, token_budget, words
-from pyids.pipeline.budgeted import Cells
+from pyids.pipeline.cells import Cells
 from pyids.pipeline.counts import BY_FILE, count, tokens_of
 from pyids.pipeline.exclude import Excluded, exclude
 from pyids.quotas import bounded_quotas
@@ -130,6 +130,6 @@ def estimate_budget(
 def held_by_group(store: Store, config: RunConfig, left_out: Int64) -> Int64:
     """Sum the units of the budget that may be drawn of each group, int64 (G,)."""
     everyone = [np.zeros(len(store.row_ids(shard)), np.int32) for shard in store.shards]
-    cells = Cells(store, config, everyone, 1)
+    cells = Cells.of(store, config, everyone, 1)
     total: Int64 = cells.total()[1] - cells.total(left_out)[1]
     return total

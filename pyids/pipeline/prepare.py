@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -40,8 +40,17 @@ _FILES_CHECKED = 20
 Stage: TypeAlias = Literal["read", "embed", "cluster"]
 
 
-def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
+def prepare(config: RunConfig, until: Stage = "cluster", engine: Engine | None = None) -> Store:
     """Make the run folder of `config`, or find it, and do the stages that are not done.
+
+    Parameters
+    ----------
+    config
+        What the folder is made with.
+    until
+        The last stage that is needed.
+    engine
+        Where stages run; by default on an engine that is made for them.
 
     Raises
     ------
@@ -51,7 +60,7 @@ def prepare(config: RunConfig, until: Stage = "cluster") -> Store:
     """
     sources = check_inputs(config)
     with _opened(config) as store:
-        with engine_of(config) as engine:
+        with engine_of(config) if engine is None else nullcontext(engine) as engine:
             engine.check(store.path, _local_files(config, sources))
             sources = known_first(store, sources, config.limit, engine=engine)
             identity = identity_of(config, sources, store, engine)

@@ -14,8 +14,8 @@ from pyids.device import device
 from pyids.engine import Engine
 from pyids.errors import ConfigError
 from pyids.store.files import write_sealed
-from pyids.store.folder import Shard, Store
-from pyids.store.ledger import load_npy, read_entry, save_npy
+from pyids.store.folder import Store
+from pyids.store.ledger import read_entry, save_npy
 
 if TYPE_CHECKING:
     from pyids.scoring.signals import Signal
@@ -129,8 +129,3 @@ def _judged(store: Store, config: RunConfig) -> Signal:
             dimensions=DIMENSIONS,
         )
     )
-
-
-def row_weights(store: Store, config: RunConfig, shard: Shard) -> NDArray[np.float64] | None:
-    """Log weights of a shard's rows inside their clusters, float64 (rows,); None: all equal."""
-    return None if config.quality is None else load_npy(store.artifact("quality", shard))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.config import RunConfig
+from pyids.engine import Engine
 from pyids.errors import DamagedError
 from pyids.pipeline.draw import Draws, draws_of
 from pyids.pipeline.identity import check_decided, decided, saved_config
@@ -35,7 +36,7 @@ from pyids.store.rounds import Rounds
 logger = logging.getLogger("pyids")
 
 
-def open_draws(store: Store, config: RunConfig) -> Draws:
+def open_draws(store: Store, config: RunConfig, engine: Engine | None = None) -> Draws:
     """Open the rounds of a run folder; what is damaged is made again, to the same bytes.
 
     Raises
@@ -47,7 +48,7 @@ def open_draws(store: Store, config: RunConfig) -> Draws:
         written.
     """
     check_decided(store.path, config)
-    draws = draws_of(store, config)
+    draws = draws_of(store, config, engine)
     rounds, replay = draws.rounds, Replay(draws)
     rounds.decided = decided(config)
     drawn, told = rounds.known()

@@ -23,7 +23,7 @@ from pyids.clustering.extent import Extent, Metric, measure, scale_by_power
 from pyids.clustering.lloyd import FarRow, Fit, Partial, ShardPass, lloyd
 from pyids.clustering.seeding import SEEDING_ROWS_PER_CLUSTER, seed_centers, spread_sample
 from pyids.clustering.two_level import two_level_centers
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine, LocalEngine, in_process
 from pyids.errors import DataError
 from pyids.neighbors import take_rows
 from pyids.resources import processors
@@ -227,11 +227,6 @@ def _room(max_memory: int, n_clusters: int, width: int, n_rows: int) -> int:
     """Bytes that are left beside the centers, the threads, and what is known of some rows."""
     fixed = _CENTER_BYTES * n_clusters * width + _THREAD_BYTES
     return max(0, max_memory - 2 * fixed - n_rows * _ROW_BYTES)
-
-
-def in_process(engine: Engine) -> bool:
-    """Whether tasks run in this process, which may then keep what it knows between them."""
-    return isinstance(engine, LocalEngine) and engine.workers == 1
 
 
 def threads_of_task(engine: Engine, threads: int | None) -> int:

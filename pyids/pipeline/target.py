@@ -27,7 +27,7 @@ from pyids.neighbors import inverse_lengths
 from pyids.pipeline.stages import find_encoder
 from pyids.scoring.cluster_weights import raise_to
 from pyids.store.files import fingerprint, read_sealed, write_sealed
-from pyids.store.folder import Shard, Store
+from pyids.store.folder import Store
 from pyids.store.ledger import load_npy, read_entry, save_npy
 
 if TYPE_CHECKING:
@@ -219,27 +219,26 @@ class PoolTarget:
         rows: Int64 = load_npy(path)
         return rows
 
-    def log_weights(self, shard: Shard, order: Int64) -> Float64:
-        """Log weights of a shard's rows inside their clusters, float64 (n,).
+    def save_log_weights(self, order: Int64) -> None:
+        """Write the log weights of rows inside their clusters: ``target/SHARD.npy``, float64 (n,).
 
         The earlier a row comes in `order`, the more; then the nearer to the target, the more. Made
-        once for all shards: ``target/SHARD.npy``.
+        once for all shards.
         """
         inputs = {"order": xxhash.xxh3_128_hexdigest(order.tobytes())}
-        own = self.store.artifact("target", shard)
-        if read_entry(own.with_suffix(".json"), inputs) is None:
-            paths = [self.store.artifact("target", s) for s in self.store.shards]
-            near = [self.cosines(vectors) for vectors in self.store.embeddings()]
-            logs = np.concatenate(near)
-            logs = (logs - logs.max()) / (_TEMPERATURE * (float(logs.std()) or 1.0))
-            places = np.log(np.arange(1, len(order) + 2))
-            logs -= _STEEPNESS * places[-1]
-            logs[order] = -_STEEPNESS * places[:-1]
-            ends = np.cumsum([len(values) for values in near])
-            for path, values in zip(paths, np.split(logs, ends[:-1]), strict=True):
-                save_npy(path, values, inputs)
-        weights: Float64 = load_npy(own)
-        return weights
+        paths = [self.store.artifact("target", shard) for shard in self.store.shards]
+        entries = [read_entry(path.with_suffix(".json"), inputs) for path in paths]
+        if all(entry is not None for entry in entries):
+            return
+        near = [self.cosines(vectors) for vectors in self.store.embeddings()]
+        logs = np.concatenate(near)
+        logs = (logs - logs.max()) / (_TEMPERATURE * (float(logs.std()) or 1.0))
+        places = np.log(np.arange(1, len(order) + 2))
+        logs -= _STEEPNESS * places[-1]
+        logs[order] = -_STEEPNESS * places[:-1]
+        ends = np.cumsum([len(values) for values in near])
+        for path, values in zip(paths, np.split(logs, ends[:-1]), strict=True):
+            save_npy(path, values, inputs)
 
     def cluster_weights(self, left: Int64, first: Int64) -> Float64:
         """Weights with which the first round draws from clusters what a round-robin would.

@@ -16,8 +16,8 @@ before it began.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -32,11 +32,21 @@ _MIN_HELD = 1 << 16
 
 
 class Part(NamedTuple):
-    """Rows that may be drawn: ids ascending, cells int32, tokens int64, log weights or None."""
+    """Rows of a shard.
+
+    Attributes
+    ----------
+    row_ids, cells
+        int64, ascending, and int32, (n,).
+    tokens
+        int64 (n,); None where they are not counted.
+    log_weights
+        float64 (n,); None where all are equal.
+    """
 
     row_ids: Int64
     cells: NDArray[np.int32]
-    tokens: Int64
+    tokens: Int64 | None
     log_weights: Float64 | None
 
 
@@ -50,14 +60,12 @@ class _Held(NamedTuple):
 
 
 def draw_tokens(
-    parts: Callable[[], Iterable[Part]],
+    fill: Callable[[TokenPool], None],
     quotas: Int64,
     group_of: Int64,
     targets: list[int],
     *,
-    exclude: Int64,
     seed: int,
-    threads: int | None = None,
 ) -> Int64:
     """Draw rows of so many tokens of each group; ids, ascending.
 
@@ -66,24 +74,21 @@ def draw_tokens(
 
     Parameters
     ----------
-    parts
-        Gives the shards of the pool, more than once if need be.
+    fill
+        Gives a pool all rows that may be drawn; called more than once if need be.
     quotas
         int64 (C,), tokens of each cell; those of a group come to its target.
     group_of
         int64 (C,), the group of each cell.
     targets
         Tokens of each group.
-    exclude
-        Ids of rows that must not be drawn, ascending.
     seed
-        With a row's id it decides its key: the same rows for any shards and threads.
+        That of the rows' keys.
     """
     limits = np.array(targets, np.int64)
     for reach in (_REACH, 8 * _REACH, np.inf):
-        pool = _Pool(quotas, group_of, limits, reach)
-        for part in parts():
-            pool.add(part, exclude, seed, threads)
+        pool = TokenPool(quotas, group_of, limits, reach)
+        fill(pool)
         if (drawn := pool.draw(_offsets(len(quotas), seed))) is not None:
             return drawn
     raise AssertionError("with no reach, all rows are held")
@@ -98,20 +103,49 @@ def _offsets(n_cells: int, seed: int) -> Float64:
     return np.fromiter((digest >> 11 for digest in digests), np.float64, n_cells) * 2.0**-53
 
 
-class _Pool:
-    """The rows that a draw may take, those alone whose mark can be at most `reach`."""
+class TokenPool:
+    """The rows that a draw may take, those alone whose mark can be at most `reach`.
 
-    def __init__(self, quotas: Int64, group_of: Int64, limits: Int64, reach: float) -> None:
-        self.quotas, self.group_of, self.limits, self.reach = quotas, group_of, limits, reach
-        self.floors = np.tile([-np.inf, 0.0], (len(quotas), 1))
+    Parameters
+    ----------
+    quotas, group_of
+        See `draw_tokens`.
+    limits
+        int64 (G,), tokens of each group.
+    reach
+        The largest mark.
+    floors
+        float64 (C, 2): keys below which a row of each cell need not be looked at.
+    """
+
+    def __init__(
+        self,
+        quotas: Int64,
+        group_of: Int64,
+        limits: Int64,
+        reach: float,
+        floors: Float64 | None = None,
+    ) -> None:
+        self.quotas, self.group_of, self.limits = quotas, group_of, limits
+        self.reach = float(reach)
+        self.floors = np.tile([-np.inf, 0.0], (len(quotas), 1)) if floors is None else floors
         self.cut = np.zeros(len(quotas), bool)  # cells of which rows were let go
         self.held = _Held(
             np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), np.empty((0, 2))
         )
         self.waiting: list[_Held] = []
 
+    def how(self) -> dict[str, NDArray[Any]]:
+        """Give the arguments that make another pool of its kind."""
+        names = ("quotas", "group_of", "limits", "reach")
+        return {name: np.asarray(getattr(self, name)) for name in names}
+
     def add(self, part: Part, exclude: Int64, seed: int, threads: int | None) -> None:
-        """Take the rows of one more shard, but for those longer than all that is drawn."""
+        """Take the rows of one more shard, but for those longer than all that is drawn.
+
+        `exclude`, int64, ascending, are ids of rows that must not be drawn.
+        """
+        assert part.tokens is not None
         sample = sample_by_cluster(
             part.cells,
             np.bincount(part.cells, minlength=len(self.quotas)),
@@ -129,6 +163,21 @@ class _Pool:
         self.waiting.append(
             _Held(sample.row_ids[fits], sample.labels[fits], tokens[fits], sample.keys[fits])
         )
+        self._look()
+
+    def found(self) -> tuple[_Held, NDArray[np.bool_]]:
+        """Give the rows that the draw may take, and the cells of which rows were let go."""
+        self._merge()
+        return self.held, self.cut
+
+    def merge(self, found: tuple[_Held, NDArray[np.bool_]]) -> None:
+        """Take what another pool has found in other shards."""
+        held, cut = found
+        self.cut |= cut
+        self.waiting.append(held)
+        self._look()
+
+    def _look(self) -> None:
         limit = max(_MIN_HELD, len(self.held.row_ids))
         if sum(len(held.row_ids) for held in self.waiting) > limit:
             self._merge()

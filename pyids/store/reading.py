@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine, in_process
 from pyids.store.files import hash_file, known_hash, remember_hash, stamp
 from pyids.store.folder import Store
 
@@ -34,7 +34,7 @@ def hash_ahead(engine: Engine, paths: Iterable[Path]) -> None:
 
     What has changed in between, or looks other from here, is hashed again by whoever asks.
     """
-    if isinstance(engine, LocalEngine) and engine.workers == 1:
+    if in_process(engine):
         return  # it would be this process, and for nothing where nobody asks
     left = iter([str(path) for path in paths if known_hash(path) is None])
     for known in engine.map(hash_some, _cut(left)):

@@ -13,7 +13,7 @@ CMAKE_TEST := -G Ninja -DPYIDS_WERROR=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 .PHONY: help setup build demo test lint types test-cpp test-py test-sanitized faults sweep site wheel wheels \
         bench-cpu bench-clusters bench-sampler bench-memory bench-peers bench-methods bench-models \
         bench-encoders bench-quality bench-target bench-gpu \
-        bench-scale bench-startup clean
+        bench-scale bench-workers bench-startup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,9 @@ bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) \
 	  $(if $(SIMULATE),benchmarks/certificate.py,$(if $(COMPILE),benchmarks/kernel_code.py 90,benchmarks/gpu)) \
 	  $(if $(DRY),--dry-run) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
+
+bench-workers: build ## what a second worker of a Ray cluster gains in embedding, k-means and scoring
+	$(BIN)/python -P benchmarks/workers.py
 
 bench-startup: build ## CPU seconds until `pyids --help` is shown
 	$(BIN)/python benchmarks/startup.py

@@ -1,6 +1,7 @@
 """K-means in bounded memory and on engines: bitwise that of `KMeans` over all rows at once."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +173,17 @@ def test_sizes_as_they_are_written():
         with pytest.raises(ConfigError, match="write it as 4GB"):
             config(max_memory=bad)
     assert 0 < default_max_memory() <= memory_left() // 4 + (1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("workers", "rows", "groups"),
+    [(1, 1 << 18, 1), (2, 1 << 18, 8), (2, 1 << 15, 2), (4, 1 << 24, 64)],
+)
+def test_workers_have_some_groups_each(workers, rows, groups):
+    """None waits long for the last one; few rows are not worth the sums that a group sends back."""
+    shards = [4096] * (rows >> 12)
+    paths = [Path(f"{n}.npy") for n in range(len(shards))]
+    found = list(streamed._groups(paths, shards, 0, LocalEngine(workers)))
+    assert len(found) == groups
+    assert sum(group.rows for group in found) == rows
+    assert [path for group in found for path in group.paths] == list(map(str, paths))

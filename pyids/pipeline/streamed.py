@@ -31,8 +31,12 @@ from pyids.store.arrays import ShardArrays, map_npy
 from pyids.store.files import atomic_write, create_npy, write_npy
 from pyids.store.ledger import load_npy
 
-# Rows of a group that is not held: some 16 MB of what is known of them.
+# Rows of a group that is not held, at most: some 16 MB of what is known of them.
 _GROUP_ROWS = 1 << 18
+# Several workers share an iteration: each has some groups, so that none waits long for the last
+# one, of not too few rows, for each group sends back sums of all clusters.
+_GROUPS_PER_WORKER = 4
+_LEAST_GROUP_ROWS = 1 << 14
 # Bytes an iteration keeps of a row, and of a value of the centers; and for its threads.
 _ROW_BYTES = 60
 _CENTER_BYTES = 50
@@ -152,7 +156,7 @@ class StreamedPass:
                 n_threads=threads,
                 max_memory=room,
             )
-        self._groups = list(_groups(paths, lengths, self._n_held))
+        self._groups = list(_groups(paths, lengths, self._n_held, engine))
         self._inertia = self._iteration = 0
         self._far: list[FarRow] = []
 
@@ -238,13 +242,19 @@ def threads_of_task(engine: Engine, threads: int | None) -> int:
     return 1  # a worker of a cluster has one processor
 
 
-def _groups(paths: Sequence[Path], lengths: Sequence[int], start: int) -> Iterator[_Group]:
+def _groups(
+    paths: Sequence[Path], lengths: Sequence[int], start: int, engine: Engine
+) -> Iterator[_Group]:
     """Cut the shards from `start` on into groups; no result depends on where."""
     first, held, rows = int(sum(lengths[:start])), [], 0
+    most = _GROUP_ROWS
+    if not in_process(engine):
+        share = -(-sum(lengths[start:]) // (_GROUPS_PER_WORKER * engine.workers))
+        most = min(most, max(share, _LEAST_GROUP_ROWS))
     for path, length in zip(paths[start:], lengths[start:], strict=True):
         held.append(str(path))
         rows += length
-        if rows >= _GROUP_ROWS:
+        if rows >= most:
             yield _Group(first, tuple(held), rows)
             first, held, rows = first + rows, [], 0
     if held:
@@ -339,7 +349,7 @@ def fit(
     scratch.mkdir(exist_ok=True)
     tasks = [
         _Task(group, plan.metric, threads_of_task(engine, threads))
-        for group in _groups(paths, lengths, 0)
+        for group in _groups(paths, lengths, 0, engine)
     ]
     measured = [extent for extent in engine.map(measure_group, tasks) if extent.n_rows]
     extent = reduce(Extent.merge, measured)

@@ -10,6 +10,9 @@ them back when it needs to. CPU seconds are those of the process and of its work
 - CPU a row at the large size is at most 1.05 times that at the small size, and at most a limit;
 - two worker processes, and a run that is killed (SIGKILL) in each stage and goes on, give the same
   bytes as one that is not.
+
+With `--paper` two large sizes are run alone: what the smaller one takes is multiplied for the
+larger one and for 100 million rows, and what the larger one then takes is set beside it.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ OPEN_FILES = 256
 MAX_MEMORY = "128MB"
 ITERATIONS = 5
 BLOCK_ROWS = 10_000
+PAPER_ROWS = 100_000_000
+LIMIT_PAPER = 1.3
 FIRST_ASK = ("read", "vectors", "cluster", "draw", "export")
 STAGES = ("import", "read", "vectors", "cluster", "draw", "export", "tell", "ask again", "kmq")
 
@@ -57,6 +62,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="keep everything there")
     parser.add_argument("--results", type=Path, help="write the figures to this .json")
+    parser.add_argument("--paper", action="store_true", help="foretell large sizes from smaller")
     parser.add_argument("--no-time", action="store_true", help="leave CPU out of the gate")
     parser.add_argument("--select", nargs=3, metavar=("POOL", "RUN", "WORKERS"))
     options = parser.parse_args()
@@ -80,12 +86,8 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         f"--max-memory {MAX_MEMORY}"
     )
     print(f"{'rows':>10} {'case':>8}", *(f"{stage:>14}" for stage in STAGES), f"{'us a row':>9}")
-    for rows, case, workers in (
-        (small, "alone", 1),
-        (small, "two", 2),
-        (small, "killed", 1),
-        (large, "alone", 1),
-    ):
+    beside = () if options.paper else ((small, "two", 2), (small, "killed", 1))
+    for rows, case, workers in ((small, "alone", 1), *beside, (large, "alone", 1)):
         pool = folder / f"pool-{rows}"
         generate(pool, rows, options.dimensions)
         run = folder / f"run-{rows}-{case}"
@@ -93,14 +95,19 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
         if case == "killed":
             kill_in_each_stage(pool, run, options.clusters, figures[0]["wall"])
         figure = select_measured(pool, run, workers, options.clusters)
-        figure |= {"rows": rows, "case": case, "workers": workers, "files": fingerprint_run(run)}
+        figure |= {"rows": rows, "case": case, "workers": workers, "files": {}}
+        if options.paper:
+            files = [file for file in run.rglob("*") if file.is_file()]
+            figure["disk_mb"] = sum(file.stat().st_size for file in files) / 1e6
+        else:
+            figure["files"] = fingerprint_run(run)
         figure["us_a_row"] = 1e6 * sum(figure["seconds"][stage] for stage in FIRST_ASK) / rows
         figures.append(figure)
         cells = (f"{figure['seconds'][s]:>8.1f} {figure['peaks_mb'][s]:>5.0f}" for s in STAGES)
         print(f"{rows:>10} {case:>8}", *cells, f"{figure['us_a_row']:>9.1f}", flush=True)
         if case in ("two", "killed"):
             shutil.rmtree(run)
-    checks = _checks(figures)
+    checks = _paper(*figures) if options.paper else _checks(figures)
     if options.no_time:
         checks = {check: holds for check, holds in checks.items() if "CPU" not in check}
     for check, holds in checks.items():
@@ -113,6 +120,30 @@ def measure(options: argparse.Namespace, folder: Path) -> int:
             {"figures": figures, "checks": checks, "environment": environment()},
         )
     return 0 if all(checks.values()) else 1
+
+
+def _paper(first: dict[str, Any], second: dict[str, Any]) -> dict[str, bool]:
+    """Foretell the larger size, and 100 million rows, from the smaller one; print both."""
+    times = second["rows"] / first["rows"]
+    lines = {stage: (first["seconds"][stage], second["seconds"][stage]) for stage in STAGES[1:]}
+    few, many = (sum(lines[stage][n] for stage in FIRST_ASK) for n in (0, 1))
+    lines["first ask"] = few, many
+    lines["disk MB"] = first["disk_mb"], second["disk_mb"]
+    print(f"{'':>10} {'foretold':>10} {'measured':>10} {'ratio':>6} {'of 100M':>10}")
+    ratios = {}
+    for name, (few, many) in lines.items():
+        ratios[name] = many / (few * times)
+        whole = few * PAPER_ROWS / first["rows"]
+        print(f"{name:>10} {few * times:>10.1f} {many:>10.1f} {ratios[name]:>6.2f} {whole:>10.0f}")
+    memory = second["peak_mb"] / first["peak_mb"]
+    return {
+        f"the first ask and the disk within {LIMIT_PAPER}x of what was foretold": all(
+            1 / LIMIT_PAPER <= ratios[name] <= LIMIT_PAPER for name in ("first ask", "disk MB")
+        ),
+        f"peak memory {memory:.2f}x that of {first['rows']} rows <= {LIMIT_RATIO}x": (
+            memory <= LIMIT_RATIO
+        ),
+    }
 
 
 def _checks(figures: list[dict[str, Any]]) -> dict[str, bool]:

@@ -54,6 +54,24 @@ class Assigner:
     @property
     def sums(self) -> NDArray[np.int64]: ...
 
+class TokenMeans:
+    def __init__(
+        self,
+        vectors: NDArray[np.float32],
+        tokenize: Callable[[list[str]], tuple[NDArray[np.int64], NDArray[np.int64]]],
+        cut: str,
+        whole: Sequence[str],
+        limit: SupportsInt | SupportsIndex | None,
+        unknown: SupportsInt | SupportsIndex | None,
+        normalize: bool,
+        max_bytes: SupportsInt | SupportsIndex,
+    ) -> None: ...
+    def encode(
+        self, texts: list[str], n_threads: SupportsInt | SupportsIndex = 0
+    ) -> NDArray[np.float32]: ...
+    @property
+    def statistics(self) -> dict[str, int]: ...
+
 def conversation_text(
     turns: object,
     role_key: str,

@@ -13,6 +13,7 @@ void register_greedy(pybind11::module_& module);
 void register_kmeans(pybind11::module_& module);
 void register_rows(pybind11::module_& module);
 void register_sampling(pybind11::module_& module);
+void register_tokens(pybind11::module_& module);
 
 // Long work without the GIL, which Ctrl-C ends.
 class Released {

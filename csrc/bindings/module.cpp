@@ -7,4 +7,5 @@ PYBIND11_MODULE(_core, module) {
   pyids::bindings::register_kmeans(module);
   pyids::bindings::register_rows(module);
   pyids::bindings::register_sampling(module);
+  pyids::bindings::register_tokens(module);
 }

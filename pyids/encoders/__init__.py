@@ -66,7 +66,7 @@ def load_encoder(
 
         - a sentence-transformers folder: its own pooling and normalization;
         - static token embeddings (``wordllama``, a model2vec folder): their mean; no transformer,
-          tens of thousands of rows a second on a CPU;
+          some hundred thousand rows a second on a CPU;
         - a causal language model: the mean of its hidden states weighted by position, as RDS+ does
           (arXiv 2503.01807), unless ``:last_token`` is asked for; unit length;
         - any other: the mean of its hidden states; unit length.

@@ -1,6 +1,9 @@
 """Static token embeddings as encoders: the mean of a text's token vectors, no transformer.
 
-The way to embed millions of rows on a CPU: reading the text into tokens is most of the work.
+The way to embed millions of rows on a CPU. To read a text into tokens would be nearly all of the
+work, but words repeat: where the tokens of a text are known to be those of its words
+(`pyids.encoders.pieces`), the core keeps the tokens of the words that it has seen, in at most 64 MB
+(while they grow, half as much again), and the `tokenizers` library is asked for new words only.
 """
 
 from __future__ import annotations
@@ -10,23 +13,29 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import xxhash
 from numpy.typing import NDArray
 
+from pyids import _core
+from pyids.encoders.pieces import find_cut
 from pyids.errors import ModelError
 from pyids.models.batching import Progress
 from pyids.models.hf import one_line
 from pyids.models.hub import ModelRef
 
 Float32 = NDArray[np.float32]
-# Texts tokenized at a time: a few blocks a shard, so that the work on them overlaps.
+Ids = NDArray[np.int64]
+# Texts embedded at a time: a few blocks a shard, so that the work on them overlaps.
 _BLOCK_ROWS = 2048
+# What an encoder's words and their tokens may take: some 500,000. When it is full, it is emptied.
+_CACHE_BYTES = 64 << 20
 
 
 class Table(NamedTuple):
@@ -93,7 +102,7 @@ class StaticEncoder:
         return int(self._loaded[0].shape[1])
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any, int | None]:
+    def _loaded(self) -> tuple[Float32, Any, int | None]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
@@ -115,7 +124,23 @@ class StaticEncoder:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         unknown = getattr(tokenizer.model, "unk_token", None)
-        return table, tokenizer, tokenizer.token_to_id(unknown) if unknown else None
+        vectors: Float32 = np.ascontiguousarray(table.numpy())
+        return vectors, tokenizer, tokenizer.token_to_id(unknown) if unknown else None
+
+    @cached_property
+    def _means(self) -> _core.TokenMeans:
+        vectors, tokenizer, unknown = self._loaded
+        cut = find_cut(orjson.loads(tokenizer.to_str()))
+        return _core.TokenMeans(
+            vectors,
+            partial(_tokenize, tokenizer),
+            cut=cut.kind,
+            whole=cut.whole,
+            limit=self.max_length,
+            unknown=unknown,
+            normalize=self.table.normalize,
+            max_bytes=_CACHE_BYTES,
+        )
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         """Return the vectors of N texts, (N, D) float32; progress counts texts."""
@@ -127,44 +152,30 @@ class StaticEncoder:
                 progress(done, len(texts))
         return vectors
 
-    def encode_stream(self, texts: Iterable[str]) -> Iterator[Float32]:
+    def encode_stream(
+        self, texts: Iterable[str], n_threads: int | None = None
+    ) -> Iterator[Float32]:
         """Yield the vectors of texts, some at a time.
 
-        The tokenizer works on every core and needs no interpreter: while it has a block, the texts
-        of the next are taken from `texts`, and the vectors of the one before are made.
+        Up to `n_threads` threads (None: one per core) work on a block and need no interpreter:
+        meanwhile the texts of the next are taken from `texts`. The vectors are the same bits for
+        any number of threads, and whatever was encoded before.
         """
-        _ = self._loaded  # here, not in the thread, so that its errors are the caller's
-        waiting: deque[Future[list[Any]]] = deque()
+        means = self._means  # here, not in the thread, so that its errors are the caller's
+        waiting: deque[Future[Float32]] = deque()
         iterator = iter(texts)
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as thread:
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
             while block := list(islice(iterator, _BLOCK_ROWS)):
-                waiting.append(thread.submit(self._tokenize, block))
+                waiting.append(thread.submit(means.encode, block, n_threads or 0))
                 if len(waiting) > 1:
-                    yield self._mean(waiting.popleft().result())
+                    yield waiting.popleft().result()
             while waiting:
-                yield self._mean(waiting.popleft().result())
+                yield waiting.popleft().result()
 
-    def _tokenize(self, block: list[str]) -> list[Any]:
-        encodings: list[Any] = self._loaded[1].encode_batch_fast(block, add_special_tokens=False)
-        return encodings
 
-    def _mean(self, encodings: list[Any]) -> Float32:
-        import torch
-
-        table, _, unknown = self._loaded
-        rows = [encoding.ids[: self.max_length] for encoding in encodings]
-        ids = np.fromiter(chain.from_iterable(rows), np.int64)
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        if unknown is not None and (known := ids != unknown).sum() < len(ids):
-            owner = np.repeat(np.arange(len(rows)), lengths)[known]
-            ids, lengths = ids[known], np.bincount(owner, minlength=len(rows))
-        pooled = torch.nn.functional.embedding_bag(
-            torch.from_numpy(ids),
-            table,
-            torch.from_numpy(np.cumsum(lengths) - lengths),
-            mode="mean",
-        )
-        if self.table.normalize:
-            pooled = torch.nn.functional.normalize(pooled, dim=1)
-        vectors: Float32 = pooled.numpy()
-        return vectors
+def _tokenize(tokenizer: Any, texts: list[str]) -> tuple[Ids, Ids]:
+    """Return the ids of texts, one after the other, and how many each has."""
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    ids = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum())), lengths

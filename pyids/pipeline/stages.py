@@ -151,7 +151,7 @@ def _embed_shard(task: _EmbedTask) -> int:
 
     if (stream := getattr(encoder, "encode_stream", None)) is not None:
         vectors, done = np.empty((n_rows, encoder.dim), np.float16), 0
-        for block in stream(texts):
+        for block in stream(texts, task.threads):
             vectors[done : done + len(block)] = block
             done += len(block)
             progress(done, n_rows)

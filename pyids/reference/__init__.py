@@ -10,6 +10,7 @@ from .kmeans import assign, lloyd, nearest_centers, squared_distances, update
 from .ops import (
     cluster_moments,
     example_nll,
+    mean_of_tokens,
     pool,
     token_nll,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "label_vectors",
     "lloyd",
     "maximize_information",
+    "mean_of_tokens",
     "near_duplicates",
     "nearest_centers",
     "neighbor_distances",

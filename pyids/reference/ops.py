@@ -84,6 +84,24 @@ def example_nll(
     return np.array(mean), np.array(count, dtype=np.int64)
 
 
+def mean_of_tokens(
+    vectors: NDArray[np.floating],
+    ids: list[list[int]],
+    *,
+    limit: int | None = None,
+    unknown: int | None = None,
+    normalize: bool = False,
+) -> Float64:
+    """Mean vector of each text's first `limit` tokens, less unknown ones; zeros without any."""
+    means = np.zeros((len(ids), vectors.shape[1]))
+    for mean, text in zip(means, ids, strict=True):
+        if known := [token for token in text[:limit] if token != unknown]:
+            mean[:] = vectors[known].astype(np.float64).mean(axis=0)
+            if normalize:
+                mean /= max(float(np.linalg.norm(mean)), 1e-12)
+    return means
+
+
 def cluster_moments(
     values: NDArray[np.floating], clusters: NDArray[np.integer], n_clusters: int
 ) -> tuple[NDArray[np.int64], Float64, Float64, float]:

@@ -227,6 +227,12 @@ class RunConfig(BudgetOptions, ExclusionOptions, TargetOptions, ExternalOptions)
     task_timeout: float | None = option(
         "Machine", "on ray: seconds until a task is ended and tried elsewhere", None, gt=0
     )
+    skip_failing: bool = option(
+        "Machine",
+        "leave out the rows of a shard on which a task fails each time (an exception, a process "
+        "that dies, no end within --task-timeout), instead of ending; they are listed",
+        False,
+    )
     threads: int | None = option("Machine", "threads (default: every core)", None, ge=1)
     max_memory: Bytes = option(
         "Machine",

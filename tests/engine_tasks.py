@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pyids.errors import DataError
 
 
@@ -63,10 +65,13 @@ def stuck_once(job):
 
 
 def process_that_loaded(job):
-    """Load something slow, once a process, as an encoder's weights are."""
+    """Load something slow, once a process, as an encoder's weights are; until two have."""
     if not hasattr(process_that_loaded, "loaded"):
         process_that_loaded.loaded = os.getpid()
         (Path(job.folder) / f"loaded-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(Path(job.folder).glob("loaded-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
     time.sleep(0.05)
     return os.getpid()
 
@@ -102,3 +107,63 @@ def folder_bytes(folder):
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not file.name.startswith(".") and file.name != "config.yaml"
     }
+
+
+class PickyError(ValueError):
+    """One that does not survive being pickled: its arguments are not those it is made with."""
+
+    def __init__(self, row, word):
+        super().__init__(f"row {row} holds {word}")
+
+
+def fail_at(text):
+    """Fail as the text says."""
+    if "RAISE" in text:
+        raise ValueError("a text that nobody can embed")
+    if "PICKY" in text:
+        raise PickyError(1, "PICKY")
+    if "KILL" in text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "SLEEP" in text:
+        time.sleep(3600)
+    if "FULL" in text:
+        raise OSError(28, "No space left on device", "/some/file")
+
+
+class Letters:
+    """An encoder that fails at some texts."""
+
+    name, revision, dim = "letters", "1", 26
+
+    def encode(self, texts, progress=None):
+        for text in texts:
+            fail_at(text)
+        counts = [[text.lower().count(chr(97 + i)) for i in range(26)] for text in texts]
+        return np.array(counts, np.float32)
+
+
+def letters(**options):
+    return Letters()
+
+
+class Length:
+    """A quality signal that fails at some rows."""
+
+    def __init__(self):
+        self.identity = {"signal": "length, with care"}
+
+    def score(self, rows):
+        for row in rows:
+            if "UNRATED" in row[0]["content"]:
+                raise ValueError("cannot be rated")
+        return np.array([float(len(row[-1]["content"])) for row in rows])
+
+
+def length(model, **options):
+    return Length()
+
+
+def raise_at_three(job):
+    if job.number == 3:
+        raise PickyError(3, "that")
+    return job.number

@@ -17,8 +17,7 @@ from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
-from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of
-from pyids.engine import ray as ray_module
+from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of, ray_cluster
 from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
@@ -38,6 +37,7 @@ from engine_tasks import (
     folder_bytes,
     process_id,
     process_that_loaded,
+    raise_at_three,
     refuse_three,
     stuck_once,
     take_a_second,
@@ -112,11 +112,34 @@ def test_the_error_of_a_task_arrives_as_it_was(engine, tmp_path):
     assert list(engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
 
 
-def test_a_dead_local_worker_is_an_error_and_no_hang(tmp_path):
+def test_an_exception_of_a_task_names_what_it_worked_on(engine, tmp_path):
+    with pytest.raises(Exception, match="row 3 holds that") as raised:
+        list(engine.map(raise_at_three, jobs(tmp_path)))
+    assert "in the task of Job(number=3" in "".join(raised.value.__notes__)
+    [failed] = engine.failed
+    assert (failed.reason, failed.item.number) == ("PickyError", 3)
+    assert failed.error is raised.value
+    if engine.workers > 1:
+        assert "raise_at_three" in "".join(raised.value.__notes__)  # where it was raised
+    assert list(engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
+    assert engine.failed == ()
+
+
+def test_a_dead_local_worker_is_an_error_and_no_hang(tmp_path, caplog):
     with LocalEngine(2) as engine:
-        with pytest.raises(PyidsError, match="a worker process died"):
-            list(engine.map(die_at_three, jobs(tmp_path)))
+        results = engine.map(die_at_three, jobs(tmp_path))
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(PyidsError, match=r"a worker process died twice .* at Job\(number=3"):
+            next(results)
+        assert "trying them again" in caplog.text
+        assert [one.item.number for one in engine.failed] == [3]
         assert list(engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
+
+
+def test_a_local_worker_that_dies_once_costs_nothing(tmp_path):
+    with LocalEngine(2) as engine:
+        assert list(engine.map(die_once, jobs(tmp_path, 20))) == [n**2 for n in range(20)]
+    assert (tmp_path / "died-3").exists()
 
 
 def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
@@ -126,9 +149,8 @@ def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
         workers = list(engine._pool._processes.values())
         time.sleep(0.5)  # until both wait: one in the queue, one for its lock
         os.kill(workers[0].pid, signal.SIGKILL)
-        with pytest.raises(PyidsError, match="a worker process died"):
-            # Long enough that the other worker is not through before the death is noticed.
-            list(engine.map(take_a_second, jobs(tmp_path, 20)))
+        # Long enough that the other worker is not through before the death is noticed.
+        assert list(engine.map(take_a_second, jobs(tmp_path, 5))) == [0, 1, 2, 3, 4]
         # By the system's word: two threads that wait for one child may both be told nothing.
         deadline = time.monotonic() + 20
         while any(Path(f"/proc/{process.pid}").exists() for process in workers):
@@ -136,9 +158,12 @@ def test_a_worker_that_is_killed_while_it_waits_leaves_nobody_behind(tmp_path):
             time.sleep(0.05)
 
 
-def test_a_dead_ray_worker_is_an_error_and_no_hang(ray_engine, tmp_path):
-    with pytest.raises(PyidsError, match=r"a Ray worker died at Job\(number=3"):
-        list(ray_engine.map(die_at_three, jobs(tmp_path)))
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_dead_ray_worker_is_an_error_and_no_hang(ray_engine, tmp_path, gpu):
+    results = ray_engine.map(die_at_three, jobs(tmp_path), gpu=gpu)
+    with pytest.raises(PyidsError, match=r"a Ray worker died .* 4 times.* at Job\(number=3"):
+        list(results)
+    assert [one.item.number for one in ray_engine.failed] == [3]
     assert list(ray_engine.map(refuse_three, jobs(tmp_path, 3))) == [0, 1, 2]
 
 
@@ -152,10 +177,10 @@ def test_a_stuck_task_is_tried_elsewhere(ray_engine, tmp_path, gpu):
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_a_task_that_is_always_stuck_is_named(ray_engine, monkeypatch, gpu):
-    monkeypatch.setattr("pyids.engine.ray._RETRIES", 1)
+    monkeypatch.setattr("pyids.engine.ray_actors.RETRIES", 1)
     with RayEngine(workers=2, task_timeout=15) as engine:
         found = engine.map(stuck_once, jobs("always", 5), gpu=gpu)
-        with pytest.raises(PyidsError, match=r"number=3, .*not done after 15 s .*, 2 times: look"):
+        with pytest.raises(PyidsError, match=r"number=3, .*not done after 15 s .*, 2 times: give"):
             list(found)
 
 
@@ -311,7 +336,7 @@ def test_a_runtime_environment_that_is_none_is_one_line(given, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"^PYIDS_RUNTIME_ENV is no runtime environment \(.*: give"
     ):
-        ray_module._runtime_env()
+        ray_cluster._runtime_env()
 
 
 def test_the_error_of_an_actor_arrives_as_it_was(ray_engine, tmp_path):
@@ -358,8 +383,8 @@ def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setattr(ray_module, "_TRY_SECONDS", 2)
-    monkeypatch.setattr(ray_module, "_read_mode_again", lambda: None)  # this process has a cluster
+    monkeypatch.setattr(ray_cluster, "_TRY_SECONDS", 2)
+    monkeypatch.setattr(ray_cluster, "_read_mode_again", lambda: None)  # this process has a cluster
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -383,7 +408,7 @@ def test_a_cluster_that_does_not_start_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr("pyids.engine.ray._started_cluster", lambda: None)
+    monkeypatch.setattr("pyids.engine.ray_cluster._started_cluster", lambda: None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"cannot start a cluster .*timed out during") as raised:

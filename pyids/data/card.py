@@ -136,6 +136,8 @@ def make_card(
 ) -> str:
     """Return the card of rows that are exported to a file of that name."""
     config = _config(store) if how is None else dict(how.config)
+    # Not as asked, but as needed: whether rows are left out is decided once.
+    config["skip_failing"] = (store.path / "left_out.json").exists()
     ids = np.sort(np.asarray(selected.row_ids, dtype=np.int64))
     step = max(1, -(-len(ids) // _READ_ROWS))
     licenses, sources = _facts_of_rows(store, ids[::step])
@@ -348,7 +350,10 @@ def _about_license(found: list[str]) -> str:
 
 def _reproduce(config: dict[str, Any], how: How | None) -> list[str]:
     data = " ".join(_inline(_without_folder(one)) for one in config.get("data", ["DATA"])[:_SHOWN])
-    aside = ("data", "output_dir", "workers", "threads", "device", "engine")
+    aside = (
+        *("data", "output_dir", "workers", "threads", "device", "engine", "address"),
+        *("task_timeout", "max_memory"),
+    )
     known = RunConfig.model_fields
     shown = {
         key: _without_folder(value)

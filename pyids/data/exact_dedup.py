@@ -10,7 +10,7 @@ one bucket.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,7 +44,11 @@ _REPEAT = np.dtype([("row_id", "<i8"), ("first", "<i8")])
 
 
 def drop_duplicates(
-    store: Store, *, keep_duplicates: bool = False, engine: Engine | None = None
+    store: Store,
+    *,
+    keep_duplicates: bool = False,
+    engine: Engine | None = None,
+    left_out: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write ``keep/``, ``skipped.jsonl`` and ``duplicates.jsonl``; skip it when it is done already.
 
@@ -56,6 +60,9 @@ def drop_duplicates(
         Rows that repeat an earlier one stay; they are listed all the same.
     engine : Engine, optional
         Where digests are dealt and sorted; by default this process.
+    left_out : sequence of mappings, optional
+        What is recorded of shards that are left out (`pyids.data.left_out`): where ``keep/`` is
+        without them, it is done. They are not left out here.
     """
     keep = store.path / "keep"
     inputs = {
@@ -63,7 +70,8 @@ def drop_duplicates(
         "keep_duplicates": keep_duplicates,
     }
     entry = keep / "index.json"
-    if read_entry(entry, inputs) is not None:
+    finished = {**inputs, "left_out": list(left_out)} if left_out else inputs
+    if read_entry(entry, finished) is not None:
         return
     begin(entry)
     shutil.rmtree(store.scratch, ignore_errors=True)

@@ -19,6 +19,7 @@ from pyids.chat.formats import BadRow, UnusableRow
 from pyids.data.diagnose import summarize
 from pyids.data.exact_dedup import drop_duplicates
 from pyids.data.fingerprints import fingerprint_sources
+from pyids.data.left_out import leave_out, recorded
 from pyids.data.look import Look
 from pyids.data.readers import Problem, Reader
 from pyids.data.shard_writer import ShardWriter, split_name
@@ -141,7 +142,9 @@ def ingest(
 
 
 def _after_reading(store: Store, keep_duplicates: bool, engine: Engine | None = None) -> Intake:
-    drop_duplicates(store, keep_duplicates=keep_duplicates, engine=engine)
+    left_out = recorded(store)
+    drop_duplicates(store, keep_duplicates=keep_duplicates, engine=engine, left_out=left_out)
+    leave_out(store)
     counts = (store.rows_read, store.kept, store.skipped, store.duplicates)
     index = store.index
     if not store.kept:

@@ -23,7 +23,8 @@ _ROWS_PER_BLOCK = 1024
 MAX_NAMED = 20
 
 
-_REASON = "its vector is zero (--zero-vectors drop)"
+# Why such a row is skipped.
+REASON = "its vector is zero (--zero-vectors drop)"
 
 
 def drop_zero_rows(store: Store) -> None:
@@ -52,7 +53,7 @@ def drop_zero_rows(store: Store) -> None:
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             write_npy(file, kept)
         for place in places(store, shard, ids - shard.first_row_id):
-            lines.append((place["row_id"], orjson.dumps({**place, "reason": _REASON})))
+            lines.append((place["row_id"], orjson.dumps({**place, "reason": REASON})))
     with atomic_write(store.path / "skipped.jsonl") as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for _, line in sorted(lines)))
     count = sum(map(len, dropped.values()))

@@ -9,27 +9,35 @@ the same whatever the engine.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
-from pyids.errors import ConfigError, PyidsError
+from pyids.engine.failing import Failed, attempt, died, judged, name_of, outcome
+from pyids.errors import ConfigError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+logger = logging.getLogger("pyids")
+
 # Tasks in flight for each worker: one runs, one waits, so that no worker idles between two tasks.
 IN_FLIGHT = 2
+# Failed tasks after which the others are not done, though each of them is to be known.
+_MOST_FAILED = 64
 
 
 class Engine(Protocol):
@@ -48,8 +56,21 @@ class Engine(Protocol):
 
         At most ``IN_FLIGHT * workers`` items are taken ahead of the result that is yielded, so
         `items` may be endless. The first exception of a task, in item order, is raised here as it
-        was; a worker that died is a `PyidsError` that names its item. Tasks in flight when the
-        iterator is closed may still run to their end; `close` waits for them.
+        was, with a note that names its item; a worker that dies each time is a `PyidsError` that
+        names it. What failed is in `failed` then. Tasks in flight when the iterator is closed may
+        still run to their end; `close` waits for them.
+        """
+        ...
+
+    @property
+    def failed(self) -> tuple[Failed, ...]:
+        """The tasks that made the last `map` raise; none where no task is to blame."""
+        ...
+
+    def find_all_failing(self) -> None:
+        """From now on, let a `map` in which a task on shards fails do the others before it raises.
+
+        So `failed` holds all of them (up to `_MOST_FAILED`), and what the others write is there.
         """
         ...
 
@@ -72,7 +93,37 @@ class Engine(Protocol):
 
 
 class Closing:
-    """`with engine:` closes it."""
+    """What engines share: `with engine:` closes it, and `map` raises what tasks fail with."""
+
+    failed: tuple[Failed, ...] = ()
+    _all_failing = False
+
+    def find_all_failing(self) -> None:
+        """See `Engine.find_all_failing`."""
+        self._all_failing = True
+
+    def map(self, task: Callable[[T], R], items: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
+        """See `Engine.map`."""
+        self.failed = ()
+        failed: list[Failed] = []
+        with closing(self._outcomes(task, items, gpu)) as outcomes:
+            for found in outcomes:
+                if not isinstance(found, Failed):
+                    if not failed:
+                        yield found
+                    continue
+                failed.append(found)
+                if not (self._all_failing and found.shards) or len(failed) == _MOST_FAILED:
+                    break
+        if failed:
+            self.failed = tuple(failed)
+            raise failed[0].error
+
+    def _outcomes(
+        self, task: Callable[[T], R], items: Iterable[T], gpu: bool
+    ) -> Generator[R | Failed]:
+        """Yield what became of each task, in the order of the items."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """End what this engine started."""
@@ -118,45 +169,79 @@ class LocalEngine(Closing):
     def check(self, folder: Path, files: Iterable[str]) -> None:
         """See `Engine.check`: its workers are of this machine."""
 
-    def map(self, task: Callable[[T], R], items: Iterable[T], *, gpu: bool = False) -> Iterator[R]:
-        """See `Engine.map`."""
-        if self.workers == 1:
-            return (task(item) for item in items)
-        return self._map_in_pool(task, items)
+    def _outcomes(
+        self, task: Callable[[T], R], items: Iterable[T], gpu: bool
+    ) -> Generator[R | Failed]:
+        if self.workers > 1:
+            yield from self._outcomes_of_pool(task, items)
+            return
+        for item in items:
+            found: R | Failed
+            try:
+                found = task(item)
+            except Exception as error:  # noqa: BLE001  raised by `map`, unless it is judged
+                found = judged(error, item)
+            yield found
 
-    def _map_in_pool(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        if self._pool is None:
-            spawn = multiprocessing.get_context("spawn")
-            devices = None
-            if self._gpus:
-                devices = spawn.SimpleQueue()
-                for n in range(self.workers):
-                    devices.put(_gpu_name(n % self._gpus))
-            self._pool = ProcessPoolExecutor(
-                self.workers, spawn, initializer=_begin, initargs=(devices,)
-            )
-        running: deque[tuple[T, Future[R]]] = deque()
+    def _outcomes_of_pool(
+        self, task: Callable[[T], R], items: Iterable[T]
+    ) -> Generator[R | Failed]:
+        running: deque[_Running[T]] = deque()
         try:
             for item in items:
-                with _signals_held():
-                    running.append((item, self._pool.submit(task, item)))
+                if self._pool is None:
+                    self._pool = self._started(self.workers)
+                running.append(_Running(item, _submitted(self._pool, task, item)))
                 if len(running) >= IN_FLIGHT * self.workers:
-                    yield running[0][1].result()
-                    running.popleft()
+                    yield self._outcome(task, running)
             while running:
-                yield running[0][1].result()
-                running.popleft()
-        except BrokenProcessPool:
-            self._end_workers()
-            self._pool = None  # a broken pool takes no more work; the next map starts a new one
-            place = f" at or soon after {name_of(running[0][0])}" if running else ""
-            raise PyidsError(
-                f"a worker process died{place} (killed, or out of memory?): the same command goes "
-                "on where it stopped; give fewer workers if memory was short"
-            ) from None
+                yield self._outcome(task, running)
         finally:
-            for _, future in running:
-                future.cancel()
+            for one in running:
+                one.future.cancel()
+
+    def _started(self, workers: int) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")
+        devices = None
+        if self._gpus:
+            devices = spawn.SimpleQueue()
+            for n in range(workers):
+                devices.put(_gpu_name(n % self._gpus))
+        return ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(devices,))
+
+    def _outcome(self, task: Callable[[T], Any], running: deque[_Running[T]]) -> Any:
+        """Wait for the first of the tasks in flight."""
+        if running[0].lost and not running[0].alone:
+            self._do_alone(task, running)
+        one = running.popleft()
+        if one.lost:
+            return died(one.item, "a worker process died twice (killed, or out of memory?)")
+        return outcome(one.future.result(), one.item)
+
+    def _do_alone(self, task: Callable[[T], Any], running: deque[_Running[T]]) -> None:
+        """Do again what a broken pool has lost, one at a time, each in a process of its own.
+
+        A pool does not tell whose task it was that the dead process worked on.
+        """
+        wait_for([one.future for one in running])
+        self._end_workers()
+        self._pool = None
+        lost = [one for one in running if not one.alone and one.lost]
+        logger.warning(
+            "a worker process died (killed, or out of memory?) at one of %s: trying them again, "
+            "one at a time",
+            ", ".join(name_of(one.item) for one in lost),
+        )
+        for one in lost:
+            one.alone = True
+            self._pool = self._started(1)
+            one.future = _submitted(self._pool, task, one.item)
+            wait_for([one.future])
+            if one.lost:
+                self._end_workers()
+            else:
+                self._pool.shutdown()
+            self._pool = None
 
     def kill(self) -> None:
         """End the worker processes at once; what they were writing is removed by the next run."""
@@ -177,6 +262,30 @@ class LocalEngine(Closing):
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+@dataclass(eq=False)
+class _Running(Generic[T]):
+    """A task in flight; `alone` in a process of its own."""
+
+    item: T
+    future: Future[Any]
+    alone: bool = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether its process died, or another of the same pool; waits for the task."""
+        return isinstance(self.future.exception(), BrokenProcessPool)
+
+
+def _submitted(pool: ProcessPoolExecutor, task: Callable[[T], Any], item: T) -> Future[Any]:
+    try:
+        with _signals_held():
+            return pool.submit(attempt, task, item)
+    except BrokenProcessPool as error:  # noticed only now
+        lost: Future[Any] = Future()
+        lost.set_exception(error)
+        return lost
 
 
 @contextmanager
@@ -217,25 +326,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def name_of(item: object) -> str:
-    """Name what a task works on: its shards and rows, its file; else the item as it is."""
-    shards = getattr(item, "shards", None) or getattr(item, "targets", ())
-    if (shard := getattr(item, "shard", None)) is not None:
-        shards = (shard,)
-    if shards:
-        first, last = shards[0], shards[-1]
-        names = first.name if len(shards) == 1 else f"{first.name} to {last.name}"
-        rows = f"rows {first.first_row_id} to {last.first_row_id + last.rows - 1}"
-        return f"shard {names} ({rows})"
-    if (split := getattr(item, "split", None)) is not None:
-        end = f"byte or row group {split.start} to {split.stop}" if split.stop else "the whole file"
-        return f"{split.source.path} ({end})"
-    if (group := getattr(item, "group", None)) is not None:
-        names = [Path(path).stem for path in (group.paths[0], group.paths[-1])]
-        return f"shards {names[0]} to {names[1]} ({group.rows} rows)"
-    return repr(item)
 
 
 def in_process(engine: Engine) -> bool:

@@ -52,7 +52,8 @@ _OF_A_JUDGE = (
 
 # Where and with what a selection is computed: its rows are the same.
 _OF_THE_MACHINE = {
-    *("engine", "workers", "address", "task_timeout", "threads", "max_memory", "device")
+    *("engine", "workers", "address", "task_timeout", "skip_failing"),
+    *("threads", "max_memory", "device"),
 }
 
 

@@ -27,7 +27,7 @@ from pyids.store.place import is_run_folder
 # Where a run works does not change what it selects: these may differ when it goes on.
 _MACHINE = {
     *("data", "engine", "workers", "threads", "max_memory", "address", "device", "output_dir"),
-    "task_timeout",
+    *("task_timeout", "skip_failing"),
     *(
         "num_gpus",
         "num_processes",

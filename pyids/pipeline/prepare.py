@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -21,11 +21,12 @@ from pyids.errors import ConfigError, DataError
 from pyids.pipeline.clusters import cluster
 from pyids.pipeline.counts import count, counted
 from pyids.pipeline.exclude import exclude, stands
+from pyids.pipeline.failing import do_stages
 from pyids.pipeline.grow import extend, known_first, new_inputs
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
 from pyids.pipeline.rate import rate, rated
-from pyids.pipeline.stages import drop_near, embed, engine_of, read
+from pyids.pipeline.stages import drop_near, embed, engine_of, measure, read
 from pyids.progress import report
 from pyids.store.files import atomic_write
 from pyids.store.folder import Store
@@ -68,32 +69,15 @@ def prepare(config: RunConfig, until: Stage = "cluster", engine: Engine | None =
                 store.check_claim(identity)
             check_decided(store.path, config)
             read(store, config, sources, engine)
-            if config.has_vectors and until != "read":
-                take_vectors(
-                    store,
-                    config.embeddings_file,
-                    column=config.embeddings_column,
-                    engine=engine,
-                    progress=lambda done: report("copy vectors", done, store.kept),
-                    metric=config.metric,
-                    zero_vectors=config.zero_vectors,
-                    known=len(sources) - len(new) if new else 0,
-                )
-            if new:
-                extend(store, new, identity)
-            # Only now: a folder whose rows or vectors could not be read is nobody's.
-            store.claim(identity)
-            accept(store.path / "input")
-            with atomic_write(store.path / "config.yaml") as temporary:
-                absolute = with_absolute_paths(config)
-                temporary.write_text(absolute.to_yaml(), encoding="utf-8")
-            note_places(store.path)
-            write_mark(store.path, named(absolute))
-            if not config.has_vectors and until != "read":
-                embed(store, config, engine)
-            if until == "cluster":
-                exclude(store, config, engine)
-                _after_vectors(store, config, engine)
+            added = iter([new] if new else [])
+
+            def claim() -> None:
+                for files in added:  # once, though the stages may begin anew
+                    extend(store, files, identity)
+                _claim(store, config, identity)
+
+            known = len(sources) - len(new) if new else 0
+            do_stages(store, config, engine, _stages(store, config, engine, until, known, claim))
         return store
 
 
@@ -150,6 +134,58 @@ def reopen(
         elif until == "cluster":
             _after_vectors(store, config, ours=is_ours(folder, named(config)))
         return store
+
+
+def _stages(
+    store: Store,
+    config: RunConfig,
+    engine: Engine,
+    until: Stage,
+    known: int,
+    claim: Callable[[], None],
+) -> list[tuple[str, Callable[[], object]]]:
+    """List the stages after the reading: their names and what does them."""
+    stages: list[tuple[str, Callable[[], object]]] = [
+        ("count", lambda: measure(store, config, engine))
+    ]
+    if config.has_vectors and until != "read":
+        stages.append(("embed", lambda: _take_vectors(store, config, engine, known)))
+    # Only now: a folder whose rows or vectors could not be read is nobody's.
+    stages.append(("claim", claim))
+    if not config.has_vectors and until != "read":
+        stages.append(("embed", lambda: embed(store, config, engine)))
+    if until == "cluster":
+        stages += [
+            ("exclude", lambda: exclude(store, config, engine)),
+            ("cluster", lambda: cluster(store, config, engine)),
+            ("near-duplicates", lambda: drop_near(store, config, engine)),
+            ("quality", lambda: rate(store, config, engine)),
+        ]
+    return stages
+
+
+def _take_vectors(store: Store, config: RunConfig, engine: Engine, known: int) -> None:
+    take_vectors(
+        store,
+        config.embeddings_file,
+        column=config.embeddings_column,
+        engine=engine,
+        progress=lambda done: report("copy vectors", done, store.kept),
+        metric=config.metric,
+        zero_vectors=config.zero_vectors,
+        known=known,
+    )
+
+
+def _claim(store: Store, config: RunConfig, identity: Mapping[str, Any]) -> None:
+    """Make the folder that of this run."""
+    store.claim(identity)
+    accept(store.path / "input")
+    with atomic_write(store.path / "config.yaml") as temporary:
+        absolute = with_absolute_paths(config)
+        temporary.write_text(absolute.to_yaml(), encoding="utf-8")
+    note_places(store.path)
+    write_mark(store.path, named(absolute))
 
 
 def _local_files(config: RunConfig, sources: Sequence[Source]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyids.config import Dtype, LongText, RunConfig
-from pyids.data.ingest import Intake, describe, ingest
+from pyids.data.ingest import describe, ingest
 from pyids.data.sources import Source
 from pyids.device import device, find_device
 from pyids.engine import Engine, LocalEngine, make_engine
@@ -50,8 +50,8 @@ def engine_of(config: RunConfig, workers: int | None = None) -> Engine:
     )
 
 
-def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Engine) -> Intake:
-    """Read and validate the rows, drop duplicates; check what depends on their number."""
+def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Engine) -> None:
+    """Read and validate the rows, drop duplicates."""
     intake = ingest(
         store,
         sources,
@@ -62,9 +62,12 @@ def read(store: Store, config: RunConfig, sources: Sequence[Source], engine: Eng
         progress=lambda rows, done, total: report("read", done, total, "bytes"),
     )
     logger.info("%s", describe(intake))
+
+
+def measure(store: Store, config: RunConfig, engine: Engine) -> None:
+    """Count what the budget counts by; check what depends on the number of rows."""
     count(store, config, engine)
-    config.cluster_count(intake.kept, budget_of(store, config).rows)
-    return intake
+    config.cluster_count(store.kept, budget_of(store, config).rows)
 
 
 # To be raised when the same row would be embedded as another text.
@@ -149,7 +152,9 @@ def _embed_shard(task: _EmbedTask) -> int:
         share = done / max(total, 1)
         report("embed", task.rows_before + int(share * n_rows), task.rows_in_all)
 
-    if (stream := getattr(encoder, "encode_stream", None)) is not None:
+    if not n_rows:  # of none an encoder of somebody else's may make what it likes
+        vectors = np.empty((0, encoder.dim), np.float16)
+    elif (stream := getattr(encoder, "encode_stream", None)) is not None:
         vectors, done = np.empty((n_rows, encoder.dim), np.float16), 0
         for block in stream(texts, task.threads):
             vectors[done : done + len(block)] = block

@@ -7,6 +7,7 @@ from pathlib import Path
 # The stage that writes a file or folder of the run folder, as `pyids clean --stage` calls it.
 STAGES = {
     "read": ("rows", "keep", "skipped.jsonl", "duplicates.jsonl"),
+    "left-out": ("left_out.json", "keep", "skipped.jsonl", "duplicates.jsonl"),
     "count": ("tokens", "groups"),
     "embed": ("embeddings",),
     "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json", "growth.json"),
@@ -33,7 +34,7 @@ def _remedy(folder: Path, parts: tuple[str, ...]) -> str:
     command = f"pyids clean {folder} --stage {stage}"
     if stage == "rounds" and len(parts) > 1 and parts[1].isdecimal():
         command += f" --from {parts[1]}"
-    if stage in ("read", "count", "embed", "exclude"):
+    if stage in ("read", "left-out", "count", "embed", "exclude"):
         return f"`{command}`, then the command that began the run, with all its options"
     if stage == "export":
         return f"`{command}`, then `pyids export {folder}`"

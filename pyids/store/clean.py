@@ -14,6 +14,9 @@ from pyids.store.place import is_run_folder
 from pyids.store.remedies import STAGES
 from pyids.store.rounds import known_rounds
 
+# Files of other stages that hold what a stage has made, and go with it.
+_NAMED_IN = {"left-out": ("keep", "skipped.jsonl", "duplicates.jsonl")}
+
 
 def found(path: Path, stages: Iterable[str] = STAGES) -> dict[str, tuple[int, list[str]]]:
     """Return what each stage has left in a run folder: its bytes, and its files and folders.
@@ -71,7 +74,7 @@ def clean(path: Path, stage: str, *, from_round: int = 1) -> list[str]:
     if not is_run_folder(path):
         raise ConfigError(f"{path} is not a run folder: name the --output-dir of a run")
     with Store.open(path):
-        names = [*STAGES[stage], "manifest.json"]
+        names = [*STAGES[stage], *_NAMED_IN.get(stage, ()), "manifest.json"]
         if stage == "rounds" and from_round > 1:
             rounds = path / "rounds"
             drawn, told = known_rounds(rounds)

@@ -7,7 +7,7 @@ from pathlib import Path
 # The stage that writes a file or folder of the run folder, as `pyids clean --stage` calls it.
 STAGES = {
     "read": ("rows", "keep", "skipped.jsonl", "duplicates.jsonl"),
-    "left-out": ("left_out.json", "keep", "skipped.jsonl", "duplicates.jsonl"),
+    "left-out": ("left_out.json",),
     "count": ("tokens", "groups"),
     "embed": ("embeddings",),
     "cluster": ("labels", "centroids.safetensors", "centroids.json", "auto_k.json", "growth.json"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,9 +20,10 @@ from pyids.config import Dtype, LongText, RunConfig
 from pyids.data.ingest import describe, ingest
 from pyids.data.sources import Source
 from pyids.device import device, find_device
-from pyids.engine import Engine, LocalEngine, make_engine
+from pyids.engine import Engine, LocalEngine, in_process, make_engine
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
+from pyids.pipeline.streamed import threads_of_task
 from pyids.progress import report
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import (
@@ -86,6 +88,7 @@ class _EmbedTask:
     device: str
     dtype: Dtype
     threads: int | None
+    cores: int | None
     inputs: dict[str, Any]
     rows_before: int
     rows_in_all: int
@@ -98,6 +101,9 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     before = [0, *itertools.accumulate(rows)]
     # Where a task runs on another machine, the device is that machine's.
     where = device(config) if isinstance(engine, LocalEngine) else config.device
+    # Beside other tasks, each has its share of the cores for work that gives the same bits on any
+    # number of them; torch's threads are left as they are, where nothing else is asked for.
+    cores = config.threads if in_process(engine) else threads_of_task(engine, config.threads)
     tasks = [
         _EmbedTask(
             folder=str(store.path),
@@ -108,6 +114,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             device=where,
             dtype=config.dtype,
             threads=config.threads,
+            cores=cores,
             inputs={
                 "rows": store.fingerprint(shard),
                 "encoder": config.encoder,
@@ -140,6 +147,8 @@ def _embed_shard(task: _EmbedTask) -> int:
     encoder = find_encoder(
         *(task.encoder, task.max_length, task.long_text, find_device(task.device), task.dtype)
     )
+    if task.cores is not None:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(task.cores))  # of the library `tokenizers`
     if task.threads is not None:
         import torch
 
@@ -156,7 +165,7 @@ def _embed_shard(task: _EmbedTask) -> int:
         vectors = np.empty((0, encoder.dim), np.float16)
     elif (stream := getattr(encoder, "encode_stream", None)) is not None:
         vectors, done = np.empty((n_rows, encoder.dim), np.float16), 0
-        for block in stream(texts, task.threads):
+        for block in stream(texts, task.cores):
             vectors[done : done + len(block)] = block
             done += len(block)
             progress(done, n_rows)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pyids.clustering.kmeans import KMeans
+from pyids.clustering.lloyd import ShardPass
 from pyids.config import make_config
 from pyids.engine import LocalEngine
 from pyids.errors import ConfigError, DataError
@@ -187,3 +188,22 @@ def test_workers_have_some_groups_each(workers, rows, groups):
     assert len(found) == groups
     assert sum(group.rows for group in found) == rows
     assert [path for group in found for path in group.paths] == list(map(str, paths))
+
+
+def test_few_of_very_many_shards_are_mapped_at_once(tmp_path, monkeypatch):
+    """Linux maps some 65,000 files a process: a pool may have more, of a row each."""
+    paths = make_shards(tmp_path, [1] * 300)
+    whole, _ = fit(paths, PLAN, tmp_path / "scratch", max_memory=1 << 40)
+    monkeypatch.setattr(streamed, "MOST_MAPPED", 30)
+    monkeypatch.setattr(streamed, "_GROUP_SHARDS", 20)
+    mapped = []
+
+    def shard_pass(shards, *args, **options):
+        mapped.append(len(shards))
+        return ShardPass(shards, *args, **options)
+
+    monkeypatch.setattr(streamed, "ShardPass", shard_pass)
+    labels, _ = fit(paths, PLAN, tmp_path / "scratch", max_memory=1 << 40)
+    assert np.array_equal(labels, whole)
+    assert max(mapped) == 30
+    assert mapped.count(20) >= 13

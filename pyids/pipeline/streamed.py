@@ -27,7 +27,7 @@ from pyids.engine import Engine, LocalEngine, in_process
 from pyids.errors import DataError
 from pyids.neighbors import take_rows
 from pyids.resources import processors
-from pyids.store.arrays import ShardArrays, map_npy
+from pyids.store.arrays import MOST_MAPPED, ShardArrays, map_npy
 from pyids.store.files import atomic_write, create_npy, write_npy
 from pyids.store.ledger import load_npy
 
@@ -37,6 +37,8 @@ _GROUP_ROWS = 1 << 18
 # one, of not too few rows, for each group sends back sums of all clusters.
 _GROUPS_PER_WORKER = 4
 _LEAST_GROUP_ROWS = 1 << 14
+# Shards of a group, at most: a task maps all of them at once.
+_GROUP_SHARDS = 4096
 # Bytes an iteration keeps of a row, and of a value of the centers; and for its threads.
 _ROW_BYTES = 60
 _CENTER_BYTES = 50
@@ -145,6 +147,7 @@ class StreamedPass:
         most = 0 if once or not in_process(engine) else room // _ROW_BYTES
         ends = np.cumsum(lengths)
         n_held = len(lengths) if ends[-1] <= most else int(np.searchsorted(ends, most, "right"))
+        n_held = min(n_held, MOST_MAPPED)  # all of them are mapped at once
         self._held: ShardPass | None = None
         self._n_held = n_held if n_held and ends[n_held - 1] else 0
         if self._n_held:
@@ -254,7 +257,7 @@ def _groups(
     for path, length in zip(paths[start:], lengths[start:], strict=True):
         held.append(str(path))
         rows += length
-        if rows >= most:
+        if rows >= most or len(held) == _GROUP_SHARDS:
             yield _Group(first, tuple(held), rows)
             first, held, rows = first + rows, [], 0
     if held:

@@ -14,6 +14,7 @@ from pyids.errors import ConfigError, DataError
 from pyids.pipeline import streamed
 from pyids.pipeline.kmeans_plan import describe, kmeans_plan
 from pyids.resources import default_max_memory, memory_left
+from pyids.store import arrays
 from pyids.store.arrays import ShardArrays
 from pyids.store.ledger import load_npy, save_npy
 
@@ -194,7 +195,8 @@ def test_few_of_very_many_shards_are_mapped_at_once(tmp_path, monkeypatch):
     """Linux maps some 65,000 files a process: a pool may have more, of a row each."""
     paths = make_shards(tmp_path, [1] * 300)
     whole, _ = fit(paths, PLAN, tmp_path / "scratch", max_memory=1 << 40)
-    monkeypatch.setattr(streamed, "MOST_MAPPED", 30)
+    for module in (streamed, arrays):
+        monkeypatch.setattr(module, "MOST_MAPPED", 30)
     monkeypatch.setattr(streamed, "_GROUP_SHARDS", 20)
     mapped = []
 
@@ -204,6 +206,13 @@ def test_few_of_very_many_shards_are_mapped_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(streamed, "ShardPass", shard_pass)
     labels, _ = fit(paths, PLAN, tmp_path / "scratch", max_memory=1 << 40)
+    assert np.array_equal(labels, whole)
+    assert mapped == [1]  # all of them, in one file
+    fixed = streamed._CENTER_BYTES * 12 * 6 + streamed._THREAD_BYTES
+    room = 100 * streamed._ROW_BYTES
+    memory = 2 * fixed + streamed._GROUP_ROWS * streamed._ROW_BYTES + room
+    mapped.clear()
+    labels, _ = fit(paths, PLAN, tmp_path / "scratch", max_memory=memory)
     assert np.array_equal(labels, whole)
     assert max(mapped) == 30
     assert mapped.count(20) >= 13

@@ -146,13 +146,16 @@ class StreamedPass:
         room = _room(max_memory, plan.n_clusters, len(extent.largest), _GROUP_ROWS)
         most = 0 if once or not in_process(engine) else room // _ROW_BYTES
         ends = np.cumsum(lengths)
-        n_held = len(lengths) if ends[-1] <= most else int(np.searchsorted(ends, most, "right"))
-        n_held = min(n_held, MOST_MAPPED)  # all of them are mapped at once
+        if ends[-1] <= most:
+            n_held, held = len(lengths), vectors.all(scratch)
+        else:  # all of these are mapped at once
+            n_held = min(int(np.searchsorted(ends, most, "right")), MOST_MAPPED)
+            held = vectors[:n_held]
         self._held: ShardPass | None = None
         self._n_held = n_held if n_held and ends[n_held - 1] else 0
         if self._n_held:
             self._held = ShardPass(
-                [vectors[i] for i in range(self._n_held)],
+                held,
                 plan.n_clusters,
                 extent,
                 metric=plan.metric,

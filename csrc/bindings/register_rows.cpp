@@ -53,6 +53,11 @@ bool append_words(std::string& out, const Unit* text, py::ssize_t size) {
     while (at < size && is_space(text[at])) ++at;
     if (at == size) return true;
     if (out.size() > begin) out.push_back(' ');
+    if constexpr (sizeof(Unit) == 1) {  // as it is, up to where it is no ASCII
+      const py::ssize_t first = at;
+      while (at < size && text[at] < 128 && !kAsciiSpace[text[at]]) ++at;
+      out.append(reinterpret_cast<const char*>(text + first), static_cast<std::size_t>(at - first));
+    }
     for (; at < size && !is_space(text[at]); ++at) {
       if constexpr (sizeof(Unit) > 1) {
         if (text[at] >= 0xD800 && text[at] < 0xE000) return false;

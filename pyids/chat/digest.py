@@ -94,7 +94,8 @@ def digest_of_turns(turns: object, keys: tuple[str, str], roles: Mapping[str, st
     roles
         Role as written -> role.
     """
-    text = _core.conversation_text(turns, *keys, roles, nfc, True)
+    role, content = keys
+    text = _core.conversation_text(turns, role, content, roles, nfc, True)
     return None if text is None else xxhash.xxh3_128_digest(text)
 
 

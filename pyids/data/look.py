@@ -25,14 +25,21 @@ class Look:
         self.format = format
         self.formats = Counter[str]()
         self.unused = Counter[str]()
+        self._columns: tuple[str, ...] = ()
+        self._plain = plain_turns((), format)
 
     def digest(self, record: dict[str, Any]) -> bytes:
         """Give the digest of a row's conversation; see `to_messages` for what is raised."""
-        if type(record) is dict and (plain := plain_turns(tuple(record), self.format)) is not None:
-            key = digest_of_turns(record[plain.column], plain.keys, plain.roles)
-            if key is not None:
-                self.formats[plain.format] += 1
-                return key
+        if type(record) is dict:
+            columns = tuple(record)
+            if columns != self._columns:  # nearly all rows have those of the one before
+                self._columns, self._plain = columns, plain_turns(columns, self.format)
+            if (plain := self._plain) is not None:
+                name, column, keys, roles = plain
+                key = digest_of_turns(record[column], keys, roles)
+                if key is not None:
+                    self.formats[name] += 1
+                    return key
         format = self.format if self.format != "auto" else detect_format(record)
         if format is None:
             raise BadRow(no_format(record))

@@ -350,18 +350,30 @@ def _write(
                     f"vectors of row ids {block_ids[0]} and following have {block.shape[1]} "
                     f"numbers, those before them {width}: make them one length"
                 )
-            bad = block_ids[~np.isfinite(block).all(axis=1)].tolist()
+            finite, zero_vector = _look_at(block)
+            bad = block_ids[~finite].tolist()
             if bad:
                 raise DataError(
                     f"vectors with NaN, infinite or missing values (row ids {listed_ids(bad)}): "
                     "compute them again, or leave those rows out"
                 )
-            zero = block_ids[~block.any(axis=1)].tolist()
+            zero = block_ids[zero_vector].tolist()
             zeros += zero[: MAX_NAMED - len(zeros)]
             zero_rows += len(zero)
             vectors[start : start + len(block)] = block
         del vectors
     return {"rows": len(ids), "width": width, "zeros": zeros, "zero_rows": zero_rows}
+
+
+def _look_at(block: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell which vectors of a block are finite, and which are zero."""
+    if block.dtype != np.float16 or not block.shape[1]:
+        return np.isfinite(block).all(axis=1), np.logical_not(block.any(axis=1))
+    # By their bits, without the sign: NumPy widens each half before it looks at it, for a third of
+    # the time that copying takes. Infinity is 0x7c00, and what is not a number is above it.
+    bits = np.ascontiguousarray(block).view(np.uint16) & np.uint16(0x7FFF)
+    largest = bits.max(axis=1)
+    return largest < 0x7C00, largest == 0
 
 
 # ---- where vectors come from ---------------------------------------------------------------------

@@ -142,11 +142,12 @@ class Reader:
                 # the line that holds the byte before this split.
                 file.seek(self.start - 1)
                 left -= len(file.readline()) - 1
-            for line in iter(partial(file.readline, self.max_row_bytes + 1), b""):
-                if len(line) > self.max_row_bytes:
+            longest, until_stop = self.max_row_bytes, bool(self.stop)
+            for line in iter(partial(file.readline, longest + 1), b""):
+                if len(line) > longest:
                     yield self._end(self._too_long())
                     return
-                if self.stop:
+                if until_stop:
                     if left <= 0:
                         return
                     left -= len(line)
@@ -156,8 +157,16 @@ class Reader:
                 if raw[:1] != b"{" or raw[-1:] != b"}":
                     # Files that were written in pieces have a byte order mark between them, too.
                     raw = raw.removeprefix(codecs.BOM_UTF8).removesuffix(codecs.BOM_UTF8)
-                if raw:
-                    yield self.lines, raw, _parse(self.lines, raw)
+                if not raw:
+                    continue
+                try:
+                    record = orjson.loads(raw)  # here, as nearly all rows go through: `_parse`
+                except orjson.JSONDecodeError:
+                    record = None
+                if type(record) is not dict:
+                    record = _parse(self.lines, raw)
+                yield self.lines, raw, record
+                del record
 
     def _array(self) -> Iterator[Item]:
         """Read the items of one array, or objects that follow one another over any lines."""

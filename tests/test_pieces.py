@@ -362,6 +362,7 @@ def llama_settings():
     [
         appended(["model", "merges"], ["a", SPACE]),
         appended(["model", "merges"], [SPACE + "a", SPACE + "b"]),
+        appended(["model", "merges"], f"a {SPACE}"),
         changed(["model", "ignore_merges"], True),
         changed(["model", "dropout"], 0.1),
         changed(["model", "continuing_subword_prefix"], "##"),

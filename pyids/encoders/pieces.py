@@ -124,14 +124,17 @@ def _takes_words(settings: Settings) -> bool:
 
 
 def _is_sentencepiece(model: Settings) -> bool:
-    return (
-        model["type"] == "BPE"
-        and not model["ignore_merges"]  # else a text that is in the vocabulary is not merged
-        and not model["continuing_subword_prefix"]
-        and not model["end_of_word_suffix"]
-        and _SPACE in model["vocab"]
-        and not any(_SPACE in (left + right).lstrip(_SPACE) for left, right in model["merges"])
-    )
+    if (
+        model["type"] != "BPE"
+        or model.get("ignore_merges")  # a text that is in the vocabulary is then one token
+        or model.get("continuing_subword_prefix")
+        or model.get("end_of_word_suffix")
+        or _SPACE not in model["vocab"]
+    ):
+        return False
+    # Pairs, or in older files texts with a space between the two.
+    merged = ("".join(merge).replace(" ", "") for merge in model["merges"])
+    return not any(_SPACE in token.lstrip(_SPACE) for token in merged)
 
 
 def _writes_spaces(settings: Settings) -> bool:

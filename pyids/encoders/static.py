@@ -32,6 +32,8 @@ from pyids.models.hub import ModelRef
 
 Float32 = NDArray[np.float32]
 Ids = NDArray[np.int64]
+# To be raised when the same tokens would have another mean, by however little.
+_ROUNDING = 2
 # Texts embedded at a time: a few blocks a shard, so that the work on them overlaps.
 _BLOCK_ROWS = 2048
 # What an encoder's words and their tokens may take: some 500,000. When it is full, it is emptied.
@@ -90,10 +92,10 @@ class StaticEncoder:
 
     @cached_property
     def revision(self) -> str:
-        """Hash of the table, the tokenizer and the limit."""
+        """Hash of the table, the tokenizer, the limit, and how means are rounded."""
         digest = xxhash.xxh3_128(self.table.weights.read_bytes())
         digest.update(self.table.tokenizer.read_bytes())
-        digest.update(f"{self.max_length} {self.table.normalize}".encode())
+        digest.update(f"{self.max_length} {self.table.normalize} {_ROUNDING}".encode())
         return digest.hexdigest()
 
     @property

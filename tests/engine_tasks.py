@@ -89,15 +89,27 @@ def die_inside(job):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def hold_node(job):
-    """Do a task; the first one on a node says that it is there, and waits for the node's end."""
+def wait_for_the_end(job):
+    """Do a task; the first one of its stage names its node, and waits until that is lost."""
     import ray
 
-    task, marks, node, item = job
-    if ray.get_runtime_context().get_node_id() == node:
-        (Path(marks) / task.__name__).touch()
-        time.sleep(600)
-    return task(item)
+    task, marks, item = job
+    named = Path(marks) / f".{task.__name__}-{os.getpid()}"
+    named.write_text(ray.get_runtime_context().get_node_id())
+    try:
+        os.link(named, Path(marks) / task.__name__)
+    except FileExistsError:
+        return task(item)
+    time.sleep(600)
+    raise AssertionError("the node was not lost")
+
+
+def node_of(number):
+    """Say which node this is, after a while."""
+    import ray
+
+    time.sleep(1)
+    return number, ray.get_runtime_context().get_node_id()
 
 
 def folder_bytes(folder):

@@ -307,6 +307,50 @@ def test_what_workers_lack_travels_with_the_command(tmp_path, monkeypatch):
         assert run_with_carried(tmp_path) == "[11, 16] [23]"
 
 
+@pytest.mark.slow
+def test_a_runtime_environment_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    """A package that pip cannot find: its index answers nobody, so that no network is needed."""
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    monkeypatch.setenv("PYIDS_RUNTIME_ENV", '{"pip": ["no-such-package-of-anybody"]}')
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    script = (
+        "import pathlib\n"
+        "from ray.cluster_utils import Cluster\n"
+        "from pyids.engine.ray import RayEngine\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+        "with RayEngine(cluster.address) as engine:\n"
+        "    for work in (\n"
+        "        lambda: list(engine.map(abs, [1, 2])),\n"
+        "        lambda: list(engine.map(abs, [1, 2], gpu=True)),\n"
+        "        lambda: engine.check(pathlib.Path('.'), []),\n"
+        "    ):\n"
+        "        try:\n"
+        "            work()\n"
+        "        except Exception as error:\n"
+        "            print('raised', type(error).__name__, error)\n"
+        "import ray\n"
+        "ray.shutdown()\n"
+        "cluster.shutdown()\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path,
+            check=False,
+        )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("raised")]
+    assert len(lines) == 3, done.stderr[-2000:]
+    for line in lines:
+        assert line.startswith("raised ConfigError")
+        assert "the runtime environment of PYIDS_RUNTIME_ENV cannot be made on a node" in line
+        # Without virtualenv Ray comes no further than to say so.
+        assert "no-such-package-of-anybody" in line or "virtualenv" in line
+        assert line.endswith("mend what it names, or unset PYIDS_RUNTIME_ENV")
+    assert "Ray node" in lines[2]
+
+
 def run_with_carried(folder):
     script = (
         "import os, sys\n"

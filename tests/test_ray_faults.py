@@ -1,14 +1,14 @@
 """Every stage on a Ray cluster of two nodes, of which something dies while it works.
 
-Each stage loses a worker: before its task, or after it, before anybody is told; then one stage
-loses a node. The run folder must hold the bytes that a single process makes, to the last file.
+Each stage loses a worker: before its task, or after it, before anybody is told; or it loses the
+node that its first task is on. The run folder must hold the bytes that a single process makes, to
+the last file. docs/pipelines.md has the table.
 """
 
 import contextlib
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from pyids.pipeline import prepare as prepare_module
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_tasks import die_inside, folder_bytes, hold_node
+from engine_tasks import die_inside, folder_bytes, node_of, wait_for_the_end
 
 FILES, ROWS = 6, 100
 # What must have met a fault: the task of each stage.
@@ -32,15 +32,15 @@ TASKS = {"read_split", "_deal", "_find", "_embed_shard", "measure_group", "assig
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes of one CPU each."""
+    """Two nodes of two CPUs each, beside the head, on which no task runs."""
     pytest.importorskip("ray", reason="the package ray is not installed")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.chdir(folder)  # Ray puts the working directory on the path: not the source tree
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        made.second = made.add_node(num_cpus=1)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        made.others = [made.add_node(num_cpus=2) for _ in range(2)]
         with contextlib.closing(RayEngine(made.address)):
             yield made
         import ray
@@ -83,50 +83,88 @@ def whole(pool, tiny, tmp_path_factory):
 
 
 class Dying(RayEngine):
-    """Some of its tasks are done by another function, which is told the task and more."""
+    """Its tasks are done by another function, which is told the task and more.
 
-    def __init__(self, address, instead, only, *more):
-        super().__init__(address, 2)
-        self.instead, self.only, self.more = instead, only, more
+    Those of the stages in `stay` run in processes that stay, as they do where there is a GPU.
+    """
+
+    def __init__(self, address, workers, stay, instead, *more):
+        super().__init__(address, workers)
+        self.stay, self.instead, self.more = stay, instead, more
+
+    cluster = None  # to be made whole before each stage
 
     def map(self, task, items, *, gpu=False):
-        if self.only in ("every", task.__name__):
-            jobs = ((task, *self.more, item) for item in items)
-            return super().map(self.instead, jobs, gpu=gpu)
-        return super().map(task, items, gpu=gpu)
+        while self.cluster is not None and len(self.cluster.others) < 2:
+            self.cluster.others.append(self.cluster.add_node(num_cpus=2))
+        jobs = ((task, *self.more, item) for item in items)
+        return super().map(self.instead, jobs, gpu=task.__name__ in self.stay)
+
+
+def use(monkeypatch, cluster, workers, stay, instead, *more):
+    def make(*args, **options):
+        return Dying(cluster.address, workers, stay, instead, *more)
+
+    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_every_stage_loses_a_worker(cluster, pool, tiny, whole, tmp_path, monkeypatch, when):
+@pytest.mark.parametrize(
+    ("workers", "stay"),
+    [(1, ()), (2, ()), (4, ()), (2, ("_embed_shard", "_rate_shard"))],
+    ids=["1", "2", "4", "2 processes that stay"],
+)
+def test_every_stage_loses_a_worker(
+    cluster, pool, tiny, whole, tmp_path, monkeypatch, when, workers, stay
+):
     marks = tmp_path / "marks"
     marks.mkdir()
-
-    def make(*args, **options):
-        return Dying(cluster.address, die_inside, "every", str(marks), when)
-
-    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
+    use(monkeypatch, cluster, workers, stay, die_inside, str(marks), when)
     found = draw(pool, tiny, tmp_path / "run")
     assert {path.name for path in marks.iterdir()} >= TASKS
     assert found == whole
 
 
-def test_a_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypatch):
+def test_every_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypatch):
+    """The first task of each waits until its node is lost; before the next stage another comes."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    node = cluster.second.node_id
+    lost, over = {}, threading.Event()
 
-    def make(*args, **options):
-        return Dying(cluster.address, hold_node, "_embed_shard", str(marks), node)
+    def remove_nodes():
+        while not over.wait(0.05):
+            for mark in marks.glob("[!.]*"):
+                if mark.name in lost:
+                    continue
+                lost[mark.name] = mark.read_text()
+                [node] = [one for one in cluster.others if one.node_id == lost[mark.name]]
+                cluster.remove_node(node, allow_graceful=False)
+                cluster.others.remove(node)
 
-    def remove():
-        while not (marks / "_embed_shard").exists():
-            time.sleep(0.05)
-        cluster.remove_node(cluster.second, allow_graceful=False)
-
-    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
-    thread = threading.Thread(target=remove, daemon=True)
+    monkeypatch.setattr(Dying, "cluster", cluster)  # nodes can be added by the main thread alone
+    thread = threading.Thread(target=remove_nodes, daemon=True)
     thread.start()
-    found = draw(pool, tiny, tmp_path / "run")
-    thread.join()
-    assert (marks / "_embed_shard").exists()
+    try:
+        use(monkeypatch, cluster, 4, ("_rate_shard",), wait_for_the_end, str(marks))
+        found = draw(pool, tiny, tmp_path / "run")
+    finally:
+        over.set()
+        thread.join()
+    assert lost.keys() >= TASKS
+    assert len(set(lost.values())) == len(lost)
     assert found == whole
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_a_node_that_comes_during_a_stage_gets_work(cluster, stay):
+    """More is asked for than there is, which an autoscaler sees; what waits takes no work."""
+    engine = RayEngine(cluster.address)
+    with contextlib.closing(engine):
+        results = engine.map(node_of, range(60), gpu=stay)
+        found = [next(results)]
+        node = cluster.add_node(num_cpus=2)
+        cluster.others.append(node)
+        found += results
+    assert [number for number, _ in found] == list(range(60))
+    assert node.node_id in {where for _, where in found}
+    cluster.remove_node(cluster.others.pop())

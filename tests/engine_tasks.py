@@ -77,16 +77,17 @@ def process_that_loaded(job):
 
 
 def die_inside(job):
-    """Do a task; the first one of its stage dies before its work, or with it done and not told."""
-    task, marks, when, item = job
-    mark = Path(marks) / task.__name__
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return task(item)
-    if when == "after":
-        task(item)
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Do a task; of each stage one dies before its work, and one with it done and not told."""
+    task, marks, item = job
+    for when in ("before", "after"):
+        try:
+            (Path(marks) / f"{task.__name__} {when}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        if when == "after":
+            task(item)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task(item)
 
 
 def wait_for_the_end(job):

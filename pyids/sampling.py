@@ -16,6 +16,9 @@ from pyids.checks import unsigned_seed as checked_seed
 
 Int64 = NDArray[np.int64]
 
+# Parts that wait to be merged: each is an object, however few rows it has.
+_MOST_WAITING = 4096
+
 
 class Sample(NamedTuple):
     """Drawn rows with what is needed to merge them with the rows drawn from other shards.
@@ -275,6 +278,7 @@ class ShardedSample:
         check("quotas", self._quotas, self._quotas >= 0, "must not be negative")
         self._merged = Sample(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, 2)))
         self._waiting: list[Sample] = []
+        self._n_waiting = 0
         self._limit = max(int(self._quotas.sum()), 1 << 16)
         self.floors = np.tile([-np.inf, 0.0], (len(self._quotas), 1))
 
@@ -285,12 +289,14 @@ class ShardedSample:
         if shapes != ((n,), (n,), (n, 2)):
             raise ValueError(f"a part must hold n row ids, n labels and n x 2 keys, not {shapes}")
         self._waiting.append(part)
-        if sum(len(held.row_ids) for held in self._waiting) >= self._limit:
+        self._n_waiting += n
+        if self._n_waiting >= self._limit or len(self._waiting) >= _MOST_WAITING:
             self._merge()
 
     def _merge(self) -> None:
         self._merged = _best([self._merged, *self._waiting], self._quotas)
         self._waiting.clear()
+        self._n_waiting = 0
         labels, (high, low) = self._merged.labels, self._merged.keys.T
         counts = np.bincount(labels, minlength=len(self._quotas))
         # The least key of each cluster, by its two parts: sorting for it would cost more than all

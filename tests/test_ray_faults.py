@@ -15,10 +15,11 @@ import numpy as np
 import orjson
 import pytest
 
-from pyids import selection as selection_module
+import pyids
 from pyids.config import make_config
+from pyids.data import exported_rows
 from pyids.engine.ray import RayEngine
-from pyids.pipeline import prepare as prepare_module
+from pyids.pipeline import shard_draw
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,7 +28,8 @@ from engine_tasks import die_inside, folder_bytes, node_of, wait_for_the_end
 FILES, ROWS = 6, 100
 # What must have met a fault: the task of each stage.
 TASKS = {"read_split", "_deal", "_find", "_embed_shard", "measure_group", "assign_group",
-         "find_repeats", "_rate_shard", "hash_some"}  # fmt: skip
+         "find_repeats", "_rate_shard", "draw_shards", "do_share", "write_lines",
+         "hash_some"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,13 @@ def pool(tmp_path_factory):
     return folder
 
 
-def draw(pool, tiny, folder):
+def draw(pool, tiny, folder, engine="local"):
     config = make_config(
         data=[str(pool / "*.jsonl")], encoder="wordllama", budget=20, rounds=1, clusters=5,
         semdedup_threshold=0.95, quality="perplexity", model=tiny, device="cpu", threads=1,
-        output_dir=str(folder),
+        oversample=2, num_processes=2, engine=engine, output_dir=str(folder),
     )  # fmt: skip
-    with selection_module.Selection(prepare_module.prepare(config), config) as selection:
+    with pyids.Selection.open(folder, config) as selection:
         selection.draw()
         selection.finish()
     found = folder_bytes(folder)
@@ -78,7 +80,7 @@ def draw(pool, tiny, folder):
 
 @pytest.fixture(scope="module")
 def whole(pool, tiny, tmp_path_factory):
-    """What one process makes of the pool."""
+    """What one process makes of the pool, but for the screening, which two do."""
     return draw(pool, tiny, tmp_path_factory.mktemp("here") / "run")
 
 
@@ -102,10 +104,15 @@ class Dying(RayEngine):
 
 
 def use(monkeypatch, cluster, workers, stay, instead, *more):
-    def make(*args, **options):
-        return Dying(cluster.address, workers, stay, instead, *more)
+    """Let stages run there; what screens candidates runs in processes that stay."""
 
-    monkeypatch.setattr("pyids.pipeline.stages.make_engine", make)
+    def make(*args, **options):
+        return Dying(cluster.address, workers, (*stay, "do_share"), instead, *more)
+
+    for user in ("pipeline.stages", "scoring.together"):
+        monkeypatch.setattr(f"pyids.{user}.make_engine", make)
+    for module in (shard_draw, exported_rows):
+        monkeypatch.setattr(module, "_TASK_ROWS", 2 * ROWS)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +126,7 @@ def test_every_stage_loses_two_workers(
     marks = tmp_path / "marks"
     marks.mkdir()
     use(monkeypatch, cluster, workers, stay, die_inside, str(marks))
-    found = draw(pool, tiny, tmp_path / "run")
+    found = draw(pool, tiny, tmp_path / "run", "ray")
     met = {path.name for path in marks.iterdir()}
     assert met >= {f"{task} {when}" for task in TASKS for when in ("before", "after")}
     assert found == whole
@@ -146,7 +153,7 @@ def test_every_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypa
     thread.start()
     try:
         use(monkeypatch, cluster, 4, ("_rate_shard",), wait_for_the_end, str(marks))
-        found = draw(pool, tiny, tmp_path / "run")
+        found = draw(pool, tiny, tmp_path / "run", "ray")
     finally:
         over.set()
         thread.join()

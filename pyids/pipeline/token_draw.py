@@ -134,6 +134,7 @@ class TokenPool:
             np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64), np.empty((0, 2))
         )
         self.waiting: list[_Held] = []
+        self.n_waiting = 0
 
     def how(self) -> dict[str, NDArray[Any]]:
         """Give the arguments that make another pool of its kind."""
@@ -160,10 +161,9 @@ class TokenPool:
         )
         tokens = part.tokens[np.searchsorted(part.row_ids, sample.row_ids)]
         fits = tokens <= self.limits.sum()
-        self.waiting.append(
+        self._wait(
             _Held(sample.row_ids[fits], sample.labels[fits], tokens[fits], sample.keys[fits])
         )
-        self._look()
 
     def found(self) -> tuple[_Held, NDArray[np.bool_]]:
         """Give the rows that the draw may take, and the cells of which rows were let go."""
@@ -174,12 +174,12 @@ class TokenPool:
         """Take what another pool has found in other shards."""
         held, cut = found
         self.cut |= cut
-        self.waiting.append(held)
-        self._look()
+        self._wait(held)
 
-    def _look(self) -> None:
-        limit = max(_MIN_HELD, len(self.held.row_ids))
-        if sum(len(held.row_ids) for held in self.waiting) > limit:
+    def _wait(self, held: _Held) -> None:
+        self.waiting.append(held)
+        self.n_waiting += len(held.row_ids)
+        if self.n_waiting > max(_MIN_HELD, len(self.held.row_ids)):
             self._merge()
 
     def _merge(self) -> None:
@@ -188,6 +188,7 @@ class TokenPool:
             np.concatenate(column) for column in zip(self.held, *self.waiting, strict=True)
         )
         self.waiting.clear()
+        self.n_waiting = 0
         order = np.lexsort((ids, -keys[:, 1], -keys[:, 0], cells))
         ids, cells, tokens, keys = ids[order], cells[order], tokens[order], keys[order]
         if np.isfinite(self.reach):

@@ -135,7 +135,7 @@ bench-gpu: ## the Triton kernels beside their anchors (no GPU needed: DRY=1 tiny
 	  $(if $(DRY),--dry-run) $(if $(EMBEDDINGS),--embeddings $(EMBEDDINGS))
 
 bench-workers: build ## what a second worker of a Ray cluster gains in embedding, k-means and scoring
-	$(BIN)/python -P benchmarks/workers.py
+	$(BIN)/python benchmarks/workers.py
 
 bench-startup: build ## CPU seconds until `pyids --help` is shown
 	$(BIN)/python benchmarks/startup.py

@@ -189,6 +189,7 @@ def test_workers_have_some_groups_each(workers, rows, groups):
     assert len(found) == groups
     assert sum(group.rows for group in found) == rows
     assert [path for group in found for path in group.paths] == list(map(str, paths))
+    assert max(group.rows for group in found) <= 2 * min(group.rows for group in found)
 
 
 def test_few_of_very_many_shards_are_mapped_at_once(tmp_path, monkeypatch):

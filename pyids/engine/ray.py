@@ -136,6 +136,12 @@ class RayEngine(Closing):
 
     # -- work --
 
+    def _most_in_flight(self) -> int:
+        """Tasks that are sent ahead: none, where the cluster would do them at once, unasked."""
+        if self._asked is not None and self._asked < self._resource("CPU"):
+            return self._asked
+        return IN_FLIGHT * self.workers
+
     def _outcomes(
         self, task: Callable[[T], R], items: Iterable[T], gpu: bool
     ) -> Generator[R | Failed]:
@@ -160,7 +166,7 @@ class RayEngine(Closing):
         try:
             for item in items:
                 running.append(_Job(item, remote.options(name=name).remote(task, item)))
-                if len(running) >= IN_FLIGHT * self.workers:
+                if len(running) >= self._most_in_flight():
                     yield self._result(running[0], again)
                     running.popleft()
             while running:

@@ -251,18 +251,23 @@ def threads_of_task(engine: Engine, threads: int | None) -> int:
 def _groups(
     paths: Sequence[Path], lengths: Sequence[int], start: int, engine: Engine
 ) -> Iterator[_Group]:
-    """Cut the shards from `start` on into groups; no result depends on where."""
-    first, held, rows = int(sum(lengths[:start])), [], 0
-    most = _GROUP_ROWS
+    """Cut the shards from `start` on into groups of about as many rows; no result depends on it."""
+    total = sum(lengths[start:])
+    n_groups = max(1, -(-total // _GROUP_ROWS))
     if not in_process(engine):
-        share = -(-sum(lengths[start:]) // (_GROUPS_PER_WORKER * engine.workers))
-        most = min(most, max(share, _LEAST_GROUP_ROWS))
+        some = _GROUPS_PER_WORKER * engine.workers
+        n_groups = max(n_groups, min(some, total // _LEAST_GROUP_ROWS))
+        n_groups = -(-n_groups // engine.workers) * engine.workers
+    first, held, rows, passed, number = int(sum(lengths[:start])), list[str](), 0, 0, 0
     for path, length in zip(paths[start:], lengths[start:], strict=True):
-        held.append(str(path))
-        rows += length
-        if rows >= most or len(held) == _GROUP_SHARDS:
+        # A shard belongs to the group that the middle of its rows lies in.
+        own = (2 * passed + length) * n_groups // max(1, 2 * total)
+        if held and (own != number or len(held) == _GROUP_SHARDS):
             yield _Group(first, tuple(held), rows)
             first, held, rows = first + rows, [], 0
+        number = own
+        held.append(str(path))
+        rows, passed = rows + length, passed + length
     if held:
         yield _Group(first, tuple(held), rows)
 

@@ -160,12 +160,17 @@ class StaticEncoder:
         """Yield the vectors of texts, some at a time.
 
         Up to `n_threads` threads (None: one per core) work on a block and need no interpreter:
-        meanwhile the texts of the next are taken from `texts`. The vectors are the same bits for
-        any number of threads, and whatever was encoded before.
+        meanwhile the texts of the next are taken from `texts`, unless one thread is all that there
+        is to be. The vectors are the same bits for any number of threads, and whatever was encoded
+        before.
         """
         means = self._means  # here, not in the thread, so that its errors are the caller's
         waiting: deque[Future[Float32]] = deque()
         iterator = iter(texts)
+        if n_threads == 1:
+            while block := list(islice(iterator, _BLOCK_ROWS)):
+                yield means.encode(block, 1)
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
             while block := list(islice(iterator, _BLOCK_ROWS)):
                 waiting.append(thread.submit(means.encode, block, n_threads or 0))

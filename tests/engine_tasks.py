@@ -113,6 +113,13 @@ def node_of(number):
     return number, ray.get_runtime_context().get_node_id()
 
 
+def when(number):
+    """Say when this began and ended."""
+    start = time.time()
+    time.sleep(0.2)
+    return start, time.time()
+
+
 def folder_bytes(folder):
     """Contents of all files of a run folder but those that name where it lies."""
     return {

@@ -1,5 +1,6 @@
 """The engines: order, bounded look-ahead, errors, dead workers, and a cluster that is not ours."""
 
+import itertools
 import os
 import signal
 import socket
@@ -41,6 +42,7 @@ from engine_tasks import (
     refuse_three,
     stuck_once,
     take_a_second,
+    when,
     write_number,
 )
 
@@ -417,6 +419,15 @@ def test_workers_follow_the_cluster(ray_engine, monkeypatch):
     monkeypatch.setattr(engine, "_resource", lambda name: {"CPU": 7.0}.get(name, 0.0))
     assert engine.workers == 7
     assert make_engine("ray", 3).workers == 3
+
+
+@pytest.mark.parametrize("stay", [False, True])
+def test_no_more_tasks_run_at_a_time_than_asked_for(ray_engine, stay):
+    """Also where the cluster has room for more."""
+    assert ray_engine.workers == 2
+    with RayEngine(workers=1) as one:
+        times = list(one.map(when, range(6), gpu=stay))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(sorted(times)))
 
 
 def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):

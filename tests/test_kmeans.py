@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 from functools import reduce
 from pathlib import Path
@@ -589,3 +590,13 @@ def test_bad_rows_are_named() -> None:
         pyids.KMeans(3).fit(x, sample_weight=[1, 1, 1, 1, -1, 1, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="shards differ in width"):
         pyids.KMeans(3).fit([x, x[:, :3]])
+
+
+def test_a_sample_of_a_large_pool_takes_no_memory_for_its_rows():
+    tracemalloc.start()
+    rows, _ = seeding.spread_sample(10**12, 1000, 0, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(rows) == 1000
+    assert rows[-1] > 0.9 * 10**12
+    assert peak < 1 << 20

@@ -97,14 +97,17 @@ def spread_sample(
     Weighted rows are drawn systematically, each with chance ``min(1, weight / unit)``, and stand
     for a weight of ``unit`` at least; also returned are the weights (N,) that drawn ones stand for.
     """
-    rows = np.arange(n_rows) if weights is None else np.flatnonzero(weights)
-    if len(rows) <= size:
-        return rows, weights
     rng = np.random.Generator(np.random.Philox(key=seed))
     if weights is None:
+        if n_rows <= size:
+            return np.arange(n_rows), None
+        # Never the positions of all rows, which are 8 bytes each.
         ends = np.linspace(0, n_rows, size + 1).astype(np.int64)
         sample: NDArray[np.int64] = rng.integers(ends[:-1], ends[1:])
         return sample, None
+    rows = np.flatnonzero(weights)
+    if len(rows) <= size:
+        return rows, weights
     # With the j heaviest rows certain, the others share what is left of the sample.
     ascending = np.sort(weights[rows])
     left = np.cumsum(ascending)[: -size - 1 : -1]

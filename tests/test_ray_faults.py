@@ -164,7 +164,7 @@ def test_every_stage_loses_a_node(cluster, pool, tiny, whole, tmp_path, monkeypa
 
 @pytest.mark.parametrize("stay", [False, True])
 def test_a_node_that_comes_during_a_stage_gets_work(cluster, stay):
-    """More is asked for than there is, which an autoscaler sees; what waits takes no work."""
+    """More is asked for than there is; what waits takes no work."""
     engine = RayEngine(cluster.address)
     with contextlib.closing(engine):
         results = engine.map(node_of, range(60), gpu=stay)

@@ -430,6 +430,22 @@ def test_no_more_tasks_run_at_a_time_than_asked_for(ray_engine, stay):
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(sorted(times)))
 
 
+@pytest.mark.parametrize("stay", [False, True])
+def test_a_cluster_that_can_grow_is_told_how_much_work_there_is(ray_engine, stay, monkeypatch):
+    """As many as are sent ahead, until the last is sent; not where a number is asked for."""
+    asked = []
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(len(bundles))
+    )
+    with make_engine("ray") as engine:
+        assert engine.workers == 2
+        assert len(list(engine.map(process_id, range(9), gpu=stay))) == 9
+    assert asked == [4, 0]
+    with make_engine("ray", 2) as engine:
+        list(engine.map(process_id, range(9), gpu=stay))
+    assert asked == [4, 0]
+
+
 def test_a_cluster_that_refuses_is_not_called_silent(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the package ray is not installed")
 

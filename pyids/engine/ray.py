@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pyids.engine import IN_FLIGHT, Closing, node_check, ray_actors
 from pyids.engine.failing import Failed, attempt, died, name_of, outcome, too_long
-from pyids.engine.ray_cluster import connect, explained, first_line
+from pyids.engine.ray_cluster import ask_for_workers, connect, explained, first_line
 from pyids.errors import ConfigError
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class RayEngine(Closing):
         self._dropped: list[Any] = []
         self._actors = ray_actors.Actors(ray, task_timeout, IN_FLIGHT)
         self._asked = workers
+        self._wanted = 0  # workers that the cluster is asked to grow to
         self._task_timeout = task_timeout
         # The folder of the cluster that this engine started.
         self._folder = None if ray.is_initialized() else connect(ray, address, workers)
@@ -136,6 +137,12 @@ class RayEngine(Closing):
 
     # -- work --
 
+    def _grow(self, wanted: int, *, gpu: bool = False) -> None:
+        """Let a cluster that can grow have so many workers, if it decides how many there are."""
+        if self._asked is None and self._folder is None and wanted != self._wanted:
+            ask_for_workers(wanted, gpu=gpu)
+            self._wanted = wanted
+
     def _most_in_flight(self) -> int:
         """Tasks that are sent ahead: none, where the cluster would do them at once, unasked."""
         if self._asked is not None and self._asked < self._resource("CPU"):
@@ -151,7 +158,13 @@ class RayEngine(Closing):
             def size() -> int:
                 return max(1, int(self._resource("GPU"))) if gpus else self.workers
 
-            yield from self._actors.outcomes(task, items, size, self._asked, gpu=gpus > 0)
+            def grow(wanted: int) -> None:
+                self._grow(wanted, gpu=gpus > 0)
+
+            try:
+                yield from self._actors.outcomes(task, items, size, self._asked, grow, gpu=gpus > 0)
+            finally:
+                self._grow(0)
             return
         self._actors.end()  # they hold CPUs that these tasks need
         # The arguments of `remote`: those of Ray's own defaults that the results rest on.
@@ -166,13 +179,15 @@ class RayEngine(Closing):
         try:
             for item in items:
                 running.append(_Job(item, remote.options(name=name).remote(task, item)))
-                if len(running) >= self._most_in_flight():
+                if len(running) >= (most := self._most_in_flight()):
+                    self._grow(most)
                     yield self._result(running[0], again)
                     running.popleft()
             while running:
                 yield self._result(running[0], again)
                 running.popleft()
         finally:
+            self._grow(0)
             self._dropped += [job.reference for job in running]
 
     def _result(self, job: _Job, again: Callable[[_Job], None]) -> Any:

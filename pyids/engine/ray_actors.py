@@ -91,6 +91,7 @@ class Actors:
         items: Iterable[T],
         size: Callable[[], int],
         asked: int | None,
+        grow: Callable[[int], None],
         *,
         gpu: bool,
     ) -> Generator[R | Failed]:
@@ -100,10 +101,12 @@ class Actors:
         ----------
         size
             Tells how many processes the cluster has room for at that time. More are asked for while
-            tasks wait, up to twice as many: a cluster that can grow grows for them. They get work
+            tasks wait, up to twice as many, for which a cluster may grow. They get work
             when they have a place.
         asked : int, optional
             The most that are wanted.
+        grow
+            Is told how many processes there is work for, where it is more than there is room for.
         gpu : bool
             Each has a GPU.
         """
@@ -117,6 +120,8 @@ class Actors:
                 running.extend(map(_Job, islice(source, max(0, room - len(running)))))
                 if not running:
                     return
+                if len(running) >= room:
+                    grow(room)
                 self._start(min(len(running), asked or room))
                 self._deal(task, running)
                 if self._is_done(running[0]) and (found := self._take(running[0])) is not _LOST:

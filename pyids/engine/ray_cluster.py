@@ -155,6 +155,18 @@ def _started_cluster() -> str | None:
         return None
 
 
+def ask_for_workers(number: int, *, gpu: bool) -> None:
+    """Tell a cluster that can grow how many workers there is work for; with 0 nothing is asked.
+
+    Ray reports few of the tasks that wait (2.60: often none while another runs), so that its
+    autoscaler by itself begins one node and no second one.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    worker = {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+    request_resources(bundles=[worker] * number)
+
+
 def first_line(error: object) -> str:
     """Return the first line of what an error says."""
     return str(error).partition("\n")[0]

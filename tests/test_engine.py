@@ -22,7 +22,9 @@ from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of, ray_clust
 from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
+from pyids.pipeline.preflight import check_inputs, check_model
 from pyids.pipeline.prepare import prepare
+from pyids.pipeline.stages import device_of_tasks
 from pyids.scoring.cache import store_quality
 from pyids.selection import Selection
 from pyids.store.files import hash_file, known_hash
@@ -411,6 +413,26 @@ def test_what_a_node_lacks_is_said_in_one_line(tmp_path):
     assert look(str(mark), "2", [], here) is None
     assert f"has pyids {here}, this machine 0.0" in look(str(mark), "2", [], "0.0")
     assert "cannot read" in look(str(mark), "2", [str(tmp_path / "{x}")], here)
+
+
+def test_a_gpu_that_no_node_has_is_refused_before_any_work(ray_engine, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--device cuda:1: no node of the Ray cluster has a GPU"):
+        ray_engine.check(tmp_path, [], device="cuda:1")
+    monkeypatch.setattr(ray_engine, "_resource", lambda name: 1.0)
+    ray_engine.check(tmp_path, [], device="cuda:1")
+
+
+def test_the_device_of_a_cluster_is_not_this_machines(pool, monkeypatch):
+    """A head node need not have the GPU that its workers have; what runs on it says so."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    here, there = (make_config(**pool.options(device="cuda", engine=engine, output_dir="run"))
+                   for engine in ("local", "ray"))  # fmt: skip
+    with pytest.raises(ConfigError, match="torch finds no such device"):
+        check_inputs(here)
+    assert check_inputs(there)
+    assert device_of_tasks(there, object()) == "cuda"
+    with pytest.raises(ConfigError, match="torch finds no such device"):
+        check_model(there)
 
 
 def test_workers_follow_the_cluster(ray_engine, monkeypatch):

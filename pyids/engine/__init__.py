@@ -78,8 +78,8 @@ class Engine(Protocol):
         """End the workers that this engine started, and only those."""
         ...
 
-    def check(self, folder: Path, files: Iterable[str]) -> None:
-        """Refuse workers that do not see the folder and the files, before any work."""
+    def check(self, folder: Path, files: Iterable[str], *, device: str = "auto") -> None:
+        """Refuse workers that do not see the folder and the files or have no such device."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -166,7 +166,7 @@ class LocalEngine(Closing):
         self._gpus = gpus
         self._pool: ProcessPoolExecutor | None = None
 
-    def check(self, folder: Path, files: Iterable[str]) -> None:
+    def check(self, folder: Path, files: Iterable[str], *, device: str = "auto") -> None:
         """See `Engine.check`: its workers are of this machine."""
 
     def _outcomes(

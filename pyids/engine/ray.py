@@ -85,14 +85,20 @@ class RayEngine(Closing):
 
     # -- before any work --
 
-    def check(self, folder: Path, files: Iterable[str]) -> None:
+    def check(self, folder: Path, files: Iterable[str], *, device: str = "auto") -> None:
         """Ask every node whether it sees the run folder and the files, with the same pyids.
 
         Raises
         ------
         ConfigError
-            A node does not, or does not answer; names the node and what is missing there.
+            A node does not, or does not answer; names the node and what is missing there. Or a
+            GPU is wanted, and no node has one.
         """
+        if device.startswith("cuda") and not self._resource("GPU"):
+            raise ConfigError(
+                f"--device {device}: no node of the Ray cluster has a GPU that Ray knows of: "
+                "choose auto or cpu, or add one"
+            )
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         # By value: a node without pyids must be able to say so.
         self._ray.cloudpickle.register_pickle_by_value(node_check)

@@ -41,7 +41,9 @@ _OPEN_FILES = 128
 def check_inputs(config: RunConfig) -> list[Source]:
     """Find the device, the input files, what each holds, and what vectors and quality are."""
     check_open_files()
-    if config.device != "auto":  # which cannot fail, and would import torch
+    # A cluster's device is not this machine's, unless vectors are to be made here, too.
+    here = config.engine == "local" or config.target or config.exclude_cosine is not None
+    if config.device != "auto" and here:  # `auto` cannot fail, and would import torch
         device(config)
     column = config.embeddings_column
     if config.embeddings_file is not None:
@@ -165,6 +167,8 @@ def _check_processes(config: RunConfig) -> None:
             from pyids.models.ray_train import check_cluster
 
             check_cluster(Processes.of(config))
+        elif config.device != "auto":
+            device(config)  # it trains here
         return
     on_gpus = device(config).startswith("cuda")
     if config.num_gpus is not None and not on_gpus:
@@ -265,7 +269,7 @@ def plan(config: RunConfig, *, trains: bool = True) -> str:
     kept, rows = found.intake.kept, found.budget.rows
     n_clusters = config.cluster_count(kept, rows)
     probes = min(config.probes_per_cluster * n_clusters, kept)
-    models = f"on {device(config)} in {config.dtype}"
+    models = f"on {_where(config)} in {config.dtype}"
     steps = [f"score     up to {probes} unseen rows a round, by your own trainer"]
     if trains:
         steps = [
@@ -292,8 +296,13 @@ def vectors_line(config: RunConfig) -> str:
     """Say where vectors come from."""
     vectors = config.embeddings_file or config.embeddings_column
     if vectors is None:
-        vectors = f"{config.encoder} on {device(config)} in {config.dtype}"
+        vectors = f"{config.encoder} on {_where(config)} in {config.dtype}"
     return f"vectors   {vectors}"
+
+
+def _where(config: RunConfig) -> str:
+    """Name the device; a cluster's is found on its nodes."""
+    return device(config) if config.engine == "local" else config.device
 
 
 def _check_growth(folder: Store, config: RunConfig, sources: Sequence[Source]) -> list[str]:

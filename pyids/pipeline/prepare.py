@@ -62,7 +62,7 @@ def prepare(config: RunConfig, until: Stage = "cluster", engine: Engine | None =
     sources = check_inputs(config)
     with _opened(config) as store:
         with engine_of(config) if engine is None else nullcontext(engine) as engine:
-            engine.check(store.path, _local_files(config, sources))
+            engine.check(store.path, _local_files(config, sources), device=config.device)
             sources = known_first(store, sources, config.limit, engine=engine)
             identity = identity_of(config, sources, store, engine)
             if not (new := new_inputs(store, identity)):

@@ -72,7 +72,8 @@ def quality(store: Store, config: RunConfig, engine: Engine | None = None) -> ND
         store,
         config.quality,
         default_model=config.model,
-        device=config.device,  # found where rows are rated, which may be another machine
+        # Found where rows are rated: on a cluster's nodes, where a task sees one GPU.
+        device=config.device.partition(":")[0] if config.engine != "local" else config.device,
         system=config.system,
         signal=_asked(store, config),
         half_width=config.rating_half_width,

@@ -94,13 +94,21 @@ class _EmbedTask:
     rows_in_all: int
 
 
+def device_of_tasks(config: RunConfig, engine: Engine) -> str:
+    """Return the device of an engine's tasks, to be found where they run.
+
+    On another machine each task has one of its GPUs, so that none has a number.
+    """
+    local = isinstance(engine, LocalEngine)
+    return device(config) if local else config.device.partition(":")[0]
+
+
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     rows = [len(store.row_ids(shard)) for shard in store.shards]
     before = [0, *itertools.accumulate(rows)]
-    # Where a task runs on another machine, the device is that machine's.
-    where = device(config) if isinstance(engine, LocalEngine) else config.device
+    where = device_of_tasks(config, engine)
     # Beside other tasks, each has its share of the cores for work that gives the same bits on any
     # number of them; torch's threads are left as they are, where nothing else is asked for.
     cores = config.threads if in_process(engine) else threads_of_task(engine, config.threads)

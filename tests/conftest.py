@@ -30,6 +30,13 @@ else:  # how long an example takes says more of the machine than of the code
 
 TOPICS = ("sums", "colors", "cities", "noise")
 
+# Tests of several files run side by side: each process has clusters of its own, and none joins
+# another's by the file in which `ray start` says where one runs.
+if (WORKER := os.environ.get("PYTEST_XDIST_WORKER")) and "RAY_TMPDIR" not in os.environ:
+    RAY_FOLDER = Path(tempfile.gettempdir(), f"ray-{os.getppid()}-{WORKER}")
+    RAY_FOLDER.mkdir(exist_ok=True)
+    os.environ["RAY_TMPDIR"] = str(RAY_FOLDER)
+
 
 class Pool:
     """A pool with known topics and the vectors that show them."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from pyids.config import RunConfig
 from pyids.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 def device(config: RunConfig) -> str:
     """Choose the device of encoder and language model."""
     return find_device(config.device)
+
+
+def task_device(config: RunConfig) -> str:
+    """Name the device of an engine's tasks, which is found where they run (`find_device`).
+
+    On a cluster each task has one GPU of its node, so that none has a number.
+    """
+    return config.device if config.engine == "local" else config.device.partition(":")[0]
 
 
 def find_device(name: str) -> str:

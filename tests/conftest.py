@@ -1,6 +1,8 @@
 """Pools that the tests share."""
 
+import atexit
 import os
+import shutil
 
 # The tests never ask the hub: what is not on this machine is an error at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +38,7 @@ if (WORKER := os.environ.get("PYTEST_XDIST_WORKER")) and "RAY_TMPDIR" not in os.
     RAY_FOLDER = Path(tempfile.gettempdir(), f"ray-{os.getppid()}-{WORKER}")
     RAY_FOLDER.mkdir(exist_ok=True)
     os.environ["RAY_TMPDIR"] = str(RAY_FOLDER)
+    atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
 
 
 class Pool:

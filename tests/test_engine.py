@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
@@ -18,13 +19,14 @@ from pyids.config import make_config
 from pyids.data.ingest import ingest
 from pyids.data.precomputed import take_vectors
 from pyids.data.sources import open_sources
+from pyids.device import task_device
 from pyids.engine import IN_FLIGHT, LocalEngine, make_engine, name_of, ray_cluster
+from pyids.engine.failing import died
 from pyids.engine.node_check import look
 from pyids.engine.ray import RayEngine
 from pyids.errors import ConfigError, DataError, PyidsError
 from pyids.pipeline.preflight import check_inputs, check_model
 from pyids.pipeline.prepare import prepare
-from pyids.pipeline.stages import device_of_tasks
 from pyids.scoring.cache import store_quality
 from pyids.selection import Selection
 from pyids.store.files import hash_file, known_hash
@@ -430,9 +432,20 @@ def test_the_device_of_a_cluster_is_not_this_machines(pool, monkeypatch):
     with pytest.raises(ConfigError, match="torch finds no such device"):
         check_inputs(here)
     assert check_inputs(there)
-    assert device_of_tasks(there, object()) == "cuda"
+    assert task_device(there) == "cuda"
     with pytest.raises(ConfigError, match="torch finds no such device"):
         check_model(there)
+
+
+def test_only_rows_that_can_be_left_out_are_advised_to_be():
+    shard = Shard("0-0", 0, 10, 0, 0)
+    alone = died(SimpleNamespace(shard=shard), "it died")
+    among = died(SimpleNamespace(shards=(shard,)), "it died")
+    for failed in (alone, among):
+        assert "at shard 0-0 (rows 0 to 9)" in str(failed.error)
+    assert "--skip-failing" in str(alone.error)
+    assert "--skip-failing" not in str(among.error)
+    assert (alone.shards, among.shards) == ((shard,), ())
 
 
 def test_workers_follow_the_cluster(ray_engine, monkeypatch):

@@ -117,6 +117,21 @@ def test_a_quality_that_a_folder_names_is_not_computed(pool, tmp_path, state, mo
 # ---- links ---------------------------------------------------------------------------------------
 
 
+def test_a_cluster_that_a_folder_names_is_not_joined(asked, monkeypatch):
+    """By any command that takes no data, unless this user has named it."""
+    pytest.importorskip("ray", reason="the package ray is not installed")
+    config = yaml.safe_load((asked / "config.yaml").read_text())
+    config |= {"engine": "ray", "address": "127.0.0.1:9"}
+    (asked / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("XDG_STATE_HOME", str(asked.parent / "another user's"))
+    assert pyids("select", asked, "--method", "random", "--budget", 5).exit_code == 0
+    assert pyids("export", asked, "--to", asked.parent / "elsewhere.jsonl").exit_code == 0
+    named = pyids("select", asked, "--method", "random", "--budget", 5, "--engine", "ray",
+                  "--address", "127.0.0.1:9")  # fmt: skip
+    assert named.exit_code == 2
+    assert "no Ray cluster answers at '127.0.0.1:9'" in named.stderr
+
+
 @pytest.mark.parametrize("inside", ["rows", ".pyids", "rounds/1", "config.yaml", "labels"])
 def test_no_link_inside_a_run_folder_is_followed(asked, tmp_path, pool, inside):
     mine = tmp_path / "mine"

@@ -27,7 +27,7 @@ from pyids.progress import report
 from pyids.store.files import atomic_write, fingerprint, write_npy
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, read_entry, write_entry
-from pyids.store.reading import store_of
+from pyids.store.reading import cut_shards, store_of
 
 # About so many rows a bucket: some 10 MB while it is sorted.
 ROWS_PER_BUCKET = 1 << 17
@@ -130,8 +130,8 @@ def _compare(store: Store, engine: Engine) -> tuple[list[NDArray[np.int64]], lis
     while store.rows_read >> bits > ROWS_PER_BUCKET:
         bits += 1
     deals = [
-        _Deal(str(store.path), str(store.scratch), number, tuple(shards), bits)
-        for number, shards in enumerate(_cut(store.shards))
+        _Deal(str(store.path), str(store.scratch), number, shards, bits)
+        for number, shards in enumerate(cut_shards(store.shards, _ROWS_DEALT))
     ]
     if not deals:
         return [], []
@@ -146,20 +146,6 @@ def _compare(store: Store, engine: Engine) -> tuple[list[NDArray[np.int64]], lis
     unusable = [_load(store.scratch / f"{deal.number:06d}.unusable.npy") for deal in deals]
     repeats = [_load(store.scratch / f"{find.first:06d}.repeats.npy") for find in finds]
     return unusable, repeats
-
-
-def _cut(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """Group shards to about `_ROWS_DEALT` rows."""
-    group: list[Shard] = []
-    rows = 0
-    for shard in shards:
-        group.append(shard)
-        rows += shard.rows
-        if rows >= _ROWS_DEALT:
-            yield group
-            group, rows = [], 0
-    if group:
-        yield group
 
 
 @dataclass(frozen=True)

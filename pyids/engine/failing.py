@@ -46,8 +46,8 @@ class Failed:
 
     @property
     def shards(self) -> Sequence[Any]:
-        """The shards that it worked on, with ``name``, ``first_row_id`` and ``rows``."""
-        return shards_of(self.item)
+        """The shards that can be left out, with ``name``, ``first_row_id`` and ``rows``."""
+        return own_shards(self.item)
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,10 @@ def too_long(item: object, seconds: float, times: int) -> Failed:
 
 def _advice(item: object) -> str:
     """Say what to do about a task that fails."""
-    if shards_of(item):
+    if own_shards(item):
         return "look at these rows and the memory they take, or leave them out (--skip-failing)"
+    if shards_of(item):
+        return "look at these rows and the memory they take"
     if getattr(item, "split", None) is not None:
         return (
             "mend this part of the file, or take it out (its rows have no numbers yet, by which "
@@ -137,12 +139,16 @@ def _advice(item: object) -> str:
     return "give fewer --workers if memory was short"
 
 
-def shards_of(item: object) -> Sequence[Any]:
-    """Return the shards that a task works on, where it works on shards by name."""
+def own_shards(item: object) -> Sequence[Any]:
+    """Return the shards that a task makes files of, one each: without these it is not needed."""
     if (shard := getattr(item, "shard", None)) is not None:
         return (shard,)
-    found: Any = getattr(item, "shards", None) or getattr(item, "targets", ())
-    return tuple(found)
+    return tuple(getattr(item, "targets", ()))
+
+
+def shards_of(item: object) -> Sequence[Any]:
+    """Return the shards that a task works on, where it works on shards by name."""
+    return own_shards(item) or tuple(getattr(item, "shards", ()))
 
 
 def name_of(item: object) -> str:

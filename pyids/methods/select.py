@@ -181,9 +181,15 @@ def configs_of(folder: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Run
             f"{others[0]} belongs to the run folder {folder}: select from the data instead, with "
             "another --output-dir"
         )
+    ours = is_ours(folder, named(folder_config))
+    if not ours:  # a cluster that the folder alone names is not used
+        here: dict[str, Any] = {"engine": "local", "address": None}
+        config = config.model_copy(
+            update={name: value for name, value in here.items() if name not in changes}
+        )
     own = "model" in changes or config.model == DEFAULT_MODEL
     asked = config.quality is not None or config.unit != "rows"
-    if asked and not own and not is_ours(folder, named(folder_config)):
+    if asked and not own and not ours:
         raise ConfigError(
             f"{folder}: its config.yaml names the model {config.model!r}, and you have not: give "
             "--model for the quality, or for the tokens"
@@ -437,7 +443,7 @@ def _select(
         selected = Selected(row_ids=row_ids, clusters=clusters)
         asked = yaml.safe_load(with_absolute_paths(config).to_yaml())
         how = How(method, settings, asked, without.facts)
-        with LocalEngine() if config.engine == "local" else engine_of(config) as engine:
+        with engine_of(config) as engine:
             written = export(store, selected, target, how=how, own=place is None, engine=engine)
         write_record(store, config, how, budget, written)
         chosen_rows = selected.sorted()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyids.config import RunConfig
-from pyids.device import device
+from pyids.device import device, task_device
 from pyids.engine import Engine
 from pyids.errors import ConfigError
 from pyids.store.files import write_sealed
@@ -72,8 +72,7 @@ def quality(store: Store, config: RunConfig, engine: Engine | None = None) -> ND
         store,
         config.quality,
         default_model=config.model,
-        # Found where rows are rated: on a cluster's nodes, where a task sees one GPU.
-        device=config.device.partition(":")[0] if config.engine != "local" else config.device,
+        device=task_device(config),
         system=config.system,
         signal=_asked(store, config),
         half_width=config.rating_half_width,

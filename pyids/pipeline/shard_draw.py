@@ -8,8 +8,8 @@ row's id, so that what is drawn depends neither on the engine nor on how shards 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from pyids._typing import Float64, Int64
 from pyids.engine import Engine, LocalEngine, in_process
 from pyids.pipeline.cells import Cells
-from pyids.pipeline.token_draw import Part, draw_tokens
-from pyids.sampling import Sample, ShardedSample, sample_by_cluster
+from pyids.pipeline.token_draw import Part, draw_tokens, sample_part
+from pyids.sampling import Sample, ShardedSample
 from pyids.store.arrays import map_npy
 from pyids.store.files import write_npy
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import load_npy
-from pyids.store.reading import store_of
+from pyids.store.reading import cut_shards, store_of
 
 # Rows of a task. To draw from so many takes a tenth of a second, to send a task some milliseconds;
 # a pool that has no more is drawn from here.
@@ -158,20 +158,7 @@ class RowTaker:
 
     def add(self, part: Part, exclude: Int64, seed: int, threads: int | None) -> None:
         """See `Taker`."""
-        self.merge(
-            sample_by_cluster(
-                part.cells,
-                self._quotas,
-                log_weights=part.log_weights,
-                row_ids=part.row_ids,
-                exclude=exclude,
-                seed=seed,
-                allow_fewer=True,
-                return_keys=True,
-                n_threads=threads,
-                floors=self.floors,
-            )
-        )
+        self.merge(sample_part(part, self._quotas, exclude, seed, threads, self.floors))
 
     def found(self) -> Sample:
         """See `Taker`."""
@@ -188,7 +175,7 @@ class RowTaker:
 def take(drawn_from: DrawnFrom, taker: Taker, seed: int) -> None:
     """Let it take from every shard, here or on the engine."""
     store = drawn_from.store
-    groups = list(_groups(store.shards))
+    groups = list(cut_shards(store.shards, _TASK_ROWS))
     # What lies beside a folder that is only read, other machines may not see.
     if len(groups) < 2 or store.read_only or in_process(drawn_from.engine):
         for index, shard in enumerate(store.shards):
@@ -200,10 +187,11 @@ def take(drawn_from: DrawnFrom, taker: Taker, seed: int) -> None:
         folder = Path(name)
         for argument, array in {**taker.how(), "exclude": drawn_from.exclude}.items():
             _write(folder / f"{argument}.npy", array)
+        firsts = [0, *accumulate(map(len, groups[:-1]))]
         cells = drawn_from.labels.kind if isinstance(drawn_from.labels, Cells) else None
 
         def tasks() -> Iterator[_Task]:
-            for first, shards in groups:
+            for first, shards in zip(firsts, groups, strict=True):
                 # The later a task is sent, the less it brings back: its rows must be above these.
                 floors = folder / f"floors-{first}.npy"
                 _write(floors, taker.floors)
@@ -225,18 +213,6 @@ def take(drawn_from: DrawnFrom, taker: Taker, seed: int) -> None:
             taker.merge(found)
 
 
-def _groups(shards: Sequence[Shard]) -> Iterator[tuple[int, tuple[Shard, ...]]]:
-    """Put shards that follow each other together, up to the rows of a task."""
-    first, rows = 0, 0
-    for index, shard in enumerate(shards):
-        if index > first and rows + shard.rows > _TASK_ROWS:
-            yield first, tuple(shards[first:index])
-            first, rows = index, 0
-        rows += shard.rows
-    if first < len(shards):
-        yield first, tuple(shards[first:])
-
-
 class _Task(NamedTuple):
     """What `draw_shards` needs: paths and numbers."""
 
@@ -255,8 +231,7 @@ class _Task(NamedTuple):
 
 def draw_shards(task: _Task) -> Any:
     """Take from some shards; what was found."""
-    store = copy(store_of(task.folder))
-    store.deduplicated = task.deduplicated
+    store = store_of(task.folder, deduplicated=task.deduplicated)
     labels: Sequence[NDArray[np.int32]] = store.labels()
     if task.cells is not None:
         labels = Cells(store, labels, task.cells)

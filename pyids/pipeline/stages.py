@@ -19,8 +19,8 @@ import numpy as np
 from pyids.config import Dtype, LongText, RunConfig
 from pyids.data.ingest import describe, ingest
 from pyids.data.sources import Source
-from pyids.device import device, find_device
-from pyids.engine import Engine, LocalEngine, in_process, make_engine
+from pyids.device import find_device, task_device
+from pyids.engine import Engine, in_process, make_engine
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
 from pyids.pipeline.streamed import threads_of_task
@@ -94,21 +94,11 @@ class _EmbedTask:
     rows_in_all: int
 
 
-def device_of_tasks(config: RunConfig, engine: Engine) -> str:
-    """Return the device of an engine's tasks, to be found where they run.
-
-    On another machine each task has one of its GPUs, so that none has a number.
-    """
-    local = isinstance(engine, LocalEngine)
-    return device(config) if local else config.device.partition(":")[0]
-
-
 def embed(store: Store, config: RunConfig, engine: Engine) -> None:
     """Embed every row that stays: ``embeddings/``, one file a shard."""
     revision = find_encoder(config.encoder).revision
     rows = [len(store.row_ids(shard)) for shard in store.shards]
     before = [0, *itertools.accumulate(rows)]
-    where = device_of_tasks(config, engine)
     # Beside other tasks, each has its share of the cores for work that gives the same bits on any
     # number of them; torch's threads are left as they are, where nothing else is asked for.
     cores = config.threads if in_process(engine) else threads_of_task(engine, config.threads)
@@ -119,7 +109,7 @@ def embed(store: Store, config: RunConfig, engine: Engine) -> None:
             encoder=config.encoder,
             max_length=config.encoder_max_length,
             long_text=config.long_text,
-            device=where,
+            device=task_device(config),
             dtype=config.dtype,
             threads=config.threads,
             cores=cores,

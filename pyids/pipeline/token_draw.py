@@ -24,7 +24,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
-from pyids.sampling import sample_by_cluster
+from pyids.sampling import Sample, sample_by_cluster
 
 # Rows whose mark is above this are first kept out of memory; few draws need more.
 _REACH = 2.0
@@ -48,6 +48,24 @@ class Part(NamedTuple):
     cells: NDArray[np.int32]
     tokens: Int64 | None
     log_weights: Float64 | None
+
+
+def sample_part(
+    part: Part, quotas: Int64, exclude: Int64, seed: int, threads: int | None, floors: Float64
+) -> Sample:
+    """Draw from the rows of a shard what may be drawn of all: so many of each cell, with keys."""
+    return sample_by_cluster(
+        part.cells,
+        quotas,
+        log_weights=part.log_weights,
+        row_ids=part.row_ids,
+        exclude=exclude,
+        seed=seed,
+        allow_fewer=True,
+        return_keys=True,
+        n_threads=threads,
+        floors=floors,
+    )
 
 
 class _Held(NamedTuple):
@@ -147,18 +165,8 @@ class TokenPool:
         `exclude`, int64, ascending, are ids of rows that must not be drawn.
         """
         assert part.tokens is not None
-        sample = sample_by_cluster(
-            part.cells,
-            np.bincount(part.cells, minlength=len(self.quotas)),
-            log_weights=part.log_weights,
-            row_ids=part.row_ids,
-            exclude=exclude,
-            seed=seed,
-            allow_fewer=True,
-            return_keys=True,
-            n_threads=threads,
-            floors=self.floors,
-        )
+        everyone = np.bincount(part.cells, minlength=len(self.quotas))
+        sample = sample_part(part, everyone, exclude, seed, threads, self.floors)
         tokens = part.tokens[np.searchsorted(part.row_ids, sample.row_ids)]
         fits = tokens <= self.limits.sum()
         self._wait(

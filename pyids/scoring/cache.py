@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -338,8 +337,7 @@ def _rate_shard(task: _RateTask) -> Float64:
     """Rate the kept rows of one shard: one number a row, by ascending row id."""
     from pyids.store.reading import store_of
 
-    store = copy(store_of(task.folder))
-    store.deduplicated = task.deduplicated
+    store = store_of(task.folder, deduplicated=task.deduplicated)
     signal = _signal(task.how)
     if signal is None:
         return _column(store, task.shard, task.how.spec)

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 from pyids.engine import Engine, in_process
 from pyids.store.files import hash_file, known_hash, remember_hash, stamp
-from pyids.store.folder import Store
+from pyids.store.folder import Shard, Store
 
 # Files of a task that hashes.
 _FILES_A_TASK = 32
 
 
-def store_of(folder: str) -> Store:
+def store_of(folder: str, *, deduplicated: bool = False) -> Store:
     """Give the run folder, opened once a process for as long as its rows stay the same.
 
-    Its index names every shard, and is not to be read again by every task.
+    Its index names every shard, and is not to be read again by every task. `deduplicated` says
+    whether its near-duplicates are gone (`Store.deduplicate`).
     """
     entries = (Path(folder, kind, "index.json") for kind in ("rows", "keep"))
-    return _store(folder, tuple(stamp(entry) for entry in entries if entry.is_file()))
+    store = _store(folder, tuple(stamp(entry) for entry in entries if entry.is_file()))
+    if deduplicated:
+        store = copy(store)
+        store.deduplicate()
+    return store
+
+
+def cut_shards(shards: Sequence[Shard], rows: int) -> Iterator[tuple[Shard, ...]]:
+    """Put shards that follow each other together, to about so many rows."""
+    group: list[Shard] = []
+    held = 0
+    for shard in shards:
+        group.append(shard)
+        held += shard.rows
+        if held >= rows:
+            yield tuple(group)
+            group, held = [], 0
+    if group:
+        yield tuple(group)
 
 
 @lru_cache(maxsize=1)

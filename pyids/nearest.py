@@ -8,7 +8,7 @@ nor threads change a pick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -67,16 +67,47 @@ def round_robin(
     Ivison et al., "Large-Scale Data Selection for Instruction Tuning", arXiv 2503.01807.
     """
     shards = checked_shards(shards)
-    n = count_rows(shards)
-    taken = np.zeros(n, np.bool_) if free is None else ~np.asarray(free, np.bool_)
-    n_free = n - int(np.count_nonzero(taken))
-    check_in_range("budget", budget, 1, n_free)
+    taken = np.zeros(count_rows(shards), np.bool_) if free is None else ~np.asarray(free, np.bool_)
     queries = as_targets(targets, shards[0].shape[1])
-    order = turns(tasks or [""] * len(queries), len(queries))
     if transform is not None:
         queries = unit_rows(transform(queries))
-    longest = max(1, _LIST_ENTRIES // len(queries))
-    length = list_length or 64 + 4 * -(-budget // len(queries))
+
+    def find(length: int, taken: NDArray[np.bool_]) -> tuple[list[Int64], list[Float64]]:
+        return nearest(shards, queries, length, taken=taken, transform=transform)
+
+    of = tasks or [""] * len(queries)
+    return take_in_turn(find, len(queries), budget, taken, tasks=of, list_length=list_length)
+
+
+def take_in_turn(
+    find: Callable[[int, NDArray[np.bool_]], tuple[list[Int64], list[Float64]]],
+    n_targets: int,
+    budget: int,
+    taken: NDArray[np.bool_],
+    *,
+    tasks: Sequence[str],
+    list_length: int | None = None,
+) -> Picks:
+    """Do what `round_robin` does, whoever finds the nearest rows.
+
+    Parameters
+    ----------
+    find : callable
+        Gives what `nearest` does for the length of its lists and the rows that are taken.
+    n_targets : int
+        Q target rows.
+    budget : int
+        As many as are free, or less.
+    taken : bool array (N,)
+        Rows that may not be taken; those that are will be marked.
+    tasks, list_length
+        See `round_robin`.
+    """
+    n_free = len(taken) - int(np.count_nonzero(taken))
+    check_in_range("budget", budget, 1, n_free)
+    order = turns(tasks, n_targets)
+    longest = max(1, _LIST_ENTRIES // n_targets)
+    length = list_length or 64 + 4 * -(-budget // n_targets)
     rows, values = np.empty(budget, np.int64), np.empty(budget)
     picked = 0
     turn = next(order)
@@ -87,8 +118,8 @@ def round_robin(
     # the dry list was taken by one pick), so passes come to an end.
     while picked < budget:
         length = min(length, longest, n_free - picked)
-        lists, cosines = nearest(shards, queries, length, taken=taken, transform=transform)
-        at = np.zeros(len(queries), np.int64)
+        lists, cosines = find(length, taken)
+        at = np.zeros(n_targets, np.int64)
         while picked < budget:
             entries = lists[turn]
             while at[turn] < len(entries) and taken[entries[at[turn]]]:
@@ -140,13 +171,53 @@ def turns(tasks: Sequence[str], n_targets: int) -> Iterator[int]:
     return (members[n % len(members)] for n in count() for members in groups.values())
 
 
+class NearestLists:
+    """The nearest rows of each query so far, nearest first, equal ones by row.
+
+    Parameters
+    ----------
+    n_queries, length : int
+        Q lists of so many rows.
+    floors : float32 array (Q,), optional
+        Cosines below which no row is of use, for others have filled the list.
+
+    Attributes
+    ----------
+    rows, cosines : lists of int64 and float64 arrays
+        The lists.
+    floors : float32 array (Q,)
+        What a row's cosine must not be below to come into the list.
+    """
+
+    def __init__(
+        self, n_queries: int, length: int, floors: NDArray[np.float32] | None = None
+    ) -> None:
+        self._length = length
+        self.rows = [np.empty(0, np.int64) for _ in range(n_queries)]
+        self.cosines = [np.empty(0) for _ in range(n_queries)]
+        start = np.full(n_queries, -np.inf) if floors is None else floors
+        self.floors = np.array(start, np.float32)
+
+    def add(self, query: int, rows: Int64, cosines: Float64) -> None:
+        """Add rows to a list."""
+        rows = np.concatenate([self.rows[query], rows])
+        cosines = np.concatenate([self.cosines[query], cosines])
+        keep = np.lexsort((rows, -cosines))[: self._length]
+        self.rows[query], self.cosines[query] = rows[keep], cosines[keep]
+        if len(keep) == self._length:
+            # Rounded down, so that no entry of equal cosine falls below it.
+            last = np.nextafter(np.float32(cosines[keep[-1]]), np.float32(-np.inf))
+            self.floors[query] = max(self.floors[query], last)
+
+
 def nearest(
-    shards: Sequence[NDArray[Any]],
+    shards: Iterable[NDArray[Any]],
     queries: Float64,
     length: int,
     *,
     taken: NDArray[np.bool_] | None = None,
     transform: Transform | None = None,
+    floors: NDArray[np.float32] | None = None,
 ) -> tuple[list[Int64], list[Float64]]:
     """Find the nearest rows of each query by cosine, nearest first, equal ones by row.
 
@@ -157,27 +228,25 @@ def nearest(
         Unit rows, transformed as the pool's are.
     length : int
         Rows for each query; fewer where not so many are free.
-    taken : bool array (N,), optional
+    taken : bool array (N or more,), optional
         Rows to leave out.
+    floors : float32 array (Q,), optional
+        Rows of a smaller cosine need not be found.
 
     Returns
     -------
     lists of int64 and float64 arrays
         For each query the positions and their cosines.
     """
-    small = queries.astype(np.float32)
-    # The rounding of both inputs to float32, and any order of D multiply-adds.
-    error = np.float32((queries.shape[1] + 6) * 2.0**-24)
-    best = [np.empty(0, np.int64) for _ in queries]
-    cosines = [np.empty(0) for _ in queries]
-    floor = np.full(len(queries), -np.inf, np.float32)
+    small, error = queries.astype(np.float32), rounding(queries.shape[1])
+    best = NearestLists(len(queries), length, floors)
     for start, units in unit_blocks(shards, transform):
         products = units.astype(np.float32) @ small.T
         if taken is not None:
             products[taken[start : start + len(units)]] = -np.inf
         # What is too far below the last entry of its list, or below `length` rows of its block.
-        lowest = floor - error
-        if len(units) > length and not np.isfinite(floor).all():
+        lowest = best.floors - error
+        if len(units) > length and not np.isfinite(best.floors).all():
             ranked = np.partition(products, len(units) - length, axis=0)[len(units) - length]
             lowest = np.maximum(lowest, ranked - 2 * error)
         found, of = np.nonzero((products >= lowest) & np.isfinite(products))
@@ -186,14 +255,16 @@ def nearest(
         ends = np.searchsorted(of[order], np.arange(len(queries) + 1))
         for query in np.flatnonzero(np.diff(ends)).tolist():
             new = order[ends[query] : ends[query + 1]]
-            rows = np.concatenate([best[query], start + found[new]])
-            values = np.concatenate([cosines[query], exact[new]])
-            keep = np.lexsort((rows, -values))[:length]
-            best[query], cosines[query] = rows[keep], values[keep]
-            if len(keep) == length:
-                # Rounded down, so that no entry of equal cosine falls below it.
-                floor[query] = np.nextafter(np.float32(values[keep[-1]]), np.float32(-np.inf))
-    return best, cosines
+            best.add(query, start + found[new], exact[new])
+    return best.rows, best.cosines
+
+
+def rounding(dim: int) -> np.float32:
+    """Bound how far a float32 product of two unit rows is from their cosine.
+
+    It is the rounding of both rows to float32, and of any order of so many multiply-adds.
+    """
+    return np.float32((dim + 6) * 2.0**-24)
 
 
 def pair_cosines(units: Float64, queries: Float64, rows: Int64, of: Int64) -> Float64:
@@ -212,7 +283,7 @@ def pair_cosines(units: Float64, queries: Float64, rows: Int64, of: Int64) -> Fl
 
 
 def unit_blocks(
-    shards: Sequence[NDArray[Any]], transform: Transform | None = None
+    shards: Iterable[NDArray[Any]], transform: Transform | None = None
 ) -> Iterator[tuple[int, Float64]]:
     """Stream rows at unit length: the position of a block's first row, and float64 (n, D')."""
     first = 0

@@ -26,6 +26,7 @@ from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
+from pyids.models.hf import torch_threads
 from pyids.models.hub import round_model
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
@@ -324,13 +325,14 @@ class Selection:
             return train_outside(
                 self.config, model, rows, write, output_dir=output_dir, number=n + 1
             )
-        return finetune(
-            model,
-            rows,
-            output_dir=output_dir,
-            progress=reporter("train"),
-            **training_options(self.config),
-        )
+        with torch_threads(self.config.threads):
+            return finetune(
+                model,
+                rows,
+                output_dir=output_dir,
+                progress=reporter("train"),
+                **training_options(self.config),
+            )
 
     def _check_model(self) -> None:
         """Check, once, that the base model is what earlier rounds used."""

@@ -6,6 +6,7 @@ the last file. docs/pipelines.md has the table.
 """
 
 import contextlib
+import os
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ import pyids
 from pyids.config import make_config
 from pyids.data import exported_rows
 from pyids.engine.ray import RayEngine
-from pyids.pipeline import shard_draw
+from pyids.pipeline import shard_draw, target_search
 
 # The workers import the tasks by name: the folder of the tests goes on their path and on ours.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,8 +29,8 @@ from engine_tasks import die_inside, folder_bytes, node_of, wait_for_the_end
 FILES, ROWS = 6, 100
 # What must have met a fault: the task of each stage.
 TASKS = {"read_split", "_deal", "_find", "_embed_shard", "measure_group", "assign_group",
-         "find_repeats", "_rate_shard", "draw_shards", "do_share", "write_lines",
-         "hash_some"}  # fmt: skip
+         "assign_shard", "find_repeats", "_rate_shard", "search_shards", "draw_shards", "do_share",
+         "write_lines", "hash_some"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,18 +63,26 @@ def pool(tmp_path_factory):
         texts[7] = texts[3]  # an exact duplicate
         rows = [{"prompt": ask, "completion": say} for ask, say in texts]
         (folder / f"{n:02d}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows)))
+    (folder / "target.json").write_bytes(orjson.dumps(rows[50:60]))
     return folder
 
 
 def draw(pool, tiny, folder, engine="local"):
-    config = make_config(
-        data=[str(pool / "*.jsonl")], encoder="wordllama", budget=20, rounds=1, clusters=5,
-        semdedup_threshold=0.95, quality="perplexity", model=tiny, device="cpu", threads=1,
-        oversample=2, num_processes=2, engine=engine, output_dir=str(folder),
+    """Let a pool grow by its last file, then draw from it.
+
+    Its files and the model have relative names, which mean nothing where the nodes were started.
+    """
+    options = dict(
+        encoder="wordllama", budget=20, rounds=1, clusters=5, semdedup_threshold=0.95,
+        quality="perplexity", target="target.json", model=os.path.relpath(tiny, pool),
+        device="cpu", threads=1, oversample=2, engine=engine, output_dir=str(folder),
+        **({"num_processes": 2} if engine == "local" else {}),
     )  # fmt: skip
-    with pyids.Selection.open(folder, config) as selection:
-        selection.draw()
-        selection.finish()
+    with contextlib.chdir(pool):
+        pyids.Selection.open(folder, make_config(data=["0[0-4].jsonl"], **options)).close()
+        with pyids.Selection.open(folder, make_config(data=["*.jsonl"], **options)) as selection:
+            selection.draw()
+            selection.finish()
     found = folder_bytes(folder)
     return {name: content for name, content in found.items() if name != "manifest.json"}
 
@@ -111,7 +120,7 @@ def use(monkeypatch, cluster, workers, stay, instead, *more):
 
     for user in ("pipeline.stages", "scoring.together"):
         monkeypatch.setattr(f"pyids.{user}.make_engine", make)
-    for module in (shard_draw, exported_rows):
+    for module in (shard_draw, exported_rows, target_search):
         monkeypatch.setattr(module, "_TASK_ROWS", 2 * ROWS)
 
 

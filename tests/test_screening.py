@@ -189,3 +189,27 @@ def test_quality_counts_among_candidates(pool, tmp_path, monkeypatch):
         drawn = selection.rounds.selected(0)
     assert len(drawn) == 60
     assert good[drawn].mean() > 0.6
+
+
+def test_a_run_of_one_thread_has_one_in_every_model(small, tmp_path, monkeypatch):
+    seen, linear = set(), torch.nn.functional.linear
+
+    def counted(*args):
+        seen.add(torch.get_num_threads())
+        return linear(*args)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        result = pyids.run(
+            data=str(small / "pool.jsonl"), embeddings_file=str(small / "vectors.npy"),
+            model=str(small / "model"), quality="perplexity", oversample=2, budget=8, rounds=1,
+            clusters=4, max_length=64, lora_rank=2, device="cpu", threads=1,
+            output_dir=str(tmp_path / "run"),
+        )  # fmt: skip
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len(result.ids) == 8
+    assert seen == {1}

@@ -10,7 +10,7 @@ from pyids.config import make_config
 from pyids.data import exported_rows
 from pyids.data.export import FORMATS
 from pyids.engine import LocalEngine
-from pyids.pipeline import shard_draw
+from pyids.pipeline import shard_draw, target_search
 from pyids.pipeline.prepare import prepare
 from pyids.selection import Selection
 
@@ -28,6 +28,11 @@ CASES = {
     "groups": {"group_by": "source", "cap": ["a=10"]},
     "target": {"target": "dev.jsonl", "target_embeddings_file": "dev.npy", "quality": "score"},
     "near-duplicates": {"semdedup_threshold": 0.97},
+    "target without near-duplicates": {
+        "target": "dev.jsonl",
+        "target_embeddings_file": "dev.npy",
+        "semdedup_threshold": 0.97,
+    },
 }
 
 
@@ -74,6 +79,7 @@ def files(tmp_path):
     for n in range(FILES):
         part = rows[n * ROWS : (n + 1) * ROWS]
         (tmp_path / f"{n}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, part)))
+    rows[-1] = rows[77]  # a row of the target stands in the pool
     (tmp_path / "dev.jsonl").write_bytes(b"\n".join(map(orjson.dumps, rows[-5:])))
     return tmp_path
 
@@ -94,7 +100,8 @@ def rounds(files, folder, changes, tiny, engine=None):
             selection.tell({int(row): float(row % 5) for row in selection.probes()})
         for form in FORMATS:
             selection.export(format=form)
-        assert not list(selection.store.scratch.glob("*-*"))  # nothing is left behind
+        left = {path.name for path in selection.store.scratch.glob("*-*")}
+        assert left <= {f"{shard.name}.npy" for shard in selection.store.shards}
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -107,12 +114,13 @@ def test_tasks_draw_and_write_what_one_process_does(case, files, tiny, two, monk
     folder = tmp_path / "run"
     whole = rounds(files, folder, CASES[case], tiny)
     folder.rename(tmp_path / "whole")
-    for module in (shard_draw, exported_rows):
+    for module in (shard_draw, exported_rows, target_search):
         monkeypatch.setattr(module, "_TASK_ROWS", 2 * ROWS)
     two.done = Counter()
     shared = rounds(files, folder, CASES[case], tiny, two)
     assert two.done["draw_shards"] >= 4 * 3
     assert two.done["write_lines"] >= 7 * 2
+    assert two.done["search_shards"] >= (3 * 3 if "target" in CASES[case] else 0)
     assert shared == whole
 
 

@@ -48,6 +48,31 @@ def test_lists_are_exact_among_rows_that_float32_cannot_tell_apart(monkeypatch):
     np.testing.assert_array_equal(rows, expected)
 
 
+@pytest.mark.parametrize("repeated", [1, 40])
+def test_lists_put_together_of_parts_are_those_of_the_whole(repeated):
+    """Each part is told what cosine those before it have made useless; many are equal."""
+    x = np.repeat(vectors(1000 // repeated, 12), repeated, axis=0)
+    x = x[np.random.default_rng(1).permutation(len(x))]
+    queries, taken = (
+        nearest.as_targets(vectors(6, 12, 2).astype(float), 12),
+        np.arange(1000) % 9 < 2,
+    )
+    whole = nearest.nearest([x], queries, 30, taken=taken)
+    lists, brought = nearest.NearestLists(6, 30), []
+    for start in range(0, len(x), 100):
+        part = slice(start, start + 100)
+        rows, cosines = nearest.nearest(
+            [x[part]], queries, 30, taken=taken[part], floors=lists.floors
+        )
+        brought.append(sum(map(len, rows)))
+        for query, found in enumerate(rows):
+            lists.add(query, start + found, cosines[query])
+    for query in range(6):
+        np.testing.assert_array_equal(lists.rows[query], whole[0][query])
+        np.testing.assert_array_equal(lists.cosines[query], whole[1][query])
+    assert brought[-1] < brought[0] / 2
+
+
 def test_equal_rows_go_to_the_lower_one_and_a_list_stays_short():
     x = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
     picks = nearest.round_robin(x, x[[60, 60]].astype(float), 60, list_length=2).rows

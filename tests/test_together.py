@@ -3,11 +3,11 @@
 import json
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pyids import engine
 from pyids.chat import template
 from pyids.engine import LocalEngine
 from pyids.errors import PyidsError
@@ -98,27 +98,30 @@ def test_scores_do_not_depend_on_the_number_of_processes(name, scored, together,
     assert not together.models._held
 
 
-def test_a_process_that_dies_is_an_error_of_one_line(scored, monkeypatch):
+def test_a_process_that_dies_twice_is_an_error_of_one_line(
+    scored, together, one_thread, monkeypatch
+):
     turns, models, folder = scored
-    together = Together(models, Processes(2), folder / "scratch")
     rows = [template.encode(row, load.load_tokenizer(models.ref)) for row in turns]
-    share, killed = LocalEngine._map_in_pool, []
+    dying = Together(models, Processes(2), folder / "dying")
+    submitted, killed = engine._submitted, []
 
-    def kill(self, task, items):
-        for found in share(self, task, items):
-            if not killed:
-                killed.append(next(iter(self._pool._processes)))
-                os.kill(killed[0], signal.SIGKILL)
-            yield found
+    def kill(pool, task, item):
+        future = submitted(pool, task, item)
+        if len(killed) < 2 and pool not in killed:
+            killed.append(pool)  # what it worked on is tried again, in another
+            os.kill(next(iter(pool._processes)), signal.SIGKILL)
+        return future
 
-    monkeypatch.setattr(LocalEngine, "_map_in_pool", kill)
-    with pytest.raises(PyidsError, match="a worker process died") as error:
-        together.nll("base", rows)
+    monkeypatch.setattr(engine, "_submitted", kill)
+    with pytest.raises(PyidsError, match="a worker process died twice") as error:
+        dying.nll("base", rows)
     assert "\n" not in str(error.value)
-    again = together.nll("base", rows)  # the same command goes on
-    together.close()
-    assert np.isfinite(again.mean).all()
-    assert list(Path(folder, "scratch").iterdir()) == []
+    assert len(killed) == 2
+    again = dying.nll("base", rows)  # the same command goes on
+    dying.close()
+    np.testing.assert_array_equal(again.mean, together.nll("base", rows).mean)
+    assert list((folder / "dying").iterdir()) == []
 
 
 def name_of_gpu(item):
@@ -130,7 +133,7 @@ def test_each_process_sees_a_gpu_of_its_own(visible, names, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    engine = LocalEngine(2, gpus=2)
+    local = LocalEngine(2, gpus=2)
     queue = []
     monkeypatch.setattr(
         "pyids.engine.ProcessPoolExecutor",
@@ -138,12 +141,12 @@ def test_each_process_sees_a_gpu_of_its_own(visible, names, monkeypatch):
     )
 
     class Pool:
-        def submit(self, task, item):
+        def submit(self, *task):
             raise RuntimeError
 
         def shutdown(self, **more):
             pass
 
-    with engine, pytest.raises(RuntimeError):
-        list(engine.map(name_of_gpu, range(2)))
+    with local, pytest.raises(RuntimeError):
+        list(local.map(name_of_gpu, range(2)))
     assert {queue[0].get(), queue[0].get()} == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 from collections import deque
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyids.engine import IN_FLIGHT, Closing, node_check, ray_actors
-from pyids.engine.failing import Failed, attempt, died, name_of, outcome, too_long
+from pyids.engine.failing import Failed, died, name_of, outcome, too_long
+from pyids.engine.ray_actors import attempt_in
 from pyids.engine.ray_cluster import ask_for_workers, connect, explained, first_line
 from pyids.errors import ConfigError
 
@@ -174,17 +176,17 @@ class RayEngine(Closing):
             return
         self._actors.end()  # they hold CPUs that these tasks need
         # The arguments of `remote`: those of Ray's own defaults that the results rest on.
-        remote = self._ray.remote(num_cpus=1, max_retries=ray_actors.RETRIES)(attempt)
-        name = task.__name__  # which Ray's own pages show
+        remote = self._ray.remote(num_cpus=1, max_retries=ray_actors.RETRIES)(attempt_in)
+        name, folder = task.__name__, os.getcwd()  # Ray's own pages show the name
         running: deque[_Job] = deque()
 
         def again(job: _Job) -> None:
             spread = remote.options(name=name, scheduling_strategy="SPREAD")
-            job.reference = spread.remote(task, job.item)
+            job.reference = spread.remote(folder, task, job.item)
 
         try:
             for item in items:
-                running.append(_Job(item, remote.options(name=name).remote(task, item)))
+                running.append(_Job(item, remote.options(name=name).remote(folder, task, item)))
                 if len(running) >= (most := self._most_in_flight()):
                     self._grow(most)
                     yield self._result(running[0], again)

@@ -8,8 +8,10 @@ and the task that it died of is known: it takes its tasks in order.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -29,11 +31,25 @@ RETRIES = 3
 _PING_SECONDS = 30
 
 
+def attempt_in(folder: str, task: Callable[[T], R], item: T) -> Any:
+    """Do a task in the folder that the command was given in, where its node has it.
+
+    So relative names of data, models and encoders mean there what they mean here; Ray starts its
+    processes in the folder where its node was started.
+    """
+    with suppress(OSError):
+        os.chdir(folder)
+    return attempt(task, item)
+
+
 class _Worker:
     """A process of the cluster that stays for the tasks of a stage."""
 
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
     def run(self, task: Callable[[T], R], item: T) -> Any:
-        return attempt(task, item)
+        return attempt_in(self._folder, task, item)
 
     def there(self) -> None:
         """Answer, which it can as soon as it is placed and has nothing to do."""
@@ -133,7 +149,7 @@ class Actors:
     def _start(self, wanted: int) -> None:
         options = {"num_cpus": 1, "num_gpus": int(self._gpu), "max_restarts": 0}
         while len(self._actors) < wanted:
-            handle = self._ray.remote(**options)(_Worker).remote()
+            handle = self._ray.remote(**options)(_Worker).remote(os.getcwd())
             self._actors.append(_Actor(handle, handle.there.remote()))
 
     def _deal(self, task: Callable[[T], R], running: deque[_Job]) -> None:

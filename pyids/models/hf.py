@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pyids.errors import ModelError
@@ -25,6 +26,22 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise ModelError(f"dtype {name!r} is not one of {', '.join(dtypes)}: choose one")
     return dtypes[name]
+
+
+@contextlib.contextmanager
+def torch_threads(number: int | None) -> Iterator[None]:
+    """Let torch, where it is installed, use so many threads here; None: as many as it does."""
+    if number is None or find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyids._typing import Int64
 from pyids.config import RunConfig
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import ConfigError, DamagedError
@@ -18,7 +19,7 @@ from pyids.pipeline.budget import budget_of
 from pyids.pipeline.grow import base_shards, check_base, growth_of, vectors_of
 from pyids.pipeline.kmeans_plan import describe as describe_plan
 from pyids.pipeline.kmeans_plan import kmeans_plan
-from pyids.pipeline.streamed import Clusters, fit
+from pyids.pipeline.streamed import Clusters, fit, threads_of_task
 from pyids.resources import default_max_memory
 from pyids.store.arrays import ShardArrays
 from pyids.store.files import atomic_write, create_npy, read_sealed, remembered, write_npy
@@ -33,6 +34,7 @@ from pyids.store.ledger import (
     save_npy,
     write_entry,
 )
+from pyids.store.reading import store_of
 from pyids.store.rounds import has_drawn
 
 logger = logging.getLogger("pyids")
@@ -66,7 +68,7 @@ def cluster(store: Store, config: RunConfig, engine: Engine | None = None) -> No
             *(rows, n_clusters, found.n_iter, found.inertia),
         )
     if growth is not None:
-        _assign_new(store, base, inputs, metric=config.metric, threads=config.threads)
+        _assign_new(store, base, inputs, config, engine or LocalEngine())
 
 
 def _clusters(
@@ -148,54 +150,79 @@ def _assign_new(
     store: Store,
     base: Sequence[Shard],
     inputs: Mapping[str, Any],
-    *,
-    metric: Any,
-    threads: int | None,
+    config: RunConfig,
+    engine: Engine,
 ) -> None:
     """Give the rows of later shards the nearest centers: ``labels/``; add them to the sizes.
 
     The drift is how far they lie from them, in mean squared distances of the rows that the centers
     were made from; above 1 the centers fit them less.
     """
-    from safetensors.numpy import load_file
-
-    from pyids.clustering.nearest import nearest_centers
-
     path = store.path / "centroids.safetensors"
-    content = load_file(checked(path))
     entry = path.with_suffix(".json")
-    made = load_sealed(entry)
-    sizes, names = content["sizes"].copy(), {shard.name for shard in base}
-    rows, inertia = 0, 0.0
-    for shard in store.shards:
-        if shard.name in names:
-            continue
-        vectors = store.artifact("embeddings", shard)
-        own = {
-            "centroids": made["files"][path.name],
-            "embeddings": load_sealed(vectors.with_suffix(".json"))["files"],
-        }
-        file = store.artifact("labels", shard)
-        done = read_entry(file.with_suffix(".json"), own)
-        if done is None:
-            before = _drawn_from(store, [file.with_suffix(".json")], own)
-            found, squares = nearest_centers(
-                [load_npy(vectors)], content["centroids"], metric=metric, n_threads=threads
-            )
-            done = _write_labels(
-                store, file, found[:, 0], own, before, inertia=float(squares.sum())
-            )
-        sizes += np.bincount(load_npy(file), minlength=len(sizes))
-        rows, inertia = rows + int(done["rows"]), inertia + float(done["inertia"])
-    grown = {
-        "rows": rows,
-        "inertia": inertia,
-        "drift": _drift(made, content["sizes"], rows, inertia),
-    }
+    made, counts = load_sealed(entry), _centers(checked(path))[1]
+    names = {shard.name for shard in base}
+    tasks = (
+        _AssignTask(
+            folder=str(store.path),
+            shard=shard,
+            centers=made["files"][path.name],
+            metric=config.metric,
+            threads=threads_of_task(engine, config.threads),
+        )
+        for shard in store.shards
+        if shard.name not in names
+    )
+    sizes, rows, inertia = counts.copy(), 0, 0.0
+    for own, squares in engine.map(assign_shard, tasks):
+        sizes += own
+        rows, inertia = rows + int(own.sum()), inertia + squares
+    grown = {"rows": rows, "inertia": inertia, "drift": _drift(made, counts, rows, inertia)}
     if made["sizes"] != sizes.tolist() or made.get("grown") != grown:
         facts = {"sizes": sizes.tolist(), "inertia": made["inertia"], "grown": grown}
         write_entry(entry, [path], inputs, **facts)
         logger.info("gave %d added rows the nearest clusters: drift %.3g", rows, grown["drift"])
+
+
+class _AssignTask(NamedTuple):
+    """What `assign_shard` needs: paths and numbers."""
+
+    folder: str
+    shard: Shard
+    centers: dict[str, Any]
+    metric: Any
+    threads: int
+
+
+def assign_shard(task: _AssignTask) -> tuple[Int64, float]:
+    """Label the rows of a shard by the nearest centers; sizes, int64 (K,), and sum of squares."""
+    from pyids.clustering.nearest import nearest_centers
+
+    store = store_of(task.folder)
+    centers, sizes = _centers(store.path / "centroids.safetensors")
+    vectors = store.artifact("embeddings", task.shard)
+    own = {
+        "centroids": task.centers,
+        "embeddings": load_sealed(vectors.with_suffix(".json"))["files"],
+    }
+    file = store.artifact("labels", task.shard)
+    done = read_entry(file.with_suffix(".json"), own)
+    if done is None:
+        before = _drawn_from(store, [file.with_suffix(".json")], own)
+        found, squares = nearest_centers(
+            [load_npy(vectors)], centers, metric=task.metric, n_threads=task.threads
+        )
+        inertia = float(squares.sum())
+        done = _write_labels(store, file, found[:, 0], own, before, inertia=inertia)
+    return np.bincount(load_npy(file), minlength=len(sizes)), float(done["inertia"])
+
+
+def _centers(path: Path) -> tuple[NDArray[np.float32], Int64]:
+    """Read the centers of a file, and how many rows each was made from."""
+    from safetensors.numpy import load_file
+
+    content = load_file(path)
+    return content["centroids"], content["sizes"]
 
 
 def _drift(made: Mapping[str, Any], sizes: Any, rows: int, inertia: float) -> float:

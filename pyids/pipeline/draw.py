@@ -181,7 +181,7 @@ def draws_of(store: Store, config: RunConfig, engine: Engine | None = None) -> D
         The budget is above what may be drawn, or its groups have no quotas within their bounds.
     """
     labels, budget = store.labels(), budget_of(store, config)
-    target = PoolTarget.of_run(store, config) if config.target is not None else None
+    target = PoolTarget.of_run(store, config, engine) if config.target is not None else None
     without = excluded(store, config)
     left_out = np.union1d(other_responses(store, config), without.ids)
     if target is not None:

@@ -78,6 +78,7 @@ def quality(store: Store, config: RunConfig, engine: Engine | None = None) -> ND
         half_width=config.rating_half_width,
         seed=config.seed,
         engine=engine,
+        threads=config.threads,
     )
     if config.correct_ratings:
         from pyids.scoring.rating_noise import correct_ratings

@@ -23,7 +23,7 @@ from pyids.pipeline.cells import Cells
 from pyids.pipeline.token_draw import Part, draw_tokens, sample_part
 from pyids.sampling import Sample, ShardedSample
 from pyids.store.arrays import map_npy
-from pyids.store.files import write_npy
+from pyids.store.files import save_array
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import load_npy
 from pyids.store.reading import cut_shards, store_of
@@ -186,7 +186,7 @@ def take(drawn_from: DrawnFrom, taker: Taker, seed: int) -> None:
     with TemporaryDirectory(prefix="draw-", dir=store.scratch) as name:
         folder = Path(name)
         for argument, array in {**taker.how(), "exclude": drawn_from.exclude}.items():
-            _write(folder / f"{argument}.npy", array)
+            save_array(folder / f"{argument}.npy", array)
         firsts = [0, *accumulate(map(len, groups[:-1]))]
         cells = drawn_from.labels.kind if isinstance(drawn_from.labels, Cells) else None
 
@@ -194,7 +194,7 @@ def take(drawn_from: DrawnFrom, taker: Taker, seed: int) -> None:
             for first, shards in zip(firsts, groups, strict=True):
                 # The later a task is sent, the less it brings back: its rows must be above these.
                 floors = folder / f"floors-{first}.npy"
-                _write(floors, taker.floors)
+                save_array(floors, taker.floors)
                 yield _Task(
                     folder=str(store.path),
                     deduplicated=store.deduplicated,
@@ -242,8 +242,3 @@ def draw_shards(task: _Task) -> Any:
     for index, shard in enumerate(task.shards, task.first):
         taker.add(drawn_from.part(index), drawn_from.excluded_of(shard), task.seed, 1)
     return taker.found()
-
-
-def _write(path: Path, array: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        write_npy(file, array)

@@ -21,6 +21,7 @@ from pyids.data.ingest import describe, ingest
 from pyids.data.sources import Source
 from pyids.device import find_device, task_device
 from pyids.engine import Engine, in_process, make_engine
+from pyids.models.hf import torch_threads
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
 from pyids.pipeline.streamed import threads_of_task
@@ -147,11 +148,6 @@ def _embed_shard(task: _EmbedTask) -> int:
     )
     if task.cores is not None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(task.cores))  # of the library `tokenizers`
-    if task.threads is not None:
-        import torch
-
-        torch.set_num_threads(task.threads)
-
     n_rows = len(store.row_ids(task.shard))
     texts = (text_of(messages) for messages in store.iter_messages(task.shard))
 
@@ -168,7 +164,8 @@ def _embed_shard(task: _EmbedTask) -> int:
             done += len(block)
             progress(done, n_rows)
     else:
-        vectors = encoder.encode(list(texts), progress).astype(np.float16)
+        with torch_threads(task.threads):
+            vectors = encoder.encode(list(texts), progress).astype(np.float16)
     save_npy(path, vectors, task.inputs)
     return n_rows
 

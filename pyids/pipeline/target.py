@@ -1,42 +1,40 @@
-"""The target of a selection beside its pool: its vectors, and the rows that repeat it."""
+"""The target of a selection beside its pool: what a run folder knows of it, and draws by."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pyids import _core
 from pyids._typing import Float64, Int64
-from pyids.chat.digest import digest
-from pyids.chat.formats import Turns, tools_of
-from pyids.chat.near_copies import NearCopies
 from pyids.config import RunConfig
 from pyids.data.target import TargetRows, check_width, read_target
 from pyids.device import device
+from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
-from pyids.nearest import as_targets, round_robin, unit_blocks
-from pyids.neighbors import inverse_lengths
+from pyids.nearest import as_targets, take_in_turn
 from pyids.pipeline.stages import find_encoder
+from pyids.pipeline.target_search import (
+    TargetSearch,
+    conversations_as_json,
+    conversations_from_json,
+    mean_cosines,
+)
+from pyids.resources import processors
 from pyids.scoring.cluster_weights import raise_to
+from pyids.scoring.row_weights import moments
 from pyids.store.files import fingerprint, read_sealed, write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import load_npy, read_entry, save_npy
 
-if TYPE_CHECKING:
-    from pyids.store.folder import Row
-
 logger = logging.getLogger("pyids")
 
-# Rows of the target whose mean cosine says how near a row is.
-_NEAREST = 3
 # The round-robin goes on to so many times the budget: quotas move between clusters from round to
 # round, and its order has to tell rows of a cluster apart then, too.
 _DEPTH = 4
@@ -45,10 +43,6 @@ _STEEPNESS = 4.0
 # Of rows that it does not come to, in standard deviations of their cosines over the pool: one more
 # makes a row e**5 times as likely.
 _TEMPERATURE = 0.2
-_BLOCK_ROWS = 4096
-# Rows nearer than this to a target row have their words compared with it: a copy with some words
-# changed lies above it, with any encoder of sentences.
-_LOOK = 0.8
 
 
 @dataclass(frozen=True)
@@ -61,19 +55,22 @@ class PoolTarget:
         The folder and what names the target.
     rows
         The target.
+    engine
+        Where the pool is compared with it.
     """
 
     store: Store
     config: RunConfig
     rows: TargetRows
+    engine: Engine = field(default_factory=LocalEngine)
 
     @classmethod
-    def read(cls, store: Store, config: RunConfig) -> PoolTarget:
+    def read(cls, store: Store, config: RunConfig, engine: Engine | None = None) -> PoolTarget:
         """Read the target; see `pyids.data.target.read_target`."""
-        return cls(store, config, read_target(config))
+        return cls(store, config, read_target(config), engine or LocalEngine())
 
     @classmethod
-    def of_run(cls, store: Store, config: RunConfig) -> PoolTarget:
+    def of_run(cls, store: Store, config: RunConfig, engine: Engine | None = None) -> PoolTarget:
         """Read the target once for all rounds: ``target/`` then holds all that is to be known.
 
         A run folder needs nothing outside it: rows, vectors, and ids of the rows that repeat them.
@@ -81,12 +78,13 @@ class PoolTarget:
         folder = store.path / "target"
         entry, vectors = folder / "index.json", folder / "vectors.npy"
         if not entry.exists():
-            made = cls.read(store, config)
+            made = cls.read(store, config, engine)
             folder.mkdir(exist_ok=True)
             save_npy(vectors, made.vectors, {"target": config.target})
             write_sealed(folder / "rows.json", _as_json(made.rows))
             write_sealed(entry, made.metadata())  # the last of the files
-        found = cls(store, config, _from_json(read_sealed(folder / "rows.json")))
+        rows = _from_json(read_sealed(folder / "rows.json"))
+        found = cls(store, config, rows, engine or LocalEngine())
         # What is known already is not made again.
         found.__dict__["vectors"] = np.array(load_npy(vectors))
         found.__dict__["copies"] = np.array(read_sealed(entry)["left_out"], np.int64)
@@ -130,61 +128,16 @@ class PoolTarget:
     def copies(self) -> Int64:
         """Ids of the pool's rows that repeat the target, or nearly: never to be selected.
 
-        Exact repeats are told by their digest. Where there are vectors, the words of the rows near
-        a target row are compared with the target's (`pyids.chat.near_copies.NearCopies`); where
-        there are none, those of all rows.
+        Where the pool has no vectors, the words of all rows are compared with the target's.
         """
-        known = NearCopies(self.rows.conversations)
-        found = [*self._exact()]
-        found += [row.row_id for row in self._candidates() if row.messages in known]
-        kept = [np.intersect1d(self.store.row_ids(s), found) for s in self.store.shards]
-        copies = np.concatenate([np.empty(0, np.int64), *kept]).astype(np.int64)
+        copies = self._search.copies(self.vectors if self._embedded else None)
         if len(copies):
             logger.info("left out %d rows that repeat the target, or nearly", len(copies))
         return copies
 
-    def _exact(self) -> Iterator[int]:
-        import pyarrow.parquet as pq
-
-        digests = {digest(messages) for messages in self.rows.conversations}
-        for shard in self.store.shards:
-            path = self.store.artifact("rows", shard, ".parquet")
-            column = pq.read_table(path, columns=["digest"])["digest"].to_pylist()
-            yield from (shard.first_row_id + n for n, key in enumerate(column) if key in digests)
-
-    def _candidates(self) -> Iterator[Row]:
-        if not self._embedded:
-            for shard in self.store.shards:
-                yield from self.store.iter_rows(shard)
-            return
-        small = self.vectors.astype(np.float32)
-        near = [np.empty(0, np.int64)]
-        for start, units in unit_blocks(self.store.embeddings()):
-            products = units.astype(np.float32) @ small.T
-            near.append(start + np.flatnonzero((products >= _LOOK).any(axis=1)))
-        ids = np.concatenate([np.empty(0, np.int64), *map(self.store.row_ids, self.store.shards)])
-        yield from self.store.read_rows(ids[np.concatenate(near)])
-
-    def cosines(self, vectors: NDArray[Any]) -> Float64:
-        """How near rows are to the target: the mean cosine to the target rows nearest to each.
-
-        Parameters
-        ----------
-        vectors : float16 or float32 array (n, D)
-
-        Returns
-        -------
-        float64 array (n,)
-        """
-        threads = _core.resolve_threads(self.config.threads or 0)
-        m = min(_NEAREST, len(self.rows))
-        out = np.empty(len(vectors))
-        for at in range(0, len(vectors), _BLOCK_ROWS):
-            block = np.ascontiguousarray(vectors[at : at + _BLOCK_ROWS])
-            factors = inverse_lengths([block], threads)
-            squares = _core.squared_distances([block], factors, self.vectors, threads)
-            out[at : at + len(block)] = 1 - np.sort(squares, axis=1)[:, :m].mean(axis=1) / 2
-        return out
+    @property
+    def _search(self) -> TargetSearch:
+        return TargetSearch(self.store, self.engine, self.rows.conversations, self.config.threads)
 
     def order(self, budget: int, left_out: Int64) -> Int64:
         """Return rows in the order in which the target's rows take them in turn.
@@ -210,12 +163,15 @@ class PoolTarget:
             "left_out": fingerprint([str(left_out.tolist())]),
         }
         if read_entry(path.with_suffix(".json"), inputs) is None:
-            ids = np.concatenate([self.store.row_ids(s) for s in self.store.shards])
-            stays = ~np.isin(ids, left_out)
-            vectors = self.store.embeddings().all(self.store.scratch)
-            depth = min(_DEPTH * budget, int(np.count_nonzero(stays)))
-            taken = round_robin(vectors, self.vectors, depth, tasks=self.rows.tasks, free=stays)
-            save_npy(path, taken.rows, inputs)
+            taken = self._marked(left_out)
+            depth = min(_DEPTH * budget, int(np.count_nonzero(~taken)))
+            search, n = self._search, len(self.rows)
+            picks = take_in_turn(
+                lambda length, taken: search.nearest_rows(self.vectors, length, taken),
+                *(n, depth, taken),
+                tasks=self.rows.tasks,
+            )
+            save_npy(path, picks.rows, inputs)
         rows: Int64 = load_npy(path)
         return rows
 
@@ -230,15 +186,27 @@ class PoolTarget:
         entries = [read_entry(path.with_suffix(".json"), inputs) for path in paths]
         if all(entry is not None for entry in entries):
             return
-        near = [self.cosines(vectors) for vectors in self.store.embeddings()]
-        logs = np.concatenate(near)
-        logs = (logs - logs.max()) / (_TEMPERATURE * (float(logs.std()) or 1.0))
-        places = np.log(np.arange(1, len(order) + 2))
-        logs -= _STEEPNESS * places[-1]
-        logs[order] = -_STEEPNESS * places[:-1]
-        ends = np.cumsum([len(values) for values in near])
-        for path, values in zip(paths, np.split(logs, ends[:-1]), strict=True):
-            save_npy(path, values, inputs)
+        cosines = self._search.cosines(self.vectors)
+        _, deviation = moments(cosines)
+        steps, last = _TEMPERATURE * (deviation or 1.0), _STEEPNESS * np.log(len(order) + 1)
+        by_row = np.argsort(order, kind="stable")
+        rows, highest, stop = order[by_row], cosines.max(), 0
+        for shard, path in zip(self.store.shards, paths, strict=True):
+            start, stop = stop, stop + len(self.store.row_ids(shard))
+            logs = (cosines[start:stop] - highest) / steps - last
+            first, end = np.searchsorted(rows, [start, stop])
+            logs[rows[first:end] - start] = -_STEEPNESS * np.log(by_row[first:end] + 1)
+            save_npy(path, logs, inputs)
+
+    def _marked(self, ids: Int64) -> NDArray[np.bool_]:
+        """Mark the rows with these ids, bool (N,)."""
+        marked, start = np.zeros(self.store.kept, np.bool_), 0
+        for shard in self.store.shards:
+            kept = self.store.row_ids(shard)
+            first, end = np.searchsorted(ids, [shard.row_ids.start, shard.row_ids.stop])
+            marked[start : start + len(kept)] = np.isin(kept, ids[first:end])
+            start += len(kept)
+        return marked
 
     def cluster_weights(self, left: Int64, first: Int64) -> Float64:
         """Weights with which the first round draws from clusters what a round-robin would.
@@ -255,18 +223,22 @@ class PoolTarget:
         float64 (K,)
             Summing to 1, none below ``min_weight / K``.
         """
-        labels = np.concatenate(self.store.labels())
-        counts = np.bincount(labels[first], minlength=len(left))
+        counts, rows, start = np.zeros(len(left), np.int64), np.sort(first), 0
+        for labels in self.store.labels():
+            begin, end = np.searchsorted(rows, [start, start + len(labels)])
+            counts += np.bincount(labels[rows[begin:end] - start], minlength=len(left))
+            start += len(labels)
         weights = counts / np.maximum(left, 1)
         return raise_to(weights / weights.sum(), self.config.min_weight / len(left))
 
     def scoring_options(self, row_ids: Int64) -> dict[str, Any]:
         """Return what the scorers of a target need to know; see `ScoringOptions`."""
         vectors = np.stack([self.store.embedding(row_id) for row_id in row_ids.tolist()])
+        threads = self.config.threads or processors()
         return {
             "target": self.rows.conversations,
             "target_tasks": self.rows.tasks,
-            "target_cosines": self.cosines(vectors),
+            "target_cosines": mean_cosines(vectors, self.vectors, threads),
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -276,10 +248,10 @@ class PoolTarget:
 
 
 def _as_json(rows: TargetRows) -> dict[str, Any]:
-    turns = [{"turns": list(row), "tools": tools_of(row)} for row in rows.conversations]
+    turns = conversations_as_json(rows.conversations)
     return {"conversations": turns, "tasks": rows.tasks, "places": rows.places}
 
 
 def _from_json(content: dict[str, Any]) -> TargetRows:
-    rows = [Turns(row["turns"], row["tools"]) for row in content["conversations"]]
-    return TargetRows(list(rows), tuple(content["tasks"]), tuple(content["places"]))
+    rows = conversations_from_json(content["conversations"])
+    return TargetRows(rows, tuple(content["tasks"]), tuple(content["places"]))

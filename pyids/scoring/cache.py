@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -28,6 +29,7 @@ from pyids.chat.render import REASONING_KEYS, has_loss, reasoning_of
 from pyids.device import find_device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
+from pyids.models.hf import torch_threads
 from pyids.progress import report
 from pyids.registry import SIGNALS
 from pyids.scoring.propagate import rate_few
@@ -250,6 +252,7 @@ def store_quality(
     half_width: float | None = None,
     seed: int = 0,
     engine: Engine | None = None,
+    threads: int | None = None,
 ) -> Float64:
     """Return the quality of the kept rows of a run folder.
 
@@ -270,6 +273,8 @@ def store_quality(
         Score only some rows of each cluster; see `pyids.scoring.propagate.rate_few`.
     engine : Engine, optional
         Where rows are rated; by default this process.
+    threads : int, optional
+        Threads of a language model.
 
     Returns
     -------
@@ -295,16 +300,18 @@ def store_quality(
 
         def rate(rows: NDArray[np.int64]) -> Float64:
             found = (row.messages for row in store.read_rows(ids[rows]))
-            return score_rows(asks, found, cache=cache)
+            with _threads(asks, threads):
+                return score_rows(asks, found, cache=cache)
 
         labels = joined(store.labels(), np.int32)
         quality = rate_few(rate, labels, ids, half_width=half_width, seed=seed)
     elif asked is not None:
         rows = (row for shard in store.shards for row in store.iter_messages(shard))
-        quality = joined(score_chunks(asked, rows, cache=cache), np.float64)
+        with _threads(asked, threads):
+            quality = joined(score_chunks(asked, rows, cache=cache), np.float64)
     else:
         tasks = [
-            _RateTask(str(store.path), shard, store.deduplicated, how, cache is not None)
+            _RateTask(str(store.path), shard, store.deduplicated, how, cache is not None, threads)
             for shard in store.shards
         ]
         parts = (engine or LocalEngine()).map(_rate_shard, tasks, gpu=device != "cpu")
@@ -331,6 +338,7 @@ class _RateTask(NamedTuple):
     deduplicated: bool
     how: _How
     remember: bool
+    threads: int | None
 
 
 def _rate_shard(task: _RateTask) -> Float64:
@@ -344,7 +352,13 @@ def _rate_shard(task: _RateTask) -> Float64:
     # Each shard has a memory of its own: two workers never write to one.
     cache = store.path / "quality" / "cache" / task.shard.name if task.remember else None
     chunks = score_chunks(signal, store.iter_messages(task.shard), cache=cache)
-    return np.concatenate([np.empty(0, np.float64), *chunks])
+    with _threads(signal, task.threads):
+        return np.concatenate([np.empty(0, np.float64), *chunks])
+
+
+def _threads(signal: Signal, threads: int | None) -> AbstractContextManager[None]:
+    """Let a signal that is computed by torch use so many threads; others do not import it."""
+    return torch_threads(threads if hasattr(signal, "device") else None)
 
 
 @lru_cache(maxsize=1)

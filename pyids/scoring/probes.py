@@ -25,6 +25,7 @@ from pyids.models.batching import Progress
 from pyids.models.distributed import Processes
 from pyids.models.generate import generate, split_last
 from pyids.models.gradients import row_gradients
+from pyids.models.hf import torch_threads
 from pyids.models.hub import round_model
 from pyids.models.load import load_tokenizer
 from pyids.models.nll import encoded_nll, response_nll
@@ -308,11 +309,13 @@ def score_probes(
     """
     from pyids.scoring.scorers import find_scorer
 
-    processes = Processes.of(config)
+    processes = Processes.scoring(config)
     models = Models(
         round_model(config), checkpoint, device=processes.device(config), dtype=config.dtype
     )
-    together = None if processes.here else Together(models, processes, cache / ".scratch")
+    together = None
+    if not processes.here:
+        together = Together(models, processes, cache / ".scratch", config.threads)
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),
@@ -324,6 +327,7 @@ def score_probes(
     )
     probes = Probes(models, rows, clusters, options)
     try:
-        return find_scorer(config.scorer)(probes)
+        with torch_threads(config.threads):
+            return find_scorer(config.scorer)(probes)
     finally:
         probes.close()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyids._typing import Float64
 from pyids.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    pass
-
 
 # Rows that are looked at together.
 BLOCK_ROWS = 1 << 20
@@ -79,7 +75,7 @@ def log_weight_of(
     if weighting == "exponential":
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}: give a positive one")
-        mean, deviation = _moments(quality)
+        mean, deviation = moments(quality)
 
         def standardised(some: Float64) -> Float64:
             logs: Float64 = (some - mean) / (deviation * temperature)
@@ -100,8 +96,8 @@ def log_weight_of(
     raise ConfigError(f"weighting {weighting!r} is neither softmax nor proportional: choose one")
 
 
-def _moments(values: Float64) -> tuple[float, float]:
-    """Mean and standard deviation, block by block: the values may be mapped, and many."""
+def moments(values: Float64) -> tuple[float, float]:
+    """Give mean and standard deviation, block by block: the values may be mapped, and many."""
     if not len(values):
         return math.nan, math.nan
     blocks = range(0, len(values), BLOCK_ROWS)

@@ -29,6 +29,7 @@ from pyids._typing import Float64
 from pyids.chat.template import Conversation, Encoded, encode, truncate
 from pyids.config import RunConfig
 from pyids.models.distributed import Processes
+from pyids.models.hf import torch_threads
 from pyids.models.hub import round_model
 from pyids.models.load import load_model, load_tokenizer
 from pyids.models.nll import ResponseNll, encoded_nll
@@ -67,16 +68,17 @@ def screen(
     dict
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
-    processes, ref = Processes.of(config), round_model(config)
+    processes, ref = Processes.scoring(config), round_model(config)
     where = processes.device(config)
     progress, longest = reporter("screen"), config.max_length
     if processes.here:
-        model, tokenizer = load_model(ref, where, config.dtype)
-        nll = partial(encoded_nll, model, device=where, progress=progress)
-        columns = measure(nll, tokenizer, rows, max_length=longest)
+        with torch_threads(config.threads):
+            model, tokenizer = load_model(ref, where, config.dtype)
+            nll = partial(encoded_nll, model, device=where, progress=progress)
+            columns = measure(nll, tokenizer, rows, max_length=longest)
     else:
         models = Models(ref, None, device=where, dtype=config.dtype)
-        with closing(Together(models, processes, scratch)) as together:
+        with closing(Together(models, processes, scratch, config.threads)) as together:
             nll = partial(together.nll, "base", progress=progress)
             columns = measure(nll, load_tokenizer(ref), rows, max_length=longest)
     return {**columns, "outlier_score": outlier_score(columns, clusters)}

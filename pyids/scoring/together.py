@@ -1,4 +1,4 @@
-"""Rows scored by several processes, on a GPU each: every process takes some of the batches.
+"""Rows scored by several processes, or on a cluster: each process takes some of the batches.
 
 The batches are those of one process, so that what is computed is the same.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from pyids._typing import Int64
 from pyids.chat.template import Encoded
+from pyids.device import find_device
 from pyids.engine import Engine, make_engine
 from pyids.models.batching import Progress
 from pyids.models.distributed import Processes
 from pyids.models.exchange import read_encoded, write_encoded
 from pyids.models.generate import generate_encoded
 from pyids.models.gradients import row_gradients
-from pyids.models.hub import ModelRef
+from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.nll import ResponseNll, encoded_nll
 from pyids.models.pair import Models
 
@@ -31,6 +32,8 @@ Which: TypeAlias = Literal["base", "trained"]
 
 # Shares of a process, so that one that is fast takes more of them.
 _SHARES = 4
+# Rows of a share, or more: a process that is started for fewer takes longer to load the model.
+_LEAST_ROWS = 8
 
 
 class Share(NamedTuple):
@@ -47,7 +50,8 @@ class Share(NamedTuple):
     parts: int
     number: int  # of max_new_tokens, or a seed
     batch_tokens: int | None
-    processes: int
+    processes: int  # of the same machine
+    threads: int | None
 
 
 @dataclass
@@ -63,11 +67,14 @@ class Together:
         How many, and who starts them.
     folder
         Where rows are left for them: all of them see it.
+    threads
+        Threads of each; None: its share of the cores.
     """
 
     models: Models
     processes: Processes
     folder: Path
+    threads: int | None = None
     _engine: Engine | None = field(default=None, init=False, repr=False)
 
     def nll(
@@ -125,16 +132,14 @@ class Together:
         number: int = 0,
         batch_tokens: int | None = None,
     ) -> Iterator[Any]:
+        models, total = self.models, sum(len(row.input_ids) for row in rows)
         if self._engine is None:
             on = self.processes
-            self._engine = make_engine(
-                "ray" if on.ray else "local",
-                on.number,
-                address=on.address,
-                gpus=on.number if self.models.device.startswith("cuda") else 0,
-            )
-        models, total = self.models, sum(len(row.input_ids) for row in rows)
-        parts = min(_SHARES * self.processes.number, max(1, len(rows)))
+            gpus = on.number if models.device.startswith("cuda") else 0
+            name = "ray" if on.ray else "local"
+            self._engine = make_engine(name, on.number or None, address=on.address, gpus=gpus)
+        workers = self._engine.workers
+        parts = min(_SHARES * workers, -(-len(rows) // _LEAST_ROWS) or 1)
         with _scratch(self.folder) as folder:
             write_encoded(Path(folder, "rows.npz"), rows)
             shares = [
@@ -150,11 +155,14 @@ class Together:
                     parts=parts,
                     number=number,
                     batch_tokens=batch_tokens,
-                    processes=self.processes.number,
+                    processes=1 if self.processes.ray else workers,
+                    threads=self.threads,
                 )
                 for part in range(parts)
             ]
-            for done, found in enumerate(self._engine.map(do_share, shares, gpu=True), 1):
+            for done, found in enumerate(
+                self._engine.map(do_share, shares, gpu=models.device != "cpu"), 1
+            ):
                 if progress is not None:
                     progress(done * total // parts, total)
                 yield found
@@ -177,23 +185,22 @@ def do_share(share: Share) -> Any:
     models = _models(share)
     opened = models.base() if share.which == "base" else models.trained()
     part = (share.part, share.parts)
+    device = models.device
     with opened as (model, tokenizer):
         if share.kind == "gradients":
             mine = rows[share.part :: share.parts]
-            return row_gradients(model, mine, seed=share.number, device=share.device)
+            return row_gradients(model, mine, seed=share.number, device=device)
         if share.kind == "answer":
             answers = generate_encoded(
                 model,
                 tokenizer,
                 [row.input_ids for row in rows],
                 max_new_tokens=share.number,
-                device=share.device,
+                device=device,
                 part=part,
             )
             return [(i, text) for i, text in enumerate(answers) if text]
-        nll = encoded_nll(
-            model, rows, batch_tokens=share.batch_tokens, device=share.device, part=part
-        )
+        nll = encoded_nll(model, rows, batch_tokens=share.batch_tokens, device=device, part=part)
     at = np.flatnonzero(nll.counts)
     return at, nll.mean[at], nll.end[at]
 
@@ -205,7 +212,12 @@ def _models(share: Share) -> Models:
 
         first = not _MODELS
         _MODELS.clear()
-        _MODELS[key] = Models(share.ref, share.checkpoint, share.device, share.dtype)
-        if first and share.device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // share.processes))
+        device = find_device(share.device)
+        ref = share.ref
+        if ref.path is not None and not ref.path.exists():  # a machine with a cache of its own
+            ref = replace(resolve_model(ref.name), system=ref.system)
+        _MODELS[key] = Models(ref, share.checkpoint, device, share.dtype)
+        if first and device == "cpu":
+            ours = max(1, torch.get_num_threads() // share.processes)
+            torch.set_num_threads(share.threads or ours)
     return _MODELS[key]

@@ -150,6 +150,12 @@ def write_npy(file: BinaryIO, array: ArrayLike) -> None:
     np.lib.format.write_array(Plain(), np.asarray(array), allow_pickle=False)
 
 
+def save_array(path: Path, array: ArrayLike) -> None:
+    """Write an array to a new ``.npy`` file, or over one; see `write_npy`."""
+    with path.open("wb") as file:
+        write_npy(file, array)
+
+
 def create_mapped(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Make a file of raw numbers and map it for writing; its room on the disk is taken first.
 

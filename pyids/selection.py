@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pyids._typing import Int64
 from pyids.callbacks import Callback, Callbacks, LogRounds
-from pyids.config import RunConfig
+from pyids.config import DEFAULT_MODEL, RunConfig
 from pyids.data.destination import own_place, place_of
 from pyids.data.export import export
 from pyids.data.exported_rows import Selected
@@ -158,8 +158,11 @@ class Selection:
                 return selection
         if config is None and not fields:
             saved = saved_config(Path(path))
+            ours = is_ours(Path(path), named(saved))
+            if not ours:  # a cluster that the folder alone names is not joined
+                saved = saved.model_copy(update={"engine": "local", "address": None})
             selection = cls(reopen(saved), saved, callbacks)
-            selection._named = is_ours(Path(path), named(saved))
+            selection._named = ours
             return selection
         made = config_of(config, {**fields, "output_dir": str(path)})
         return cls._prepared(made, callbacks)
@@ -257,6 +260,7 @@ class Selection:
             clusters,
             self.config,
             scratch=self.store.scratch,
+            engine=self.engine,
         )
         self.rounds.save_candidates(n, {"row_id": candidates, "cluster": clusters, **screened})
         return self.draws.screened(n, quotas, candidates, clusters, screened["outlier_score"])
@@ -314,6 +318,7 @@ class Selection:
         from pyids.models.finetune import finetune, training_options
         from pyids.models.own_trainer import train_outside
 
+        self.engine.release()  # what trains may need the place
         model = round_model(self.config)
         rows = self.conversations(self.rounds.selected_before(n + 1))
         if self.config.has_own_trainer:
@@ -335,7 +340,9 @@ class Selection:
             )
 
     def _check_model(self) -> None:
-        """Check, once, that the base model is what earlier rounds used."""
+        """Check, once, that the base model is what earlier rounds used, and named by this user."""
+        if self.config.round_model != DEFAULT_MODEL:
+            self._check_named("model")
         if not self.rounds.model:
             self.rounds.model = model_content(self.config, self.store)
             restore.check_model(self.rounds, self.config.round_model)
@@ -367,6 +374,7 @@ class Selection:
             self.clusters_of(row_ids),
             cache=self.store.path,
             target={} if self.draws.target is None else self.draws.target.scoring_options(row_ids),
+            engine=self.engine,
         )
 
     def conversations(self, row_ids: Int64) -> list[list[Message]]:

@@ -266,7 +266,10 @@ def test_two_writers_and_a_lock_that_was_taken_away(store, pool, monkeypatch):
 
 
 def test_the_mark_goes_first(store, tmp_path):
-    """It is written anew after the rows; a push that breaks off must not leave a stranger's."""
+    """It is written anew after the rows; a push that breaks off must not leave a stranger's.
+
+    Nor may one that comes while the mark is too young to be pushed.
+    """
     folder = tmp_path / "work"
     (folder / "rows").mkdir(parents=True)
     bucket = Bucket("s3://runs-of-tests/mark")
@@ -276,6 +279,10 @@ def test_the_mark_goes_first(store, tmp_path):
         (folder / name).write_text("{}")
         time.sleep(0.05)
     order = []
+    time.sleep(0.1)
+    changes = mirror._changes()
+    mirror._push(changes._replace(young={".pyids": changes.ripe.pop(".pyids")}))
+    assert set(bucket.list()) == {".bucket-lock"}
     put = Bucket.put
     try:
         Bucket.put = lambda self, name, content: (put(self, name, content), order.append(name))[0]

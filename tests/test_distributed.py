@@ -80,6 +80,19 @@ def workers(folder):
     return found
 
 
+def test_a_training_that_fails_leaves_nothing(small, tmp_path, monkeypatch):
+    def fail(job, processes, folder):
+        (folder / "rows.npz").touch()
+        raise ModelError("fine-tuning: no")
+
+    monkeypatch.setattr(finetune, "train_together", fail)
+    row = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ModelError, match="no"):
+        finetune.finetune(str(small / "model"), [row], output_dir=tmp_path / "checkpoint",
+                          processes=Processes(2, ray=True))  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_each_step_of_two_processes_is_that_of_one(small, tmp_path):
     job = job_of(small, "full")
     model, ours = train_here(job, str(tmp_path / "scratch"))

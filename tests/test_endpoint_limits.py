@@ -34,7 +34,7 @@ class RawServer:
         def answer(connection):
             with connection:
                 try:
-                    connection.recv(1 << 16)
+                    read_request(connection)
                     talk(connection)
                 except OSError:
                     pass  # the client has given up, as it should
@@ -46,6 +46,17 @@ class RawServer:
 
     def __exit__(self, *error):
         self.socket.close()
+
+
+def read_request(connection):
+    """Read it whole: a server that leaves some of it unread resets the connection."""
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += connection.recv(1 << 16)
+    head, _, body = content.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+    while len(body) < length:
+        body += connection.recv(1 << 16)
 
 
 def whole(status, body, *headers):

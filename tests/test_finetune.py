@@ -288,9 +288,23 @@ def test_the_description_of_an_adapter_is_the_same_in_every_process(tiny, tmp_pa
     assert described["base_model_name_or_path"] == tiny
 
 
+def of_32_columns(tiny, folder):
+    """What bitsandbytes multiplies by on every processor: for AVX-512 it packs 32 columns."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(
+        *(tiny,), hidden_size=64, intermediate_size=64, head_dim=32, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    shutil.copytree(tiny, folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
 def test_an_adapter_of_a_base_model_in_four_bits(tiny, tmp_path, monkeypatch):
     """QLoRA: trained on weights of 4 bits, near to what whole ones give; for the whole model."""
     pytest.importorskip("bitsandbytes", reason="needs the qlora extra")
+    tiny = of_32_columns(tiny, tmp_path / "model")
     model, _ = load.load_model(tiny, in_4bit=True)
     kinds = {type(module).__name__ for module in model.modules()}
     assert "Linear4bit" in kinds

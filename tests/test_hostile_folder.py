@@ -126,10 +126,22 @@ def test_a_cluster_that_a_folder_names_is_not_joined(asked, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(asked.parent / "another user's"))
     assert pyids("select", asked, "--method", "random", "--budget", 5).exit_code == 0
     assert pyids("export", asked, "--to", asked.parent / "elsewhere.jsonl").exit_code == 0
+    with Selection.open(asked) as selection:
+        assert (selection.config.engine, selection.config.address) == ("local", None)
+        assert selection.draw()
     named = pyids("select", asked, "--method", "random", "--budget", 5, "--engine", "ray",
                   "--address", "127.0.0.1:9")  # fmt: skip
     assert named.exit_code == 2
     assert "no Ray cluster answers at '127.0.0.1:9'" in named.stderr
+
+
+def test_a_model_that_a_folder_names_is_not_loaded(pool, tmp_path, state, monkeypatch):
+    with Selection.open(tmp_path / "run", **pool.options(model="someone/else")) as selection:
+        selection.draw()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user's"))
+    named = pytest.raises(ConfigError, match=r"config\.yaml names a model, and what")
+    with Selection.open(tmp_path / "run") as selection, named:
+        selection.train()
 
 
 @pytest.mark.parametrize("inside", ["rows", ".pyids", "rounds/1", "config.yaml", "labels"])

@@ -99,8 +99,13 @@ def test_each_step_is_that_of_one_process_though_a_worker_dies(small, tmp_path, 
 
 @pytest.mark.slow
 def test_a_run_on_a_cluster_selects_the_same(small, tmp_path):
+    """Each CPU has rated a shard when the training needs all of them."""
+    lines = (small / "pool.jsonl").read_text().splitlines(keepends=True)
+    for n in range(4):
+        (tmp_path / f"{n}.jsonl").write_text("".join(lines[n * 50 : (n + 1) * 50]))
     options = {
-        "data": str(small / "pool.jsonl"),
+        "data": str(tmp_path / "*.jsonl"),
+        "quality": "perplexity",
         "embeddings_file": str(small / "vectors.npy"),
         "model": str(small / "model"),
         "budget": 16,
@@ -109,9 +114,8 @@ def test_a_run_on_a_cluster_selects_the_same(small, tmp_path):
         "probes_per_cluster": 2,
         "max_length": 64,
         "lora_rank": 2,
-        "device": "cpu",
     }
-    one = pyids.run(options, output_dir=str(tmp_path / "one"))
+    one = pyids.run(options, output_dir=str(tmp_path / "one"), device="cpu")
     two = pyids.run(
         options, output_dir=str(tmp_path / "two"), num_processes=2, engine="ray", fsdp=True
     )
@@ -124,6 +128,27 @@ def test_a_run_on_a_cluster_selects_the_same(small, tmp_path):
         assert {path.name for path in paths[0].iterdir()} == {
             path.name for path in paths[1].iterdir()
         }
+
+
+@pytest.mark.slow
+def test_workers_that_have_rated_screen_and_score(small, tmp_path):
+    """Those that stay hold every CPU of the cluster: no others can be waited for."""
+    lines = (small / "pool.jsonl").read_text().splitlines(keepends=True)
+    for n in range(4):
+        (tmp_path / f"{n}.jsonl").write_text("".join(lines[n * 50 : (n + 1) * 50]))
+    found = [
+        pyids.run(
+            data=str(tmp_path / "*.jsonl"), embeddings_file=str(small / "vectors.npy"),
+            model=str(small / "model"), quality="perplexity", oversample=2, budget=8, rounds=2,
+            clusters=4, probes_per_cluster=4, max_length=64, lora_rank=2, threads=1,
+            engine=engine, output_dir=str(tmp_path / engine),
+        )
+        for engine in ("local", "ray")
+    ]  # fmt: skip
+    assert found[0].ids.tolist() == found[1].ids.tolist()
+    for name in ("candidates", "scores"):
+        files = [one.run_folder / "rounds" / "1" / f"{name}.parquet" for one in found]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_what_no_second_try_would_mend_is_one_line(small, tmp_path):

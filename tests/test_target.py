@@ -11,6 +11,7 @@ from pyids import nearest, reference
 from pyids.chat.near_copies import NearCopies
 from pyids.cli import cli
 from pyids.methods import get_method, pool_from_arrays, whitening
+from pyids.pipeline.target_search import mean_cosines
 
 
 def vectors(n, d, seed=0, dtype=np.float32):
@@ -78,6 +79,11 @@ def test_equal_rows_go_to_the_lower_one_and_a_list_stays_short():
     picks = nearest.round_robin(x, x[[60, 60]].astype(float), 60, list_length=2).rows
     assert picks[:50].tolist() == list(range(50, 100))
     assert picks[50:].tolist() == list(range(10))  # all others are equally far
+
+
+def test_a_row_of_zeros_is_near_nothing():
+    x = np.vstack([np.zeros(3), np.eye(3)]).astype(np.float32)
+    assert mean_cosines(x, np.eye(3)[:1], 1).tolist() == [0, 1, 0, 0]
 
 
 def test_tasks_share_alike_however_many_rows_they_have():

@@ -1,8 +1,11 @@
 """Rows scored by several processes: what one process says, to the bit; who dies is named."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from pyids import engine
 from pyids.chat import template
 from pyids.engine import LocalEngine
-from pyids.errors import PyidsError
+from pyids.errors import ModelError, PyidsError
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("peft", reason="needs the train extra")
@@ -122,6 +125,36 @@ def test_a_process_that_dies_twice_is_an_error_of_one_line(
     dying.close()
     np.testing.assert_array_equal(again.mean, together.nll("base", rows).mean)
     assert list((folder / "dying").iterdir()) == []
+
+
+def test_models_of_the_same_name_are_not_taken_for_each_other(scored, tmp_path):
+    """Where a process lives on, and a folder has been made anew meanwhile."""
+    turns, models, folder = scored
+    rows = [template.encode(row, load.load_tokenizer(models.ref)) for row in turns]
+    place, found = tmp_path / "checkpoint", []
+    for learning_rate in (None, 5e-2):
+        shutil.rmtree(place, ignore_errors=True)
+        if learning_rate is None:
+            shutil.copytree(models.checkpoint, place)
+        else:
+            finetune.finetune(models.ref, turns[:8], output_dir=place, learning_rate=learning_rate)
+        with contextlib.closing(Together(Models(models.ref, place), Processes(), folder)) as here:
+            found.append(here.nll("trained", rows).mean)
+    assert (found[0] != found[1]).all()
+
+
+def test_a_model_that_a_node_does_not_see_is_not_another(scored, monkeypatch):
+    _, models, _ = scored
+    resolved = []
+    monkeypatch.setattr(hub, "resolve_model", lambda name: resolved.append(name) or models.ref)
+    assert hub.found_here(models.ref) is models.ref
+    away = hub.ModelRef("models/small", Path("/nowhere/models/small"))
+    with pytest.raises(ModelError, match="/nowhere/models/small: this node does not see it"):
+        hub.found_here(away)
+    cached = hub.ModelRef("a/b@main", Path("/nowhere"), "c0ffee", "fold")
+    assert hub.found_here(cached).system == "fold"
+    hub.found_here(hub.ModelRef("smollm2-135m-instruct", Path("/nowhere")))
+    assert resolved == ["a/b@c0ffee", "smollm2-135m-instruct"]
 
 
 def name_of_gpu(item):

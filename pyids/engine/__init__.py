@@ -74,6 +74,17 @@ class Engine(Protocol):
         """
         ...
 
+    def device_of_tasks(self, device: str) -> str:
+        """Return the device, of those that ``--device`` may name, that tasks with a GPU are to use.
+
+        ``auto`` is settled here, once for all of them, where workers may differ.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give back what idle processes hold, before others than this engine's need the place."""
+        ...
+
     def close(self) -> None:
         """End the workers that this engine started, and only those."""
         ...
@@ -124,6 +135,13 @@ class Closing:
     ) -> Generator[R | Failed]:
         """Yield what became of each task, in the order of the items."""
         raise NotImplementedError
+
+    def device_of_tasks(self, device: str) -> str:
+        """See `Engine.device_of_tasks`: on this machine each process finds the same."""
+        return device
+
+    def release(self) -> None:
+        """See `Engine.release`: idle processes of this machine hold no place."""
 
     def close(self) -> None:
         """End what this engine started."""
@@ -328,6 +346,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def on_cluster(engine: Engine) -> bool:
+    """Whether tasks run on a cluster, which may have other machines than this one."""
+    return not isinstance(engine, LocalEngine)
+
+
 def in_process(engine: Engine) -> bool:
     """Whether tasks run in this process, which may then keep what it knows between them."""
     return isinstance(engine, LocalEngine) and engine.workers == 1
@@ -340,6 +363,7 @@ def make_engine(
     address: str | None = None,
     gpus: int = 0,
     task_timeout: float | None = None,
+    least: int = 1,
 ) -> Engine:
     """Make the engine `name`.
 
@@ -355,6 +379,8 @@ def make_engine(
         See `LocalEngine`; on a cluster, Ray deals them out.
     task_timeout : float, optional
         See `pyids.engine.ray.RayEngine`.
+    least : int, default 1
+        CPUs that a cluster which is started for this run must have.
 
     Raises
     ------
@@ -366,5 +392,5 @@ def make_engine(
     if name == "ray":
         from pyids.engine.ray import RayEngine
 
-        return RayEngine(address, workers, task_timeout)
+        return RayEngine(address, workers, task_timeout, least)
     raise ConfigError(f"there is no engine {name!r}: choose local or ray")

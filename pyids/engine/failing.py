@@ -161,6 +161,8 @@ def name_of(item: object) -> str:
     if (split := getattr(item, "split", None)) is not None:
         end = f"byte or row group {split.start} to {split.stop}" if split.stop else "the whole file"
         return f"{split.source.path} ({end})"
+    if (label := getattr(item, "label", None)) is not None:
+        return str(label)
     if (group := getattr(item, "group", None)) is not None:
         names = [Path(path).stem for path in (group.paths[0], group.paths[-1])]
         return f"shards {names[0]} to {names[1]} ({group.rows} rows)"

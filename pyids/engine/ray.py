@@ -52,6 +52,8 @@ class RayEngine(Closing):
         Seconds after which a task is ended and tried elsewhere, counted from when all before it
         are done; after the third of these tries it is an error that names its rows. By default a
         task has all the time.
+    least : int, default 1
+        CPUs that a private cluster has at least, for a training in so many processes.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RayEngine(Closing):
         address: str | None = None,
         workers: int | None = None,
         task_timeout: float | None = None,
+        least: int = 1,
     ) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}: give 1 or more")
@@ -75,7 +78,7 @@ class RayEngine(Closing):
         self._wanted = 0  # workers that the cluster is asked to grow to
         self._task_timeout = task_timeout
         # The folder of the cluster that this engine started.
-        self._folder = None if ray.is_initialized() else connect(ray, address, workers)
+        self._folder = None if ray.is_initialized() else connect(ray, address, workers, least)
 
     @property
     def workers(self) -> int:
@@ -84,6 +87,16 @@ class RayEngine(Closing):
 
     def _resource(self, name: str) -> float:
         return float(self._ray.cluster_resources().get(name, 0))
+
+    def device_of_tasks(self, device: str) -> str:
+        """See `Engine.device_of_tasks`: ``auto`` is CUDA where a node has a GPU."""
+        if device != "auto":
+            return device.partition(":")[0]  # each task has one GPU of its node
+        return "cuda" if self._resource("GPU") else "cpu"
+
+    def release(self) -> None:
+        """See `Engine.release`."""
+        self._actors.end()
 
     # -- before any work --
 

@@ -92,7 +92,8 @@ class Actors:
         self._ray, self._task_timeout, self._in_flight = ray, task_timeout, in_flight
         self._actors: list[_Actor] = []
         self._gpu = False
-        self._not_started = 0
+        # Processes in a row that did not start, of how many: a node may take several with it.
+        self._not_started, self._most = 0, 0
 
     def end(self, *, busy: bool = False) -> None:
         """End the processes: all, or those that are still at work or not placed."""
@@ -128,7 +129,7 @@ class Actors:
         """
         if gpu != self._gpu:
             self.end()
-        self._gpu, self._not_started = gpu, 0
+        self._gpu, self._not_started, self._most = gpu, 0, 0
         source, running = iter(items), deque[_Job]()
         try:
             while True:
@@ -147,6 +148,7 @@ class Actors:
             self.end(busy=True)
 
     def _start(self, wanted: int) -> None:
+        self._most = max(self._most, wanted)
         options = {"num_cpus": 1, "num_gpus": int(self._gpu), "max_restarts": 0}
         while len(self._actors) < wanted:
             handle = self._ray.remote(**options)(_Worker).remote(os.getcwd())
@@ -194,13 +196,13 @@ class Actors:
         """Take a process in that has a place, or could not be started."""
         try:
             self._ray.get(actor.ready)
-            actor.placed = True
+            actor.placed, self._not_started = True, 0
         except self._ray.exceptions.RayError as error:
             self._actors.remove(actor)
             self._not_started += 1
             if (problem := explained(self._ray, error)) is not None:
                 raise problem from None
-            if self._not_started > RETRIES:
+            if self._not_started > RETRIES * self._most:
                 raise PyidsError(
                     f"a Ray worker does not start ({first_line(error)}): see that pyids starts on "
                     "its node; the same command goes on where it stopped"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyids.errors import ConfigError, PyidsError
+from pyids.resources import processors
 from pyids.terminal import printable
 
 # A cluster that has not let a process in without a token by then may want one.
@@ -23,8 +24,10 @@ _TRY_SECONDS = 60
 RUNTIME_ENV = "PYIDS_RUNTIME_ENV"
 
 
-def connect(ray: Any, address: str | None, workers: int | None) -> str | None:
-    """Join the cluster at `address`, or the one that runs here, or start one of `workers` CPUs.
+def connect(ray: Any, address: str | None, workers: int | None, least: int = 1) -> str | None:
+    """Join the cluster at `address`, or the one that runs here, or start one.
+
+    That one has `workers` CPUs, by default this machine's, and not fewer than `least`.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def connect(ray: Any, address: str | None, workers: int | None) -> str | None:
     try:
         ray.init(
             address="local",
-            num_cpus=workers,
+            num_cpus=max(workers or processors(), least),
             include_dashboard=False,
             _temp_dir=folder,
             **quiet,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyids.chat.template import Encoded
 from pyids.device import device as find
-from pyids.device import task_device
 from pyids.models.adapter import add_adapter
 from pyids.models.batching import Progress
 from pyids.models.checkpoints import Method
@@ -40,7 +39,7 @@ class Processes:
     Attributes
     ----------
     number
-        How many processes; with 1 it is this one, with 0 as many as the cluster has workers.
+        How many processes; with 1 it is this one.
     gpus
         Whether each must have a GPU.
     ray
@@ -70,19 +69,9 @@ class Processes:
         ray = config.engine == "ray"
         return cls(config.processes, config.num_gpus is not None, ray, config.address)
 
-    @classmethod
-    def scoring(cls, config: RunConfig) -> Processes:
-        """Return those that score rows: on a cluster its workers, where none are asked for."""
-        found = cls.of(config)
-        if not found.ray or not found.here or config.serve_url is not None:
-            return found
-        return replace(found, number=config.workers or 0)
-
     def device(self, config: RunConfig) -> str:
-        """Return the torch device that they use; on a cluster it is looked for where they are."""
-        if self.elsewhere:
-            return "cuda"
-        return task_device(config) if self.ray and not self.here else find(config)
+        """Return the torch device that they use; it is looked for where they are."""
+        return "cuda" if self.elsewhere else find(config)
 
 
 # This process.

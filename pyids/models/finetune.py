@@ -166,8 +166,10 @@ def _workplace(output_dir: Path, processes: Processes) -> Iterator[Path]:
     folder = output_dir.absolute().with_name("training")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    yield folder
-    shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record(

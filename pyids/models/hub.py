@@ -222,6 +222,25 @@ def local_folder(ref: ModelRef) -> Path:
     return convert_gguf(ref.path) if ref.is_gguf else ref.path
 
 
+def found_here(ref: ModelRef) -> ModelRef:
+    """Return where a model is on this machine, of a cluster, say: the same one as elsewhere.
+
+    Raises
+    ------
+    ModelError
+        It is not seen from here.
+    """
+    if ref.path is None or ref.path.exists():
+        return ref
+    if ref.revision is not None:  # a cache of its own
+        name = f"{ref.name.partition('@')[0]}@{ref.revision}"
+    elif ref.name in PACKAGED:
+        name = ref.name
+    else:
+        raise ModelError(f"{ref.path}: this node does not see it: put it where all nodes do")
+    return replace(resolve_model(name), system=ref.system)
+
+
 def round_model(config: RunConfig) -> ModelRef:
     """Find the model of the rounds; its template takes system turns as the options say."""
     return replace(resolve_model(config.round_model), system=config.system)

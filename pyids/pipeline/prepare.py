@@ -193,7 +193,16 @@ def _local_files(config: RunConfig, sources: Sequence[Source]) -> list[str]:
     files = [source.path for source in sources if not is_remote(source.path)]
     if config.embeddings_file is not None:
         files += [path for path in vector_paths(config.embeddings_file)[0] if Path(path).is_file()]
-    return list(map(os.path.abspath, [*files[:_FILES_CHECKED], *files[-_FILES_CHECKED:]]))
+    some = [*files[:_FILES_CHECKED], *files[-_FILES_CHECKED:], *_model_files(config)]
+    return list(map(os.path.abspath, some))
+
+
+def _model_files(config: RunConfig) -> list[str]:
+    """Name a file of each model that is a folder or a file: others each node finds by name."""
+    names = {config.encoder, config.encoder.rpartition(":")[0], config.model, config.round_model}
+    places = [Path(name) for name in sorted(names - {""})]
+    inside = [place / "config.json" if place.is_dir() else place for place in places]
+    return [str(path) for path in inside if path.is_file()]
 
 
 @contextmanager

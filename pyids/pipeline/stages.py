@@ -50,6 +50,7 @@ def engine_of(config: RunConfig, workers: int | None = None) -> Engine:
         config.workers if workers is None else workers,
         address=config.address,
         task_timeout=config.task_timeout,
+        least=config.processes,
     )
 
 

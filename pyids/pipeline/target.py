@@ -18,6 +18,7 @@ from pyids.data.target import TargetRows, check_width, read_target
 from pyids.device import device
 from pyids.engine import Engine, LocalEngine
 from pyids.errors import DataError
+from pyids.models.hf import torch_threads
 from pyids.nearest import as_targets, take_in_turn
 from pyids.pipeline.stages import find_encoder
 from pyids.pipeline.target_search import (
@@ -115,7 +116,8 @@ class PoolTarget:
                 config.dtype,
             )
             texts = [text_of(messages) for messages in self.rows.conversations]
-            vectors = encoder.encode(texts).astype(np.float16).astype(np.float64)
+            with torch_threads(config.threads):
+                vectors = encoder.encode(texts).astype(np.float16).astype(np.float64)
         dim = self.store.embeddings()[0].shape[1]
         check_width(vectors, dim, self.rows.places[0].partition(" line ")[0])
         if len(zero := np.flatnonzero(~vectors.any(axis=1))):

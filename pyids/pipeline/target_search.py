@@ -178,7 +178,8 @@ def mean_cosines(vectors: NDArray[Any], targets: Float64, threads: int) -> Float
         block = np.ascontiguousarray(vectors[at : at + _BLOCK_ROWS])
         factors = inverse_lengths([block], threads)
         squares = _core.squared_distances([block], factors, targets, threads)
-        out[at : at + len(block)] = 1 - np.sort(squares, axis=1)[:, :m].mean(axis=1) / 2
+        cosines = 1 - np.sort(squares, axis=1)[:, :m].mean(axis=1) / 2
+        out[at : at + len(block)] = np.where(factors > 0, cosines, 0)  # none of a row of zeros
     return out
 
 

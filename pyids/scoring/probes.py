@@ -21,8 +21,10 @@ from pyids.chat.template import (
     with_turns,
 )
 from pyids.config import RunConfig
+from pyids.device import device
+from pyids.engine import Engine as TaskEngine
+from pyids.engine import LocalEngine
 from pyids.models.batching import Progress
-from pyids.models.distributed import Processes
 from pyids.models.generate import generate, split_last
 from pyids.models.gradients import row_gradients
 from pyids.models.hf import torch_threads
@@ -295,6 +297,7 @@ def score_probes(
     *,
     cache: Path,
     target: Mapping[str, Any] | None = None,
+    engine: TaskEngine | None = None,
 ) -> Scores:
     """Score probe rows under the base model and a checkpoint, as the configuration says.
 
@@ -306,16 +309,16 @@ def score_probes(
         The folder where a judge keeps its answers.
     target
         What the scorer needs to know of what is selected for: fields of `ScoringOptions`.
+    engine
+        Where a selection's tasks run: rows are scored by the workers of a cluster.
     """
     from pyids.scoring.scorers import find_scorer
 
-    processes = Processes.scoring(config)
-    models = Models(
-        round_model(config), checkpoint, device=processes.device(config), dtype=config.dtype
-    )
-    together = None
-    if not processes.here:
-        together = Together(models, processes, cache / ".scratch", config.threads)
+    together = Together.of(config, checkpoint, cache / ".scratch", engine or LocalEngine())
+    if together is not None:
+        models = together.models
+    else:
+        models = Models(round_model(config), checkpoint, device=device(config), dtype=config.dtype)
     options = ScoringOptions(
         max_length=config.max_length,
         rater=rater(config, cache),

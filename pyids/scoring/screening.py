@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from pyids._typing import Float64
 from pyids.chat.template import Conversation, Encoded, encode, truncate
 from pyids.config import RunConfig
-from pyids.models.distributed import Processes
+from pyids.device import device
+from pyids.engine import Engine, LocalEngine
 from pyids.models.hf import torch_threads
 from pyids.models.hub import round_model
 from pyids.models.load import load_model, load_tokenizer
 from pyids.models.nll import ResponseNll, encoded_nll
-from pyids.models.pair import Models
 from pyids.progress import reporter
 from pyids.scoring.overlap import PRIOR_ROWS, number_overlap, overlap, words_of
 from pyids.scoring.statistics import robust_spread
@@ -53,6 +53,7 @@ def screen(
     config: RunConfig,
     *,
     scratch: Path,
+    engine: Engine | None = None,
 ) -> dict[str, Float64]:
     """Measure candidates with the model of the rounds, and how far each is an outlier.
 
@@ -62,23 +63,24 @@ def screen(
         B rows of messages and their clusters, int32 (B,).
     scratch
         Where rows are left for the processes that measure them, if there are several.
+    engine
+        Where a selection's tasks run: rows are measured by the workers of a cluster.
 
     Returns
     -------
     dict
         What `measure` returns, and ``outlier_score``, float64 (B,).
     """
-    processes, ref = Processes.scoring(config), round_model(config)
-    where = processes.device(config)
-    progress, longest = reporter("screen"), config.max_length
-    if processes.here:
+    progress, longest, ref = reporter("screen"), config.max_length, round_model(config)
+    together = Together.of(config, None, scratch, engine or LocalEngine())
+    if together is None:
+        where = device(config)
         with torch_threads(config.threads):
             model, tokenizer = load_model(ref, where, config.dtype)
             nll = partial(encoded_nll, model, device=where, progress=progress)
             columns = measure(nll, tokenizer, rows, max_length=longest)
     else:
-        models = Models(ref, None, device=where, dtype=config.dtype)
-        with closing(Together(models, processes, scratch, config.threads)) as together:
+        with closing(together):
             nll = partial(together.nll, "base", progress=progress)
             columns = measure(nll, load_tokenizer(ref), rows, max_length=longest)
     return {**columns, "outlier_score": outlier_score(columns, clusters)}

@@ -5,10 +5,12 @@ The batches are those of one process, so that what is computed is the same.
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,14 +19,15 @@ from numpy.typing import NDArray
 
 from pyids._typing import Int64
 from pyids.chat.template import Encoded
+from pyids.config import RunConfig
 from pyids.device import find_device
-from pyids.engine import Engine, make_engine
+from pyids.engine import Engine, LocalEngine, make_engine, on_cluster
 from pyids.models.batching import Progress
 from pyids.models.distributed import Processes
 from pyids.models.exchange import read_encoded, write_encoded
 from pyids.models.generate import generate_encoded
 from pyids.models.gradients import row_gradients
-from pyids.models.hub import ModelRef, resolve_model
+from pyids.models.hub import ModelRef, found_here, round_model
 from pyids.models.nll import ResponseNll, encoded_nll
 from pyids.models.pair import Models
 
@@ -52,11 +55,17 @@ class Share(NamedTuple):
     batch_tokens: int | None
     processes: int  # of the same machine
     threads: int | None
+    token: str  # of the `Together` whose models these are
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages."""
+        return f"part {self.part + 1} of {self.parts} of the rows that are scored"
 
 
 @dataclass
 class Together:
-    """The two models of a round in several processes, which are started when they are needed.
+    """The two models of a round in other processes, which are started when they are needed.
 
     Attributes
     ----------
@@ -64,9 +73,11 @@ class Together:
         The base model and the checkpoint, if there is one; they are loaded by the processes, not
         here.
     processes
-        How many, and who starts them.
+        How many there are to be; where none are asked for, the workers of `engine`.
     folder
         Where rows are left for them: all of them see it.
+    engine
+        Where a selection's tasks run.
     threads
         Threads of each; None: its share of the cores.
     """
@@ -74,8 +85,23 @@ class Together:
     models: Models
     processes: Processes
     folder: Path
+    engine: Engine = field(default_factory=LocalEngine, repr=False)
     threads: int | None = None
-    _engine: Engine | None = field(default=None, init=False, repr=False)
+    _own: Engine | None = field(default=None, init=False, repr=False)
+    _token: str = field(default_factory=lambda: secrets.token_hex(8), init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, checkpoint: Path | None, folder: Path, engine: Engine
+    ) -> Together | None:
+        """Return what scores in other processes than this, if there are to be any."""
+        processes = Processes.of(config)
+        if processes.here and (config.serve_url is not None or not on_cluster(engine)):
+            return None
+        tasks = engine.device_of_tasks
+        device = tasks(config.device) if processes.here else processes.device(config)
+        models = Models(round_model(config), checkpoint, device=device, dtype=config.dtype)
+        return cls(models, processes, folder, engine, config.threads)
 
     def nll(
         self,
@@ -119,9 +145,21 @@ class Together:
 
     def close(self) -> None:
         """End the processes, which gives back what their models take."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        self.engine.release()
+
+    def _started(self) -> Engine:
+        if self.processes.here:
+            return self.engine
+        if self._own is None:
+            on = self.processes
+            self.engine.release()  # they need the places
+            gpus = on.number if self.models.device.startswith("cuda") else 0
+            name = "ray" if on.ray else "local"
+            self._own = make_engine(name, on.number, address=on.address, gpus=gpus)
+        return self._own
 
     def _map(
         self,
@@ -133,13 +171,8 @@ class Together:
         batch_tokens: int | None = None,
     ) -> Iterator[Any]:
         models, total = self.models, sum(len(row.input_ids) for row in rows)
-        if self._engine is None:
-            on = self.processes
-            gpus = on.number if models.device.startswith("cuda") else 0
-            name = "ray" if on.ray else "local"
-            self._engine = make_engine(name, on.number or None, address=on.address, gpus=gpus)
-        workers = self._engine.workers
-        parts = min(_SHARES * workers, -(-len(rows) // _LEAST_ROWS) or 1)
+        engine = self._started()
+        parts = min(_SHARES * engine.workers, -(-len(rows) // _LEAST_ROWS) or 1)
         with _scratch(self.folder) as folder:
             write_encoded(Path(folder, "rows.npz"), rows)
             shares = [
@@ -155,14 +188,14 @@ class Together:
                     parts=parts,
                     number=number,
                     batch_tokens=batch_tokens,
-                    processes=1 if self.processes.ray else workers,
+                    processes=1 if on_cluster(engine) else engine.workers,
                     threads=self.threads,
+                    token=self._token,
                 )
                 for part in range(parts)
             ]
-            for done, found in enumerate(
-                self._engine.map(do_share, shares, gpu=models.device != "cpu"), 1
-            ):
+            results = engine.map(do_share, shares, gpu=models.device != "cpu")
+            for done, found in enumerate(results, 1):
                 if progress is not None:
                     progress(done * total // parts, total)
                 yield found
@@ -181,7 +214,7 @@ _MODELS: dict[tuple[Any, ...], Models] = {}
 
 def do_share(share: Share) -> Any:
     """Score one share; return what `Together` puts together."""
-    rows = read_encoded(share.folder / "rows.npz")
+    rows = _rows(share.folder)
     models = _models(share)
     opened = models.base() if share.which == "base" else models.trained()
     part = (share.part, share.parts)
@@ -205,18 +238,21 @@ def do_share(share: Share) -> Any:
     return at, nll.mean[at], nll.end[at]
 
 
+@lru_cache(maxsize=1)
+def _rows(folder: Path) -> list[Encoded]:
+    return read_encoded(folder / "rows.npz")
+
+
 def _models(share: Share) -> Models:
-    key = (share.ref, share.checkpoint, share.device, share.dtype)
+    # Not by the checkpoint's name alone: a process may live on, and the name be another's then.
+    key = (share.token, share.ref, share.checkpoint, share.device, share.dtype)
     if key not in _MODELS:
         import torch
 
         first = not _MODELS
         _MODELS.clear()
         device = find_device(share.device)
-        ref = share.ref
-        if ref.path is not None and not ref.path.exists():  # a machine with a cache of its own
-            ref = replace(resolve_model(ref.name), system=ref.system)
-        _MODELS[key] = Models(ref, share.checkpoint, device, share.dtype)
+        _MODELS[key] = Models(found_here(share.ref), share.checkpoint, device, share.dtype)
         if first and device == "cpu":
             ours = max(1, torch.get_num_threads() // share.processes)
             torch.set_num_threads(share.threads or ours)

@@ -223,6 +223,8 @@ class Mirror:
         return found._replace(gone=set(self._there) - found.gone)
 
     def _push(self, found: _Changes) -> None:
+        if MARK in found.young and MARK not in self._there:
+            return  # until it is old enough: other files would be a stranger's without it
         changed = {name for name in (*found.ripe, *found.young) if name not in found.entries}
         # An entry whose files are about to change holds no longer.
         stale = {

@@ -76,7 +76,6 @@ def draw(pool, tiny, folder, engine="local"):
         encoder="wordllama", budget=20, rounds=1, clusters=5, semdedup_threshold=0.95,
         quality="perplexity", target="target.json", model=os.path.relpath(tiny, pool),
         device="cpu", threads=1, oversample=2, engine=engine, output_dir=str(folder),
-        **({"num_processes": 2} if engine == "local" else {}),
     )  # fmt: skip
     with contextlib.chdir(pool):
         pyids.Selection.open(folder, make_config(data=["0[0-4].jsonl"], **options)).close()
@@ -89,7 +88,7 @@ def draw(pool, tiny, folder, engine="local"):
 
 @pytest.fixture(scope="module")
 def whole(pool, tiny, tmp_path_factory):
-    """What one process makes of the pool, but for the screening, which two do."""
+    """What one process makes of the pool."""
     return draw(pool, tiny, tmp_path_factory.mktemp("here") / "run")
 
 

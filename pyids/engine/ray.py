@@ -148,6 +148,9 @@ class RayEngine(Closing):
                 f"{name}: has not answered in {_CHECK_SECONDS} s: mend it, or take it out"
             ) from None
         except self._ray.exceptions.RayError as error:
+            alive = (one["NodeID"] for one in self._ray.nodes() if one["Alive"])
+            if node["NodeID"] not in alive:
+                return  # it was lost meanwhile: nothing will run there
             if isinstance(problem := explained(self._ray, error), ConfigError):
                 raise ConfigError(f"{name}: {problem}") from None
             raise ConfigError(

@@ -341,6 +341,8 @@ class Selection:
 
     def _check_model(self) -> None:
         """Check, once, that the base model is what earlier rounds used, and named by this user."""
+        if self.config.serve_url is not None:
+            self._check_named("server")
         if self.config.round_model != DEFAULT_MODEL:
             self._check_named("model")
         if not self.rounds.model:

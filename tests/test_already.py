@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import pyids
 from pyids import reference
 from pyids.cli import cli
+from pyids.engine import LocalEngine
 from pyids.methods import get_method, information, method_names, pool_from_arrays
 from pyids.methods.draws import charged_quotas
 
@@ -255,3 +256,31 @@ def test_a_selection_goes_on_where_its_export_stopped(pool, tmp_path):
     )
     assert len(second.ids) == 60
     assert not set(first.ids.tolist()) & set(second.ids.tolist())
+
+
+def test_rows_that_are_trained_on_are_found_by_tasks(pool, tmp_path, monkeypatch):
+    """Shards, groups of them and workers decide nothing; repeats and others' rows are no matter."""
+    parts = np.array_split(np.arange(400), 5)
+    for n, rows in enumerate(parts):
+        write(tmp_path / f"part-{n}.jsonl", [pool.rows[i] for i in rows])
+    trained = np.sort(np.random.default_rng(1).choice(400, 90, replace=False))
+    other = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}
+    already = write(tmp_path / "trained.jsonl", [*(pool.rows[i] for i in trained), other] * 2)
+    asked = []
+    map_ = LocalEngine.map
+
+    def spy(engine, task, *args, **kwargs):
+        asked.append((task.__name__, engine.workers))
+        return map_(engine, task, *args, **kwargs)
+
+    monkeypatch.setattr(LocalEngine, "map", spy)
+    monkeypatch.setattr("pyids.pipeline.exclude._TASK_ROWS", 100)
+    for workers in (1, 2):
+        folder = tmp_path / f"run-{workers}"
+        result = pyids.select(
+            "random", data=str(tmp_path / "part-*.jsonl"), budget=310, workers=workers,
+            already=already, output_dir=str(folder),
+        )  # fmt: skip
+        assert ("_find_already", workers) in asked
+        np.testing.assert_array_equal(result.ids, np.setdiff1d(np.arange(400), trained))
+        np.testing.assert_array_equal(np.load(folder / "excluded" / "already.npy"), trained)

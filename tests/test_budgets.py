@@ -489,7 +489,7 @@ def test_screened_candidates_keep_the_budget_and_the_bounds(
     from pyids.pipeline.replay import replay_rounds
     from pyids.scoring import screening
 
-    def scores(rows, clusters, config, *, scratch):
+    def scores(rows, clusters, config, *, scratch, engine):
         said = np.array([int(row[1]["content"].split()[-1]) for row in rows])
         return {"outlier_score": (said % 5 == 0) * 1.0}
 

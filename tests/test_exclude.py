@@ -301,7 +301,7 @@ def test_a_method_names_the_reasons_why_too_few_rows_are_left(
 ):
     monkeypatch.setattr(
         "pyids.methods.select.other_responses",
-        lambda store, config: np.arange(int(config.best_response)),
+        lambda store, config, engine: np.arange(int(config.best_response)),
     )
     reasons = {
         "are excluded": with_held_out,

@@ -141,7 +141,8 @@ class Closing:
         return device
 
     def release(self) -> None:
-        """See `Engine.release`: idle processes of this machine hold no place."""
+        """See `Engine.release`."""
+        self.close()
 
     def close(self) -> None:
         """End what this engine started."""
@@ -363,7 +364,7 @@ def make_engine(
     address: str | None = None,
     gpus: int = 0,
     task_timeout: float | None = None,
-    least: int = 1,
+    size: int | None = None,
 ) -> Engine:
     """Make the engine `name`.
 
@@ -379,8 +380,8 @@ def make_engine(
         See `LocalEngine`; on a cluster, Ray deals them out.
     task_timeout : float, optional
         See `pyids.engine.ray.RayEngine`.
-    least : int, default 1
-        CPUs that a cluster which is started for this run must have.
+    size : int, optional
+        See `pyids.engine.ray.RayEngine`.
 
     Raises
     ------
@@ -392,5 +393,5 @@ def make_engine(
     if name == "ray":
         from pyids.engine.ray import RayEngine
 
-        return RayEngine(address, workers, task_timeout, least)
+        return RayEngine(address, workers, task_timeout, size)
     raise ConfigError(f"there is no engine {name!r}: choose local or ray")

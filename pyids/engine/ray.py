@@ -47,13 +47,13 @@ class RayEngine(Closing):
         Address of a cluster.
     workers : int, optional
         Tasks at a time; default: the cluster's CPUs (GPUs for tasks that use one), as many as it
-        has at that time. It is also the size of a private cluster.
+        has at that time.
     task_timeout : float, optional
         Seconds after which a task is ended and tried elsewhere, counted from when all before it
         are done; after the third of these tries it is an error that names its rows. By default a
         task has all the time.
-    least : int, default 1
-        CPUs that a private cluster has at least, for a training in so many processes.
+    size : int, optional
+        CPUs of a private cluster; default: `workers`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RayEngine(Closing):
         address: str | None = None,
         workers: int | None = None,
         task_timeout: float | None = None,
-        least: int = 1,
+        size: int | None = None,
     ) -> None:
         if workers is not None and workers < 1:
             raise ConfigError(f"workers is {workers}: give 1 or more")
@@ -78,7 +78,7 @@ class RayEngine(Closing):
         self._wanted = 0  # workers that the cluster is asked to grow to
         self._task_timeout = task_timeout
         # The folder of the cluster that this engine started.
-        self._folder = None if ray.is_initialized() else connect(ray, address, workers, least)
+        self._folder = None if ray.is_initialized() else connect(ray, address, size or workers)
 
     @property
     def workers(self) -> int:

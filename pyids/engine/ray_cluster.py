@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pyids.errors import ConfigError, PyidsError
-from pyids.resources import processors
 from pyids.terminal import printable
 
 # A cluster that has not let a process in without a token by then may want one.
@@ -24,10 +23,8 @@ _TRY_SECONDS = 60
 RUNTIME_ENV = "PYIDS_RUNTIME_ENV"
 
 
-def connect(ray: Any, address: str | None, workers: int | None, least: int = 1) -> str | None:
-    """Join the cluster at `address`, or the one that runs here, or start one.
-
-    That one has `workers` CPUs, by default this machine's, and not fewer than `least`.
+def connect(ray: Any, address: str | None, size: int | None) -> str | None:
+    """Join the cluster at `address`, or the one that runs here, or start one of `size` CPUs.
 
     Returns
     -------
@@ -67,7 +64,7 @@ def connect(ray: Any, address: str | None, workers: int | None, least: int = 1) 
     try:
         ray.init(
             address="local",
-            num_cpus=max(workers or processors(), least),
+            num_cpus=size,
             include_dashboard=False,
             _temp_dir=folder,
             **quiet,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from pyids.data.destination import check_export, place_of
 from pyids.data.export import export
 from pyids.data.exported_rows import Selected
 from pyids.device import device
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine
 from pyids.errors import ConfigError, DamagedError
 from pyids.methods import Method, Pool, Target, get_method, pool_from_store
 from pyids.methods.budgeted import Choose, choose_groups, choose_units
@@ -37,6 +38,7 @@ from pyids.pipeline.prepare import Stage, prepare, reopen
 from pyids.pipeline.stages import engine_of
 from pyids.pipeline.target import PoolTarget
 from pyids.result import Result
+from pyids.store.arrays import join
 from pyids.store.folder import Store
 from pyids.store.place import check_no_input, inputs_of, is_ours
 
@@ -251,17 +253,21 @@ def _for_folder(config: RunConfig, until: Stage) -> RunConfig:
 
 
 def make_pool(
-    store: Store, config: RunConfig, quality: Float64 | None, without: Excluded = NOTHING
+    store: Store,
+    config: RunConfig,
+    quality: Float64 | None,
+    without: Excluded = NOTHING,
+    engine: Engine | None = None,
 ) -> Pool:
     """Make the pool less what no method selects: repeats of the target, worse answers, `without`.
 
     What is trained on already stands beside it.
     """
-    others = np.union1d(other_responses(store, config), without.ids)
+    others = np.union1d(other_responses(store, config, engine), without.ids)
     if config.target is None:
         pool = pool_from_store(store, quality=quality, threads=config.threads)
         return _beside(pool.without(others), pool, without)
-    target = PoolTarget.read(store, config)
+    target = PoolTarget.read(store, config, engine)
     pool = pool_from_store(
         store,
         quality=quality,
@@ -304,16 +310,22 @@ def _influences(store: Store, config: RunConfig, target: PoolTarget) -> Influenc
 
 
 def excluded_rows(
-    store: Store, config: RunConfig, folder_config: RunConfig, target: Path
+    store: Store,
+    config: RunConfig,
+    folder_config: RunConfig,
+    target: Path,
+    engine: Engine | None = None,
 ) -> Excluded:
     """Find what must not be selected; listed beside `target` where it is not what the run excludes.
+
+    On `engine`, or on one that is made for it.
 
     Raises
     ------
     ConfigError
         The folder's configuration names files, and this user has not.
     """
-    fields = ExclusionOptions.model_fields
+    fields, places = ExclusionOptions.model_fields, {}
     if any(getattr(config, field) != getattr(folder_config, field) for field in fields):
         listing = _listing(target)
         try:
@@ -322,17 +334,15 @@ def excluded_rows(
             raise ConfigError(
                 f"{listing.parent}: cannot be written ({error.strerror}): choose another place"
             ) from None
-        with _engine(store, config) as engine:
-            folder = store.scratch / "excluded"
-            return exclude(store, config, engine, folder=folder, listing=listing)
-    if stands(store, config):
+        places = {"folder": store.scratch / "excluded", "listing": listing}
+    elif stands(store, config):
         return excluded(store, config)
-    if not is_ours(store.path, named(with_absolute_paths(folder_config))):
+    elif not is_ours(store.path, named(with_absolute_paths(folder_config))):
         raise ConfigError(
             f"{store.path}: its config.yaml names rows to exclude, and you have not: give --exclude"
         )
-    with _engine(store, config) as engine:
-        return exclude(store, config, engine)
+    with engine_of(config) if engine is None else nullcontext(engine) as engine:
+        return exclude(store, config, engine, **places)
 
 
 def _listing(target: Path) -> Path:
@@ -345,17 +355,6 @@ def _check_to(path: Path, config: RunConfig) -> None:
     inputs = inputs_of(config.model_dump())
     check_export(path, "jsonl", inputs, config.output_path)
     check_no_input(_listing(path), inputs)
-
-
-def _engine(store: Store, config: RunConfig) -> Engine:
-    """Make the engine that compares rows with held-out rows.
-
-    Beside a folder that is only read, files lie in a temporary folder that other machines do not
-    see: these rows are compared here.
-    """
-    if config.exclude is None or (store.read_only and config.engine != "local"):
-        return LocalEngine()
-    return engine_of(config)
 
 
 def _rows_within(
@@ -401,7 +400,7 @@ def _rows_within(
 
 
 def _kept(store: Store) -> Int64:
-    return np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
+    return join(map(store.row_ids, store.shards), store.scratch, store.kept, np.int64)
 
 
 def _select(
@@ -417,23 +416,23 @@ def _select(
         _check_to(place, config)
     chosen = check_method(config, method, settings)
     until = _needed(chosen, config)
-    with open_folder(folder_config, until) as store:
+    with open_folder(folder_config, until) as store, engine_of(config) as engine:
         count_beside(store, config)
         rated = "quality" in (*chosen.needs, *chosen.uses) and config.quality is not None
         quality = None
         if rated:
-            with engine_of(config) as engine:
-                quality = rate.quality(store, config, engine)
+            quality = rate.quality(store, config, engine)
         name = method.replace(":", "-")
         target = place or store.path / f"selected-{name}.jsonl"
-        without = excluded_rows(store, config, folder_config, target)
-        pool = make_pool(store, config, quality, without)
+        without = excluded_rows(store, config, folder_config, target, engine)
+        pool = make_pool(store, config, quality, without, engine)
         if pool.already is not None and "already" not in chosen.uses:
             logger.info(
                 "%s shares nothing among clusters: the %d rows that are trained on already are not "
                 "drawn again, and charge none",
                 *(method, len(pool.already)),
             )
+        engine.release()  # a method may need the place
         draw = partial(chosen, seed=config.seed, **settings)
         row_ids, budget = _rows_within(store, config, pool, draw)
         clusters = None
@@ -443,8 +442,7 @@ def _select(
         selected = Selected(row_ids=row_ids, clusters=clusters)
         asked = yaml.safe_load(with_absolute_paths(config).to_yaml())
         how = How(method, settings, asked, without.facts)
-        with engine_of(config) as engine:
-            written = export(store, selected, target, how=how, own=place is None, engine=engine)
+        written = export(store, selected, target, how=how, own=place is None, engine=engine)
         write_record(store, config, how, budget, written)
         chosen_rows = selected.sorted()
         return Result(written, store.path, chosen_rows.row_ids, chosen_rows.clusters)

@@ -1,8 +1,9 @@
 """Of several answers to one prompt, keep the one that the base model finds likeliest.
 
 Digests of the prompts are dealt to buckets on disk by their leading bits; each bucket is sorted by
-itself, and of the rows that share a prompt those of one shard are scored together. All three are
-tasks of an engine, and what is kept depends neither on it nor on the shards.
+itself; the rows that share a prompt are scored, so many at a time. All three are tasks of an
+engine, and what is kept depends neither on it nor on the shards: a model rounds by the rows of a
+batch, so that batches follow from the rows alone, and rows of the same content have one score.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyids._typing import Float64, Int64
 from pyids.chat.digest import digest
@@ -25,7 +27,7 @@ from pyids.config import RunConfig
 from pyids.device import find_device, task_device
 from pyids.engine import Engine, LocalEngine
 from pyids.models.hf import torch_threads
-from pyids.scoring.cache import score_rows
+from pyids.scoring.cache import CHUNK_ROWS, content_hash, score_rows
 from pyids.scoring.signals import Perplexity
 from pyids.store.arrays import join, map_npy
 from pyids.store.files import save_array
@@ -37,8 +39,10 @@ logger = logging.getLogger("pyids")
 
 # Rows of a task that hashes prompts: some seconds.
 _TASK_ROWS = 1 << 17
-# About so many rows a bucket: some 60 MB while it is sorted.
+# About so many rows a bucket: some 100 MB while it is sorted.
 _ROWS_PER_BUCKET = 1 << 19
+# Rows of a task that scores: another number would be other batches.
+_TASK_SCORED = 4 * CHUNK_ROWS
 
 
 def other_responses(store: Store, config: RunConfig, engine: Engine | None = None) -> Int64:
@@ -73,16 +77,16 @@ def _left_out(store: Store, config: RunConfig, engine: Engine) -> Int64:
     with TemporaryDirectory(prefix="best-response-", dir=store.scratch) as name:
         files = Path(name)
         buckets = _find_shared(store, engine, files)
-        total = sum(map(len, buckets))
-        parts = (_rows_of(shard, buckets) for shard in store.shards)
+        total = sum(int((rows == of).sum()) for rows, _, of in (b.T for b in buckets))
+        parts = (_to_score(shard, buckets) for shard in store.shards)
         ids = join(parts, store.scratch, total, np.int64)
         scores = _likelihoods(store, config, engine, files, ids)
         likelihood = join(scores, store.scratch, total, np.float64)
         left_out = [np.empty(0, np.int64)]
-        for rows, firsts in (bucket.T for bucket in buckets):
-            found = likelihood[np.searchsorted(ids, rows)]
-            order = np.lexsort((rows, -np.where(np.isfinite(found), found, -np.inf), firsts))
-            other = np.diff(firsts[order], prepend=-1) == 0
+        for rows, prompt, of in (bucket.T for bucket in buckets):
+            found = likelihood[np.searchsorted(ids, of)]
+            order = np.lexsort((rows, -np.where(np.isfinite(found), found, -np.inf), prompt))
+            other = np.diff(prompt[order], prepend=-1) == 0
             left_out.append(rows[order[other]])
     return np.sort(np.concatenate(left_out))
 
@@ -103,8 +107,9 @@ def _find_shared(store: Store, engine: Engine, files: Path) -> list[Int64]:
 
     Returns
     -------
-    list of int64 arrays (n, 2)
-        Mapped, one a bucket: ids of rows, ascending, and of the first row with the same prompt.
+    list of int64 arrays (n, 3)
+        Mapped, one a bucket: ids of rows, ascending; of a row that stands for their prompt; and of
+        the first row with this prompt and the same content.
     """
     bits = max(1, (store.kept // _ROWS_PER_BUCKET).bit_length())
     deals = [
@@ -132,18 +137,19 @@ class _Deal(NamedTuple):
 def deal_prompts(task: _Deal) -> list[int]:
     """Write the prompts of some shards bucket by bucket; return where each bucket starts.
 
-    A row is two numbers of its digest and its id; one without an answer is alike to no other.
+    A row is two numbers of its prompt's digest, two of its content's, and its id; one without an
+    answer is alike to no other.
     """
     store = store_of(task.folder, deduplicated=task.deduplicated)
     keys, ids = bytearray(), array("q")
     for shard in task.shards:
         for row in store.iter_rows(shard):
             if (key := prompt_key(row.messages)) is not None:
-                keys += key
+                keys += key + content_hash(row.messages).to_bytes(16, "big")
                 ids.append(row.row_id)
-    dealt = np.empty((len(ids), 3), np.uint64)
-    dealt[:, :2] = np.frombuffer(keys, ">u8").reshape(-1, 2)
-    dealt[:, 2] = ids
+    dealt = np.empty((len(ids), 5), np.uint64)
+    dealt[:, :4] = np.frombuffer(keys, ">u8").reshape(-1, 4)
+    dealt[:, 4] = ids
     bucket = (dealt[:, 0] >> np.uint64(64 - task.bits)).astype(np.intp)
     save_array(Path(task.out), dealt[np.argsort(bucket, kind="stable")])
     return [0, *np.cumsum(np.bincount(bucket, minlength=1 << task.bits)).tolist()]
@@ -159,29 +165,35 @@ class _Find(NamedTuple):
 
 def find_shared(task: _Find) -> str:
     """Write which rows of a bucket share a prompt, see `_find_shared`; return the path."""
-    parts = [np.empty((0, 3), np.uint64)]
+    parts = [np.empty((0, 5), np.uint64)]
     for number, (start, stop) in enumerate(task.cuts):
         parts.append(map_npy(Path(task.files, f"dealt-{number}.npy"))[start:stop])
     dealt = np.concatenate(parts)
-    # Rows of one prompt stay as they are: ascending.
-    dealt = dealt[np.lexsort((dealt[:, 1], dealt[:, 0]))]
-    new = np.ones(len(dealt), bool)
-    new[1:] = (dealt[1:, :2] != dealt[:-1, :2]).any(axis=1)
-    group = np.cumsum(new) - 1
-    rows = dealt[:, 2].astype(np.int64)
-    pairs = np.column_stack([rows, rows[new][group]])[np.bincount(group)[group] > 1]
+    # Rows of one content stay as they are: ascending.
+    dealt = dealt[np.lexsort(dealt[:, 3::-1].T)]
+    rows = dealt[:, 4].astype(np.int64)
+    prompt, content = (_runs(dealt[:, :columns]) for columns in (2, 4))
+    shared = np.bincount(prompt)[prompt] > 1
+    firsts = (rows[np.flatnonzero(np.diff(run, prepend=-1))][run] for run in (prompt, content))
+    found = np.column_stack([rows, *firsts])[shared]
     out = Path(task.files, f"shared-{task.bucket}.npy")
-    save_array(out, pairs[np.argsort(pairs[:, 0])])
+    save_array(out, found[np.argsort(found[:, 0])])
     return str(out)
 
 
-def _rows_of(shard: Shard, buckets: Sequence[Int64]) -> Int64:
-    """Give the rows of a shard that share a prompt; ids, ascending."""
+def _runs(keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Give the number of the run of equal keys that each of some keys (n, C) lies in."""
+    new = (keys[1:] != keys[:-1]).any(axis=1)
+    return np.concatenate([np.zeros(min(1, len(keys)), np.intp), np.cumsum(new)])
+
+
+def _to_score(shard: Shard, buckets: Sequence[Int64]) -> Int64:
+    """Give the rows of a shard whose score decides: the first of each content; ids, ascending."""
     found = [np.empty(0, np.int64)]
     for bucket in buckets:
-        rows = bucket[:, 0]
-        first, last = np.searchsorted(rows, [shard.row_ids.start, shard.row_ids.stop])
-        found.append(rows[first:last])
+        first, last = np.searchsorted(bucket[:, 0], [shard.row_ids.start, shard.row_ids.stop])
+        rows, _, of = bucket[first:last].T
+        found.append(rows[rows == of])
     return np.sort(np.concatenate(found))
 
 
@@ -191,20 +203,20 @@ def _rows_of(shard: Shard, buckets: Sequence[Int64]) -> Int64:
 def _likelihoods(
     store: Store, config: RunConfig, engine: Engine, files: Path, ids: Int64
 ) -> Iterator[Float64]:
-    """Give the mean log-probability of the responses of rows, ids ascending, shard by shard."""
+    """Give the mean log-probability of the responses of rows, ids ascending, some at a time."""
+    firsts = np.array([shard.first_row_id for shard in store.shards], np.int64)
 
     def tasks() -> Iterator[_Score]:
-        for number, shard in enumerate(store.shards):
-            first, last = np.searchsorted(ids, [shard.row_ids.start, shard.row_ids.stop])
-            if first == last:
-                continue
+        for number, start in enumerate(range(0, len(ids), _TASK_SCORED)):
+            some = ids[start : start + _TASK_SCORED]
+            first, last = np.searchsorted(firsts, some[[0, -1]], side="right")
             rows = files / f"rows-{number}.npy"
-            save_array(rows, ids[first:last])
-            # Each shard has a memory of its own: two workers never write to one.
-            cache = store.path / "quality" / "cache" / shard.name
+            save_array(rows, some)
+            # Each task has a memory of its own: two workers never write to one.
+            cache = store.path / "quality" / "cache" / "best-response" / f"{number:06d}"
             yield _Score(
                 folder=str(store.path),
-                shards=(shard,),
+                shards=tuple(store.shards[first - 1 : last]),
                 rows=str(rows),
                 cache=None if store.read_only else str(cache),
                 model=config.model,

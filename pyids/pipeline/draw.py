@@ -183,7 +183,7 @@ def draws_of(store: Store, config: RunConfig, engine: Engine | None = None) -> D
     labels, budget = store.labels(), budget_of(store, config)
     target = PoolTarget.of_run(store, config, engine) if config.target is not None else None
     without = excluded(store, config)
-    left_out = np.union1d(other_responses(store, config), without.ids)
+    left_out = np.union1d(other_responses(store, config, engine), without.ids)
     if target is not None:
         left_out = np.union1d(left_out, target.copies)
     sizes = store.cluster_sizes

@@ -28,12 +28,15 @@ from pyids.data.near_held_out import NearHeldOut
 from pyids.data.sources import named_files, open_sources
 from pyids.data.vector_files import open_vectors
 from pyids.device import device
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine, LocalEngine, on_cluster
 from pyids.errors import ConfigError, DataError
+from pyids.models.hf import torch_threads
 from pyids.progress import report
+from pyids.store.arrays import map_npy
 from pyids.store.files import atomic_write, fingerprint, read_sealed, stamp, write_npy, write_sealed
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import begin, checked, load_npy, load_sealed, read_entry, write_entry
+from pyids.store.reading import cut_shards, store_of
 
 logger = logging.getLogger("pyids")
 
@@ -41,6 +44,9 @@ logger = logging.getLogger("pyids")
 _VERSION = 1
 # Rows whose vectors are compared at a time: float64 copies of them are made.
 _BLOCK_ROWS = 16_384
+# Rows of a task that looks for what is trained on already: half a second.
+_TASK_ROWS = 1 << 19
+_DIGEST = np.dtype("S16")
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,12 @@ def exclude(
     if read_entry(entry, inputs) is None:
         folder.mkdir(parents=True, exist_ok=True)
         begin(entry)
-        matches = _matches(store, config, engine or LocalEngine(), folder, inputs)
-        already = _rows_with(store, _digests(config.already)) if config.already else []
+        # What lies beside a folder that is only read, other machines may not see.
+        if engine is None or (store.read_only and on_cluster(engine)):
+            engine = LocalEngine()
+        store.scratch.mkdir(exist_ok=True)
+        matches = _matches(store, config, engine, folder, inputs)
+        already = _already(store, config, engine)
         _write(store, config, folder, listing, matches, already, inputs)
     return excluded(store, config, folder)
 
@@ -142,9 +152,18 @@ def excluded(store: Store, config: RunConfig, folder: Path | None = None) -> Exc
         return NOTHING
     folder = folder or store.path / "excluded"
     facts = load_sealed(folder / "index.json")["facts"]
-    kept = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
     rows, already = (load_npy(folder / f"{name}.npy") for name in ("rows", "already"))
-    return Excluded(np.intersect1d(kept, rows), np.intersect1d(kept, already), facts)
+    return Excluded(_kept_of(store, rows), _kept_of(store, already), facts)
+
+
+def _kept_of(store: Store, row_ids: Int64) -> Int64:
+    """Give those of some rows that stay; ids, ascending."""
+    row_ids, found = np.sort(row_ids), [np.empty(0, np.int64)]
+    for shard in store.shards:
+        first, last = np.searchsorted(row_ids, [shard.row_ids.start, shard.row_ids.stop])
+        if first < last:
+            found.append(np.intersect1d(store.row_ids(shard), row_ids[first:last]))
+    return np.concatenate(found)
 
 
 def stands(store: Store, config: RunConfig) -> bool:
@@ -196,7 +215,6 @@ def _matches(
     if config.exclude is None:
         return {}
     held = read_held_out(config.exclude)
-    store.scratch.mkdir(exist_ok=True)
     path, vectors = store.scratch / "held-out.jsonl", None
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         for row in held:
@@ -308,7 +326,8 @@ def _vectors(store: Store, config: RunConfig, held: Sequence[Held]) -> NDArray[n
             config.encoder, config.encoder_max_length, config.long_text, device(config),
             config.dtype,
         )  # fmt: skip
-        made = encoder.encode([text_of(row.messages) for row in held])
+        with torch_threads(config.threads):
+            made = encoder.encode([text_of(row.messages) for row in held])
         vectors = made.astype(np.float16).astype(np.float64)
     dim = load_npy(store.artifact("embeddings", store.shards[0])).shape[1]
     if vectors.shape[1] != dim:
@@ -335,35 +354,61 @@ def _near(store: Store, shard: Shard, held: NearHeldOut, threads: int | None) ->
 # ---- what is trained on already ------------------------------------------------------------------
 
 
-def _digests(names: Sequence[str]) -> set[bytes]:
-    """Read rows that are trained on already; their digests."""
+def _already(store: Store, config: RunConfig, engine: Engine) -> Int64:
+    """Find the rows that are trained on already; ids, ascending."""
+    if not config.already:
+        return np.empty(0, np.int64)
+    digests = store.scratch / "already.npy"
+    with atomic_write(digests) as temporary, temporary.open("wb") as file:
+        write_npy(file, _digests(config.already))
+    tasks = (
+        _AlreadyTask(str(store.path), shards, str(digests))
+        for shards in cut_shards(store.shards, _TASK_ROWS)
+    )
+    return np.concatenate([np.empty(0, np.int64), *engine.map(_find_already, tasks)])
+
+
+def _digests(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """Read rows that are trained on already; their digests, ascending."""
     import tempfile
 
-    import pyarrow.parquet as pq
-
-    found: set[bytes] = set()
     with (
         tempfile.TemporaryDirectory(prefix="pyids-already-") as folder,
         Store.open(folder) as store,
     ):
         ingest(store, open_sources(names), keep_duplicates=True)
-        for shard in store.shards:
-            path = checked(store.artifact("rows", shard, ".parquet"))
-            column = pq.read_table(path, columns=["digest"])["digest"]
-            found.update(key for key in column.to_pylist() if key is not None)
-    return found
+        found = (_digests_of(store, shard)[1] for shard in store.shards)
+        return np.unique(np.concatenate([np.empty(0, _DIGEST), *found]))
 
 
-def _rows_with(store: Store, digests: set[bytes]) -> list[int]:
-    """Find the rows with one of these digests; ids, ascending."""
+@dataclass(frozen=True)
+class _AlreadyTask:
+    """What `_find_already` needs: paths and shards."""
+
+    folder: str
+    shards: tuple[Shard, ...]
+    digests: str
+
+
+def _find_already(task: _AlreadyTask) -> Int64:
+    """Find the rows of some shards that have one of the digests; ids, ascending."""
+    store, digests = store_of(task.folder), map_npy(Path(task.digests))
+    found = [np.empty(0, np.int64)]
+    for shard in task.shards if len(digests) else ():
+        ids, keys = _digests_of(store, shard)
+        at = np.minimum(np.searchsorted(digests, keys), len(digests) - 1)
+        found.append(ids[digests[at] == keys])
+    return np.concatenate(found)
+
+
+def _digests_of(store: Store, shard: Shard) -> tuple[Int64, NDArray[np.bytes_]]:
+    """Give the ids of a shard's usable rows, and their digests."""
     import pyarrow.parquet as pq
 
-    found = []
-    for shard in store.shards:
-        path = checked(store.artifact("rows", shard, ".parquet"))
-        column = pq.read_table(path, columns=["digest"])["digest"].to_pylist()
-        found += [shard.first_row_id + n for n, key in enumerate(column) if key in digests]
-    return found
+    path = checked(store.artifact("rows", shard, ".parquet"))
+    column = pq.read_table(path, columns=["digest"])["digest"]
+    ids = shard.first_row_id + np.flatnonzero(column.is_valid())
+    return ids, np.frombuffer(b"".join(column.drop_null().to_pylist()), _DIGEST)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -375,7 +420,7 @@ def _write(
     folder: Path,
     listing: Path,
     matches: dict[Shard, list[Match]],
-    already: Sequence[int],
+    already: Int64,
     inputs: dict[str, Any],
 ) -> None:
     """Write the ids and the list of them, then the entry that vouches for both."""
@@ -391,9 +436,8 @@ def _write(
                 elif match.why == "vector":
                     line["cosine"] = match.share
                 file.write(orjson.dumps(line) + b"\n")
-    kept = np.concatenate([np.empty(0, np.int64), *map(store.row_ids, store.shards)])
     rows = np.array([m.row_id for found in matches.values() for m in found], np.int64)
-    trained = np.intersect1d(kept, np.array(already, np.int64))
+    trained = _kept_of(store, already)
     for name, ids in (("rows", rows), ("already", trained)):
         with atomic_write(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             write_npy(file, ids)

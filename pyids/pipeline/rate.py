@@ -13,6 +13,7 @@ from pyids.config import RunConfig
 from pyids.device import device, task_device
 from pyids.engine import Engine
 from pyids.errors import ConfigError
+from pyids.store.arrays import join
 from pyids.store.files import write_sealed
 from pyids.store.folder import Store
 from pyids.store.ledger import read_entry, save_npy
@@ -85,7 +86,8 @@ def quality(store: Store, config: RunConfig, engine: Engine | None = None) -> ND
 
         before = values
         try:
-            values = correct_ratings(before, store.embeddings(), np.concatenate(store.labels()))
+            labels = join(store.labels(), store.scratch, store.kept, np.int32)
+            values = correct_ratings(before, store.embeddings(), labels)
         except ValueError as error:
             raise ConfigError(f"--correct-ratings: {error}: leave it out") from None
         changed = np.count_nonzero(values != before)

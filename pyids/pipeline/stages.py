@@ -26,6 +26,7 @@ from pyids.pipeline.budget import budget_of
 from pyids.pipeline.counts import count
 from pyids.pipeline.streamed import threads_of_task
 from pyids.progress import report
+from pyids.resources import processors
 from pyids.store.folder import Shard, Store
 from pyids.store.ledger import (
     read_entry,
@@ -50,7 +51,7 @@ def engine_of(config: RunConfig, workers: int | None = None) -> Engine:
         config.workers if workers is None else workers,
         address=config.address,
         task_timeout=config.task_timeout,
-        least=config.processes,
+        size=max(config.workers or processors(), config.processes),
     )
 
 

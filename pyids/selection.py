@@ -24,10 +24,9 @@ from pyids.data.export import export
 from pyids.data.exported_rows import Selected
 from pyids.data.hub import to_dataset
 from pyids.data.sources import open_sources
-from pyids.engine import Engine, LocalEngine
+from pyids.engine import Engine, LocalEngine, on_cluster
 from pyids.errors import ConfigError, DamagedError
-from pyids.models.hf import torch_threads
-from pyids.models.hub import round_model
+from pyids.models.hub import files_of, round_model
 from pyids.pipeline.budget import budget_of
 from pyids.pipeline.conversations import check_conversations
 from pyids.pipeline.draw import clusters_of, selected_rows
@@ -209,6 +208,9 @@ class Selection:
     def run_rounds(self) -> None:
         """Do the rounds that are left with the trainer that pyids brings; see `run`."""
         self.make_again()
+        config = self.config
+        if on_cluster(self.engine) and config.serve_url is None and config.rounds > 1:
+            self.engine.check(self.store.path, files_of(round_model(config)), device=config.device)
         while self.draw():
             checkpoint = self.train()
             if self.round == self.config.rounds - 1:
@@ -330,17 +332,18 @@ class Selection:
             return train_outside(
                 self.config, model, rows, write, output_dir=output_dir, number=n + 1
             )
-        with torch_threads(self.config.threads):
-            return finetune(
-                model,
-                rows,
-                output_dir=output_dir,
-                progress=reporter("train"),
-                **training_options(self.config),
-            )
+        return finetune(
+            model,
+            rows,
+            output_dir=output_dir,
+            progress=reporter("train"),
+            **training_options(self.config),
+        )
 
     def _check_model(self) -> None:
         """Check, once, that the base model is what earlier rounds used, and named by this user."""
+        if self.config.has_own_trainer:
+            self._check_named("trainer")
         if self.config.serve_url is not None:
             self._check_named("server")
         if self.config.round_model != DEFAULT_MODEL:
@@ -369,6 +372,9 @@ class Selection:
 
         if self.config.serve_url is not None:
             self._check_named("server")
+        judged = (self.config.judge_url, self.config.reward_model)
+        if judged != (None, None) or ":" in self.config.scorer:
+            self._check_named("scorer")
         return score_probes(
             self.config,
             checkpoint.path,

@@ -90,15 +90,6 @@ def engine(request):
         yield engine
 
 
-@pytest.mark.parametrize(("gpus", "auto"), [(0, "cpu"), (2, "cuda")])
-def test_a_cluster_settles_the_device_of_all_its_tasks(ray_engine, monkeypatch, gpus, auto):
-    """A node that finds none must not do its part on the CPU in silence."""
-    monkeypatch.setattr(RayEngine, "_resource", lambda self, name: {"GPU": gpus}.get(name, 2))
-    assert ray_engine.device_of_tasks("auto") == auto
-    assert ray_engine.device_of_tasks("cpu") == "cpu"
-    assert ray_engine.device_of_tasks("cuda:1") == "cuda"
-
-
 def test_results_come_in_order(engine, tmp_path):
     assert list(engine.map(write_number, jobs(tmp_path))) == [n**2 for n in range(20)]
     assert len(list(tmp_path.iterdir())) == 20

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("peft", reason="needs the train extra")
 
 from pyids.models import finetune, hub, load  # noqa: E402
+from pyids.models.batching import default_batch_tokens  # noqa: E402
 from pyids.models.distributed import Processes  # noqa: E402
 from pyids.scoring import scorers  # noqa: E402
 from pyids.scoring.probes import Models, Probes, ScoringOptions  # noqa: E402
@@ -125,6 +126,28 @@ def test_a_process_that_dies_twice_is_an_error_of_one_line(
     dying.close()
     np.testing.assert_array_equal(again.mean, together.nll("base", rows).mean)
     assert list((folder / "dying").iterdir()) == []
+
+
+def test_every_process_has_the_same_batches_whatever_device_it_finds(scored, tmp_path):
+    """A share is some of them: a node whose GPU torch cannot use must not cut others."""
+    turns, models, _ = scored
+    rows = [template.encode(row, load.load_tokenizer(models.ref)) for row in turns]
+    shares = []
+
+    class Cluster(LocalEngine):
+        def has_gpus(self):
+            return bool(shares)
+
+        def map(self, task, items, *, gpu=False):
+            items = list(items)
+            shares.append({(item.device, item.batch_tokens) for item in items})
+            return super().map(task, items, gpu=gpu)
+
+    both = Models(models.ref, models.checkpoint, device="auto")
+    with contextlib.closing(Together(both, Processes(), tmp_path, Cluster())) as together:
+        found = [together.nll("base", rows).mean for _ in range(2)]
+    assert shares == [{("auto", default_batch_tokens(device))} for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_models_of_the_same_name_are_not_taken_for_each_other(scored, tmp_path):

@@ -74,11 +74,8 @@ class Engine(Protocol):
         """
         ...
 
-    def device_of_tasks(self, device: str) -> str:
-        """Return the device, of those that ``--device`` may name, that tasks with a GPU are to use.
-
-        ``auto`` is settled here, once for all of them, where workers may differ.
-        """
+    def has_gpus(self) -> bool:
+        """Whether tasks that have use for a GPU get one each, of a cluster."""
         ...
 
     def release(self) -> None:
@@ -136,9 +133,9 @@ class Closing:
         """Yield what became of each task, in the order of the items."""
         raise NotImplementedError
 
-    def device_of_tasks(self, device: str) -> str:
-        """See `Engine.device_of_tasks`: on this machine each process finds the same."""
-        return device
+    def has_gpus(self) -> bool:
+        """See `Engine.has_gpus`: on this machine a process finds them itself."""
+        return False
 
     def release(self) -> None:
         """See `Engine.release`."""

@@ -88,11 +88,9 @@ class RayEngine(Closing):
     def _resource(self, name: str) -> float:
         return float(self._ray.cluster_resources().get(name, 0))
 
-    def device_of_tasks(self, device: str) -> str:
-        """See `Engine.device_of_tasks`: ``auto`` is CUDA where a node has a GPU."""
-        if device != "auto":
-            return device.partition(":")[0]  # each task has one GPU of its node
-        return "cuda" if self._resource("GPU") else "cpu"
+    def has_gpus(self) -> bool:
+        """See `Engine.has_gpus`."""
+        return self._resource("GPU") > 0
 
     def release(self) -> None:
         """See `Engine.release`."""

@@ -23,7 +23,7 @@ from pyids.models.batching import Progress
 from pyids.models.checkpoints import Method
 from pyids.models.exchange import read_encoded, write_encoded
 from pyids.models.hf import quiet
-from pyids.models.hub import ModelRef
+from pyids.models.hub import ModelRef, files_of, found_here
 from pyids.models.load import load_model
 from pyids.models.programs import run_program
 from pyids.store.files import naming
@@ -92,6 +92,8 @@ class Job:
         Arguments of `pyids.models.trainer.train_steps`.
     in_4bit
         Whether the base model is held in 4 bits (`pyids.models.load.load_model`).
+    threads
+        Threads of each process; None: its share of the cores.
     """
 
     ref: ModelRef
@@ -101,6 +103,7 @@ class Job:
     steps: list[list[int]]
     options: dict[str, Any]
     in_4bit: bool = False
+    threads: int | None = None
 
 
 def train_here(
@@ -148,11 +151,7 @@ def train_together(job: Job, processes: Processes, folder: Path) -> list[float]:
     if processes.ray:
         from pyids.models.ray_train import train_on_ray
 
-        path = job.ref.path
-        # A folder's file: what is asked of a node is to open it.
-        seen = path / "config.json" if path is not None and path.is_dir() else path
-        files = [] if seen is None else [str(seen.absolute())]
-        train_on_ray(processes, folder, files, cpu=job.options["device"] == "cpu")
+        train_on_ray(processes, folder, files_of(job.ref), cpu=job.options["device"] == "cpu")
     else:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
         words = [*launcher, f"--nproc-per-node={processes.number}", "-m", __name__, str(folder)]
@@ -176,6 +175,7 @@ def _write(job: Job, folder: Path) -> None:
         "steps": job.steps,
         "options": job.options,
         "in_4bit": job.in_4bit,
+        "threads": job.threads,
     }
     with naming(folder / "job.json"):
         (folder / "job.json").write_text(json.dumps(content), encoding="utf-8")
@@ -195,14 +195,16 @@ def be_one_of_several(folder: Path) -> None:
     from accelerate import PartialState
 
     job = _read(folder)
+    job = replace(job, ref=found_here(job.ref))
     cpu = job.options["device"] == "cpu"
     if cpu:
         os.environ["ACCELERATE_USE_CPU"] = "yes"
     state = PartialState(cpu=cpu)
     if not cpu:
         job.options["device"] = str(state.device)
-    elif torch.get_num_threads() > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // state.num_processes))
+    else:
+        ours = max(1, torch.get_num_threads() // state.num_processes)
+        torch.set_num_threads(job.threads or ours)
     main = state.is_main_process
     model, losses = train_here(
         job,

@@ -27,6 +27,7 @@ from pyids.models.checkpoints import (
     take_checkpoint,
 )
 from pyids.models.distributed import ALONE, Job, Processes, train_here, train_together
+from pyids.models.hf import torch_threads
 from pyids.models.hub import ModelRef, resolve_model
 from pyids.models.load import load_tokenizer
 
@@ -62,6 +63,7 @@ def finetune(
     load_in_4bit: bool = False,
     processes: Processes = ALONE,
     fsdp: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Train the base model on conversations, through transformers' Trainer.
@@ -108,6 +110,8 @@ def finetune(
         compute is that of one, within rounding (`pyids.models.distributed`). By default this one.
     fsdp
         Whether they share out the model's weights, too (`pyids.models.sharded`).
+    threads
+        Threads of each process; None: its share of the cores.
     progress
         Called after every step; not where several processes train.
 
@@ -138,13 +142,14 @@ def finetune(
         "packing": packing,
         "fsdp": fsdp,
     }
-    job = Job(ref, method, lora_rank, rows, steps, options, load_in_4bit)
+    job = Job(ref, method, lora_rank, rows, steps, options, load_in_4bit, threads)
     start = time.monotonic()
     with _workplace(Path(output_dir), processes) as scratch:
         if not processes.here:
             losses = train_together(job, processes, scratch)
         else:
-            model, losses = train_here(job, str(scratch), progress)
+            with torch_threads(threads):
+                model, losses = train_here(job, str(scratch), progress)
         record = _record(job, losses, Path(output_dir), skipped, batch_size, start)
         if not processes.here:
             take_checkpoint(scratch / "model", ref, record)
@@ -243,4 +248,5 @@ def training_options(config: RunConfig) -> dict[str, Any]:
         "packing": config.packing,
         "load_in_4bit": config.load_in_4bit,
         "fsdp": config.fsdp,
+        "threads": config.threads,
     }

@@ -222,6 +222,15 @@ def local_folder(ref: ModelRef) -> Path:
     return convert_gguf(ref.path) if ref.is_gguf else ref.path
 
 
+def files_of(ref: ModelRef) -> list[str]:
+    """Name a file by which a node tells whether it sees a model; none where it finds its own."""
+    if ref.path is None or ref.revision is not None or ref.name in PACKAGED:
+        return []
+    # A folder's file: what is asked of a node is to open it.
+    seen = ref.path / "config.json" if ref.path.is_dir() else ref.path
+    return [str(seen.absolute())]
+
+
 def found_here(ref: ModelRef) -> ModelRef:
     """Return where a model is on this machine, of a cluster, say: the same one as elsewhere.
 
@@ -230,12 +239,12 @@ def found_here(ref: ModelRef) -> ModelRef:
     ModelError
         It is not seen from here.
     """
-    if ref.path is None or ref.path.exists():
-        return ref
-    if ref.revision is not None:  # a cache of its own
+    if ref.revision is not None:  # it may have a cache of its own
         name = f"{ref.name.partition('@')[0]}@{ref.revision}"
     elif ref.name in PACKAGED:
         name = ref.name
+    elif ref.path is None or ref.path.exists():
+        return ref
     else:
         raise ModelError(f"{ref.path}: this node does not see it: put it where all nodes do")
     return replace(resolve_model(name), system=ref.system)

@@ -20,15 +20,16 @@ _RETRIES = 3
 _PROBLEM = "problem.json"
 
 
-def check_cluster(processes: Processes) -> None:
-    """Check that a cluster has room for a training.
+def check_cluster(processes: Processes, device: str) -> None:
+    """Check that a cluster has room for a training on the device.
 
     Raises
     ------
     ConfigError
         It has fewer CPUs or GPUs than processes, or Ray Train is missing; in one line.
     """
-    flag, kind = ("--num-gpus", "GPU") if processes.gpus else ("--num-processes", "CPU")
+    flag = "--num-gpus" if processes.gpus else "--num-processes"
+    kind = "CPU" if device == "cpu" else "GPU"
     with make_engine("ray", processes.number, address=processes.address):
         _trainer()
         there = int(_ray().cluster_resources().get(kind, 0))

@@ -166,7 +166,8 @@ def _check_processes(config: RunConfig) -> None:
             from pyids.models.distributed import Processes
             from pyids.models.ray_train import check_cluster
 
-            check_cluster(Processes.of(config))
+            processes = Processes.of(config)
+            check_cluster(processes, processes.device(config))
         elif config.device != "auto":
             device(config)  # it trains here
         return

@@ -18,6 +18,7 @@ from pyids.data.vector_files import vector_paths
 from pyids.device import device
 from pyids.engine import Engine
 from pyids.errors import ConfigError, DataError
+from pyids.models.hub import PACKAGED
 from pyids.pipeline.clusters import cluster
 from pyids.pipeline.counts import count, counted
 from pyids.pipeline.exclude import exclude, stands
@@ -25,7 +26,7 @@ from pyids.pipeline.failing import do_stages
 from pyids.pipeline.grow import extend, known_first, new_inputs
 from pyids.pipeline.identity import check_decided, identity_of, named, with_absolute_paths
 from pyids.pipeline.preflight import check_inputs
-from pyids.pipeline.rate import rate, rated
+from pyids.pipeline.rate import rate, rated, served_quality
 from pyids.pipeline.stages import drop_near, embed, engine_of, measure, read
 from pyids.progress import report
 from pyids.store.files import atomic_write
@@ -127,13 +128,31 @@ def reopen(
             return prepare(config, until)
         except DataError as error:
             raise type(error)(f"{missing}; the data cannot be read again: {error}") from None
+    ours = is_ours(folder, named(config))
     with _opened(config, may_write=not finish if may_write is None else may_write) as store:
+        if not ours:
+            _check_made(store, config)
         if finish:
             cluster(store, config)
             drop_near(store, config)
         elif until == "cluster":
-            _after_vectors(store, config, ours=is_ours(folder, named(config)))
+            _after_vectors(store, config, ours=ours)
         return store
+
+
+def _check_made(store: Store, config: RunConfig) -> None:
+    """Refuse to open another user's folder where that would make what its target or model makes."""
+    entries = {
+        "target/index.json": config.target is not None,
+        "best_response/left_out.json": config.best_response,
+    }
+    for entry, wanted in entries.items():
+        if wanted and not (store.path / entry).exists():
+            raise ConfigError(
+                f"{store.path / entry}: missing, and what a folder's config.yaml names is not used "
+                f"unless you have named it: name the data again (`pyids ask {store.path} --data "
+                "...` with all options)"
+            )
 
 
 def _stages(
@@ -198,9 +217,11 @@ def _local_files(config: RunConfig, sources: Sequence[Source]) -> list[str]:
 
 
 def _model_files(config: RunConfig) -> list[str]:
-    """Name a file of each model that is a folder or a file: others each node finds by name."""
-    names = {config.encoder, config.encoder.rpartition(":")[0], config.model, config.round_model}
-    places = [Path(name) for name in sorted(names - {""})]
+    """Name a file of each model that a stage uses and that is no package and of no hub."""
+    names = {config.model} if served_quality(config) or config.best_response else set()
+    if not config.has_vectors:
+        names |= {config.encoder, config.encoder.rpartition(":")[0]}
+    places = [Path(name).expanduser() for name in sorted(names - {"", *PACKAGED})]
     inside = [place / "config.json" if place.is_dir() else place for place in places]
     return [str(path) for path in inside if path.is_file()]
 

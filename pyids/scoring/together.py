@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pyids._typing import Int64
 from pyids.chat.template import Encoded
 from pyids.config import RunConfig
-from pyids.device import find_device
+from pyids.device import find_device, task_device
 from pyids.engine import Engine, LocalEngine, make_engine, on_cluster
-from pyids.models.batching import Progress
+from pyids.models.batching import Progress, default_batch_tokens
 from pyids.models.distributed import Processes
 from pyids.models.exchange import read_encoded, write_encoded
 from pyids.models.generate import generate_encoded
@@ -80,6 +80,8 @@ class Together:
         Where a selection's tasks run.
     threads
         Threads of each; None: its share of the cores.
+    task_timeout
+        See `pyids.engine.ray.RayEngine`.
     """
 
     models: Models
@@ -87,7 +89,9 @@ class Together:
     folder: Path
     engine: Engine = field(default_factory=LocalEngine, repr=False)
     threads: int | None = None
+    task_timeout: float | None = None
     _own: Engine | None = field(default=None, init=False, repr=False)
+    _begun: bool = field(default=False, init=False, repr=False)
     _token: str = field(default_factory=lambda: secrets.token_hex(8), init=False, repr=False)
 
     @classmethod
@@ -98,10 +102,9 @@ class Together:
         processes = Processes.of(config)
         if processes.here and (config.serve_url is not None or not on_cluster(engine)):
             return None
-        tasks = engine.device_of_tasks
-        device = tasks(config.device) if processes.here else processes.device(config)
+        device = task_device(config) if processes.here else processes.device(config)
         models = Models(round_model(config), checkpoint, device=device, dtype=config.dtype)
-        return cls(models, processes, folder, engine, config.threads)
+        return cls(models, processes, folder, engine, config.threads, config.task_timeout)
 
     def nll(
         self,
@@ -151,14 +154,21 @@ class Together:
         self.engine.release()
 
     def _started(self) -> Engine:
+        if not self._begun:
+            self.engine.release()  # what other processes hold: their places, or other models
+            self._begun = True
         if self.processes.here:
             return self.engine
         if self._own is None:
             on = self.processes
-            self.engine.release()  # they need the places
             gpus = on.number if self.models.device.startswith("cuda") else 0
             name = "ray" if on.ray else "local"
-            self._own = make_engine(name, on.number, address=on.address, gpus=gpus)
+            self._own = make_engine(
+                *(name, on.number),
+                address=on.address,
+                gpus=gpus,
+                task_timeout=self.task_timeout,
+            )
         return self._own
 
     def _map(
@@ -172,6 +182,9 @@ class Together:
     ) -> Iterator[Any]:
         models, total = self.models, sum(len(row.input_ids) for row in rows)
         engine = self._started()
+        # The same batches whatever device each process finds, for a share is of these.
+        gpu = models.device.startswith("cuda") or (models.device == "auto" and engine.has_gpus())
+        batch_tokens = batch_tokens or default_batch_tokens("cuda" if gpu else "cpu")
         parts = min(_SHARES * engine.workers, -(-len(rows) // _LEAST_ROWS) or 1)
         with _scratch(self.folder) as folder:
             write_encoded(Path(folder, "rows.npz"), rows)
